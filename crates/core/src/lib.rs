@@ -1,0 +1,3 @@
+//! The pure heart of Onceward.
+#![no_std]
+extern crate alloc;

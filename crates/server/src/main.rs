@@ -1,0 +1,2 @@
+//! Onceward.
+fn main() {}
