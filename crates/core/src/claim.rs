@@ -469,7 +469,7 @@ pub fn is_held(record: &Record, now: Micros) -> bool {
 
 fn action(write: Write) -> Action {
     match write {
-        Write::Replace(replacement) => Action::Replace(Box::new(replacement)),
+        Write::Replace(replacement) => Action::Replace(replacement),
         Write::Remove(expect) => Action::Remove(expect),
     }
 }

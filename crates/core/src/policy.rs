@@ -174,7 +174,7 @@ impl Preset {
             (Self::Stripe, 502..=504) => Class::Record,
             (_, 401 | 403 | 405 | 407 | 408 | 413 | 415 | 421 | 425 | 429) => Class::Release,
             (_, 409 | 503) if retry_after => Class::Release,
-            (_, 200..=499 | 500 | 501) => Class::Record,
+            (_, 200..=501) => Class::Record,
             _ => Class::Unknown,
         }
     }

@@ -4,7 +4,7 @@
 //! make of a record. None of them touches a store; each returns the one conditional write that a
 //! store is to apply, or says why there is none.
 
-use alloc::string::String;
+use alloc::{boxed::Box, string::String};
 use core::time::Duration;
 
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Write {
     /// The record becomes another.
-    Replace(Replacement),
+    Replace(Box<Replacement>),
     /// The record goes: the key is new again, its fence is not.
     Remove(Expect),
 }
@@ -257,13 +257,13 @@ pub fn forget(
         return Ok(Write::Remove(as_seen(seen)));
     }
     let facts = erased(seen.facts.clone(), reason, now);
-    Ok(Write::Replace(Replacement {
+    Ok(Write::Replace(Box::new(Replacement {
         expect: as_seen(seen),
         facts,
         fence: FenceRule::Next,
         lease: Lease::Over,
         keep: Keep::For(retention),
-    }))
+    })))
 }
 
 /// `facts` with everything gone that says what the request or its answer was.
@@ -297,7 +297,7 @@ pub fn lost(there: Option<&Record>, fence: Fence, claim_id: ClaimId, outcome: Op
 }
 
 fn holder(facts: Facts, fence: Fence, lease: Lease, keep: Keep) -> Write {
-    Write::Replace(Replacement { expect: Expect::Holder(fence), facts, fence: FenceRule::Keep, lease, keep })
+    Write::Replace(Box::new(Replacement { expect: Expect::Holder(fence), facts, fence: FenceRule::Keep, lease, keep }))
 }
 
 fn as_seen(record: &Record) -> Expect {
