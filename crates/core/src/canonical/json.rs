@@ -61,7 +61,7 @@ const NO_NODE: Node = Node {
 };
 
 /// The tree and its buffers, which the next parse uses again.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Tree {
     nodes: Vec<Node>,
     /// For each object the nodes of its members' names, sorted.
@@ -156,6 +156,12 @@ impl Tree {
         self.order.shrink_to(bytes_max / size_of::<u32>());
         self.unescaped.clear();
         self.unescaped.shrink_to(bytes_max);
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.nodes.capacity() * size_of::<Node>()
+            + self.order.capacity() * size_of::<u32>()
+            + self.unescaped.capacity()
     }
 
     fn push(&mut self, kind: Kind, start: usize, end: usize) -> u32 {
