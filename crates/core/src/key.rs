@@ -292,7 +292,7 @@ pub enum KeyProblem {
 }
 
 /// Where a key counts. The parts are spelled as `PROTOCOL.md` section 3 says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Scope<'a> {
     /// The tenant's name.
     pub tenant: &'a str,
@@ -302,6 +302,13 @@ pub struct Scope<'a> {
     pub principal: &'a str,
     /// The route's name, or `default METHOD PATH`.
     pub route: &'a str,
+}
+
+impl fmt::Debug for Scope<'_> {
+    /// Without the principal, which holds credentials.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Scope({:?}, {:?}, …, {:?})", self.tenant, self.env, self.route)
+    }
 }
 
 /// The 32 bytes that name a record: HMAC-SHA-256 under the secret over scope and key.

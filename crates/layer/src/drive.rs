@@ -393,12 +393,7 @@ pub(crate) async fn record(
 
 /// Lets waiters and later repeats have the answer while the store does not confirm it, as long as
 /// there is room for it.
-fn keep_unrecorded(
-    engine: &Engine,
-    owner: &Owner,
-    write: &Transition,
-    claim: &Claim,
-) -> Option<OwnedSemaphorePermit> {
+fn keep_unrecorded(engine: &Engine, owner: &Owner, write: &Transition, claim: &Claim) -> Option<OwnedSemaphorePermit> {
     let Transition::Replace(write) = write else { return None };
     let bytes = write.facts.outcome.as_ref().map_or(0, |outcome| outcome.body.len()) + 1024;
     let room = Arc::clone(&engine.0.unrecorded_memory).try_acquire_many_owned(u32::try_from(bytes).ok()?).ok()?;

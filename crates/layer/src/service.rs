@@ -245,13 +245,7 @@ fn policy_for(route: &Route, derived: bool) -> Arc<Policy> {
 }
 
 /// Tells the upstream which execution this is.
-fn announce(
-    request: &mut Request<Body>,
-    route: &Route,
-    grant: &Grant,
-    id: &key::RecordId,
-    key: &ClientKey,
-) {
+fn announce(request: &mut Request<Body>, route: &Route, grant: &Grant, id: &key::RecordId, key: &ClientKey) {
     let headers = request.headers_mut();
     let number = |n: u64| HeaderValue::from(n);
     headers.insert(ATTEMPT, number(u64::from(grant.attempt)));
@@ -280,12 +274,7 @@ fn usual_time_left(engine: &Engine, route: &Route) -> Duration {
 }
 
 /// Where the retention slides, each replay extends it, in the background.
-fn extend_retention(
-    engine: &Engine,
-    route: &Route,
-    id: key::RecordId,
-    record: &onceward_core::record::Record,
-) {
+fn extend_retention(engine: &Engine, route: &Route, id: key::RecordId, record: &onceward_core::record::Record) {
     use onceward_core::cas::{Expect, FenceRule, Keep, Lease, Replacement};
     let Some(most) = route.policy.sliding_max else { return };
     let age = record.stored.written_at.since(record.facts.settled_at);

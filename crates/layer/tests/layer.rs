@@ -32,9 +32,7 @@ struct Upstream {
 }
 
 impl Upstream {
-    fn new(
-        answer: impl Fn(usize, Request<Body>) -> Result<Response<Body>, BoxError> + Send + Sync + 'static,
-    ) -> Self {
+    fn new(answer: impl Fn(usize, Request<Body>) -> Result<Response<Body>, BoxError> + Send + Sync + 'static) -> Self {
         Self {
             calls: Arc::default(),
             gate: Arc::new(Semaphore::new(1_000_000)),
@@ -89,16 +87,15 @@ impl Rig {
         let memory = Memory::default();
         let store: Arc<dyn Store> = Arc::new(memory.clone());
         let routes = Routes::new(vec![], route);
-        let engine =
-            Engine::new(store, Secret::from_bytes([7; 32]), routes, Limits::default(), Engine::new_session());
+        let engine = Engine::new(store, Secret::from_bytes([7; 32]), routes, Limits::default(), Engine::new_session());
         Self { engine, upstream, memory }
     }
 
     async fn send(&self, request: Request<Body>) -> Response<Body> {
         let upstream = self.upstream.clone();
-        let inner = service_fn(move |request| upstream.clone().call(request));
+        let inner = service_fn(move |request: Request<Body>| upstream.clone().call(request));
         let mut service = Layer::new(self.engine.clone()).layer(inner);
-        service.ready().await.unwrap().call(request).await.unwrap()
+        ServiceExt::<Request<Body>>::ready(&mut service).await.unwrap().call(request).await.unwrap()
     }
 
     async fn post(&self, key: &str, body: &'static str) -> Answer {
@@ -382,7 +379,11 @@ async fn a_streamed_answer_is_replayed_with_its_trailers_and_its_end_waits_for_t
     let rig = Rig::new(Upstream::new(|_, _| {
         let mut trailers = HeaderMap::new();
         trailers.insert("x-sum", "6".parse()?);
-        let frames = vec![Ok::<_, BoxError>(Frame::data("abc".into())), Ok(Frame::data("def".into())), Ok(Frame::trailers(trailers))];
+        let frames = vec![
+            Ok::<_, BoxError>(Frame::data("abc".into())),
+            Ok(Frame::data("def".into())),
+            Ok(Frame::trailers(trailers)),
+        ];
         Ok(Response::new(Body::wrap(StreamBody::new(futures_util::stream::iter(frames)))))
     }));
     let first = rig.post("k", "{}").await;
@@ -467,7 +468,9 @@ async fn keys_belong_to_their_caller() {
 #[tokio::test]
 async fn a_caller_that_cannot_be_told_is_refused_with_what_to_set() {
     let rig = Rig::new(Upstream::new(charged));
-    for (name, value, says) in [("cookie", "session=1", "cookie:session"), ("authorization", "AWS4-HMAC-SHA256 x", "scope.principal")] {
+    for (name, value, says) in
+        [("cookie", "session=1", "cookie:session"), ("authorization", "AWS4-HMAC-SHA256 x", "scope.principal")]
+    {
         let mut request = post("k", "{}");
         request.headers_mut().insert(name, value.parse().unwrap());
         let answer = Answer::of(rig.send(request).await).await;
@@ -481,7 +484,8 @@ async fn a_caller_that_cannot_be_told_is_refused_with_what_to_set() {
 async fn a_refreshed_token_is_the_same_caller_but_is_shown_nothing() {
     let rig = Rig::new(Upstream::new(charged));
     // {"iss":"https://id.example","sub":"u1"}, with two signatures.
-    let token = |signature: &str| format!("Bearer e30.eyJpc3MiOiJodHRwczovL2lkLmV4YW1wbGUiLCJzdWIiOiJ1MSJ9.{signature}");
+    let token =
+        |signature: &str| format!("Bearer e30.eyJpc3MiOiJodHRwczovL2lkLmV4YW1wbGUiLCJzdWIiOiJ1MSJ9.{signature}");
     let mut answers = Vec::new();
     for signature in ["AAAA", "BBBB", "AAAA"] {
         let mut request = post("k", "{}");
@@ -496,7 +500,13 @@ async fn a_refreshed_token_is_the_same_caller_but_is_shown_nothing() {
 #[tokio::test]
 async fn malformed_and_conflicting_keys_are_refused_and_nothing_is_forwarded() {
     let rig = Rig::new(Upstream::new(charged));
-    for (key, slug) in [("", "missing-key"), ("a b", "invalid-key"), ("a, b", "conflicting-keys"), ("\"a", "invalid-key"), ("\"a\";q=1", "invalid-key")] {
+    for (key, slug) in [
+        ("", "missing-key"),
+        ("a b", "invalid-key"),
+        ("a, b", "conflicting-keys"),
+        ("\"a", "invalid-key"),
+        ("\"a\";q=1", "invalid-key"),
+    ] {
         let rig = Rig::with(rig.upstream.clone(), |route| route.key.missing = onceward::route::Missing::Required);
         let answer = rig.post(key, "{}").await;
         assert_eq!((answer.status, answer.slug().as_str()), (400, slug), "{key:?}");
@@ -543,7 +553,9 @@ async fn a_body_over_the_limit_is_refused_before_anything_is_claimed() {
 async fn a_large_body_is_spooled_and_reaches_the_service_as_it_was_sent() {
     let rig = Rig::new(Upstream::new(|_, request| {
         let body = futures_util::FutureExt::now_or_never(request.into_body().collect()).unwrap()?.to_bytes();
-        Ok(Response::new(Body::full(format!("{} {}", body.len(), body.iter().map(|b| u64::from(*b)).sum::<u64>()).into())))
+        Ok(Response::new(Body::full(
+            format!("{} {}", body.len(), body.iter().map(|b| u64::from(*b)).sum::<u64>()).into(),
+        )))
     }));
     for len in [300 << 10, 5 << 20] {
         let body: Vec<u8> = (0..len).map(|i: usize| (i * 31 % 251) as u8).collect();

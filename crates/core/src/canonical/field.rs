@@ -1,6 +1,7 @@
 //! The single values of a request that a mismatch can name.
 
 use alloc::vec::Vec;
+use core::fmt;
 use core::ops::Range;
 
 /// Names take at most this many bytes together; beyond it no further field is collected. Bounds
@@ -11,7 +12,7 @@ pub(crate) const NAMES_BYTES_MAX: usize = 64 << 10;
 ///
 /// First come the request's own parts (`method`, `path`, `query`, `header:NAME`), then the leaf
 /// members of the body (pointers, or `form:NAME`).
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct FieldList {
     names: Vec<u8>,
     fields: Vec<Field>,
@@ -22,7 +23,7 @@ pub(crate) struct FieldList {
     truncated: bool,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Field {
     name: Range<usize>,
     value: Range<usize>,
@@ -68,6 +69,10 @@ impl FieldList {
         Fields { list: self, bytes }
     }
 
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.names.capacity() + self.fields.capacity() * size_of::<Field>()
+    }
+
     pub(crate) fn shrink(&mut self, bytes_max: usize) {
         self.names.clear();
         self.names.shrink_to(bytes_max);
@@ -77,7 +82,7 @@ impl FieldList {
 }
 
 /// The fields of a canonical request, in its order.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Fields<'w> {
     list: &'w FieldList,
     bytes: &'w [u8],
@@ -116,5 +121,12 @@ impl<'w> Fields<'w> {
     #[must_use]
     pub fn truncated(&self) -> bool {
         self.list.truncated || !self.list.wants_more()
+    }
+}
+
+impl fmt::Debug for Fields<'_> {
+    /// Values are never shown.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter().map(|(name, _)| name)).finish()
     }
 }

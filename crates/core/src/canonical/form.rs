@@ -14,16 +14,39 @@ use super::field::FieldList;
 use super::rules::Entry;
 
 /// A pair in [`Pairs::text`], or in the query as sent.
-#[derive(Clone, Debug)]
 struct Pair {
     /// The decoded name.
-    name: Range<usize>,
+    name: Place,
     /// For a form the decoded value, absent where there is no `=`; for a query the piece as sent.
-    value: Option<Range<usize>>,
+    value: Place,
+}
+
+/// A range in half the memory, since a body can consist of pairs.
+#[derive(Clone, Copy)]
+struct Place {
+    start: u32,
+    end: u32,
+}
+
+impl Place {
+    /// Names nothing.
+    const ABSENT: Self = Self { start: u32::MAX, end: 0 };
+
+    /// Positions beyond 4 GiB name nothing; no body that is read is as large.
+    fn new(range: Range<usize>) -> Self {
+        match (u32::try_from(range.start), u32::try_from(range.end)) {
+            (Ok(start), Ok(end)) => Self { start, end },
+            _ => Self::ABSENT,
+        }
+    }
+
+    fn of(self, text: &[u8]) -> Option<&[u8]> {
+        text.get(self.start as usize..self.end as usize)
+    }
 }
 
 /// Working memory for forms and queries, used again.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Pairs {
     pairs: Vec<Pair>,
     text: Vec<u8>,
@@ -41,7 +64,7 @@ impl Pairs {
         for piece in body.split(|byte| *byte == b'&').filter(|piece| !piece.is_empty()) {
             let (name, value) = split_pair(piece);
             let name = self.decode(name)?;
-            let value = value.map(|value| self.decode(value)).transpose()?;
+            let value = value.map_or(Ok(Place::ABSENT), |value| self.decode(value))?;
             self.pairs.push(Pair { name, value });
         }
         Ok(())
@@ -59,9 +82,9 @@ impl Pairs {
                 let name = self.decode(name).unwrap_or_else(|MalformedEscape| {
                     let start = self.text.len();
                     self.text.extend_from_slice(name);
-                    start..self.text.len()
+                    Place::new(start..self.text.len())
                 });
-                self.pairs.push(Pair { name, value: Some(start..end) });
+                self.pairs.push(Pair { name, value: Place::new(start..end) });
             }
             start = end + 1;
         }
@@ -74,10 +97,7 @@ impl Pairs {
 
     /// The decoded values of this name, in order; `None` for a name without `=`.
     pub(crate) fn values(&self, name: &str) -> impl Iterator<Item = Option<&[u8]>> {
-        self.pairs
-            .iter()
-            .filter(move |pair| self.name(pair) == name.as_bytes())
-            .map(|pair| pair.value.clone().map(|value| self.text.get(value).unwrap_or_default()))
+        self.pairs.iter().filter(move |pair| self.name(pair) == name.as_bytes()).map(|pair| pair.value.of(&self.text))
     }
 
     /// Leaves out the pairs that these entries name, and reports which entries matched.
@@ -85,7 +105,7 @@ impl Pairs {
         let Self { pairs, text } = self;
         for entry in entries {
             let before = pairs.len();
-            pairs.retain(|pair| text.get(pair.name.clone()) != entry.name());
+            pairs.retain(|pair| pair.name.of(text) != entry.name());
             if pairs.len() < before {
                 stripped.push(entry.text());
             }
@@ -95,13 +115,13 @@ impl Pairs {
     /// Leaves out the pairs that none of these entries names.
     pub(crate) fn keep<'r>(&mut self, entries: impl Iterator<Item = &'r Entry> + Clone) {
         let Self { pairs, text } = self;
-        pairs.retain(|pair| entries.clone().any(|entry| text.get(pair.name.clone()) == entry.name()));
+        pairs.retain(|pair| entries.clone().any(|entry| pair.name.of(text) == entry.name()));
     }
 
     /// Sorts by name, stable within a [`list_name`].
     pub(crate) fn sort(&mut self) {
         let Self { pairs, text } = self;
-        let name = |pair: &Pair| list_name(text.get(pair.name.clone()).unwrap_or_default());
+        let name = |pair: &Pair| list_name(pair.name.of(text).unwrap_or_default());
         pairs.sort_by(|a, b| name(a).cmp(name(b)));
     }
 
@@ -118,9 +138,9 @@ impl Pairs {
                     out.push(b'&');
                 }
                 encode(self.name(pair), out);
-                if let Some(value) = &pair.value {
+                if let Some(value) = pair.value.of(&self.text) {
                     out.push(b'=');
-                    encode(self.text.get(value.clone()).unwrap_or_default(), out);
+                    encode(value, out);
                 }
                 at += 1;
             }
@@ -142,12 +162,16 @@ impl Pairs {
             if at > 0 {
                 out.push(b'&');
             }
-            out.extend_from_slice(pair.value.clone().and_then(|piece| query.get(piece)).unwrap_or_default());
+            out.extend_from_slice(pair.value.of(query).unwrap_or_default());
         }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.pairs.is_empty()
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.pairs.capacity() * size_of::<Pair>() + self.text.capacity()
     }
 
     pub(crate) fn shrink(&mut self, bytes_max: usize) {
@@ -158,10 +182,10 @@ impl Pairs {
     }
 
     fn name(&self, pair: &Pair) -> &[u8] {
-        self.text.get(pair.name.clone()).unwrap_or_default()
+        pair.name.of(&self.text).unwrap_or_default()
     }
 
-    fn decode(&mut self, encoded: &[u8]) -> Result<Range<usize>, MalformedEscape> {
+    fn decode(&mut self, encoded: &[u8]) -> Result<Place, MalformedEscape> {
         let start = self.text.len();
         let mut bytes = encoded.iter().copied();
         while let Some(byte) = bytes.next() {
@@ -177,7 +201,7 @@ impl Pairs {
                 _ => byte,
             });
         }
-        Ok(start..self.text.len())
+        Ok(Place::new(start..self.text.len()))
     }
 }
 

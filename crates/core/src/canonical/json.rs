@@ -55,7 +55,7 @@ pub(crate) struct Node {
 const NO_NODE: Node = Node { start: 0, end: 0, next: u32::MAX, kind: Kind::Verbatim, marks: 0 };
 
 /// The tree and its buffers, which the next parse uses again.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Tree {
     nodes: Vec<Node>,
     /// For each object the nodes of its members' names, sorted.
@@ -142,6 +142,10 @@ impl Tree {
         self.order.shrink_to(bytes_max / size_of::<u32>());
         self.unescaped.clear();
         self.unescaped.shrink_to(bytes_max);
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.nodes.capacity() * size_of::<Node>() + self.order.capacity() * size_of::<u32>() + self.unescaped.capacity()
     }
 
     fn push(&mut self, kind: Kind, start: usize, end: usize) -> u32 {

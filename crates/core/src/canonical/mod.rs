@@ -38,12 +38,12 @@
 //! # Memory
 //!
 //! A [`Workspace`] keeps its buffers from one request to the next. For a body of n bytes it needs
-//! at most 32 n + 64 KiB, the worst being arrays of one-digit numbers and of short large ones
-//! such as `1e20`; a payment needs about 4 n. [`Workspace::shrink`] gives large buffers back.
+//! at most 48 n + 64 KiB, the worst being unordered arrays of one-digit numbers; a payment needs
+//! about 8 n. [`Workspace::shrink`] gives large buffers back.
 //!
 //! # Layout
 //!
-//! `rules.rs` what a route says · `json.rs` reads · `write.rs` writes · `number.rs` spells numbers
+//! `workspace.rs` puts the parts together · `rules.rs` what a route says · `json.rs` reads · `write.rs` writes · `number.rs` spells numbers
 //! · `pointer.rs` RFC 6901 · `form.rs` forms and queries · `multipart.rs` · `media.rs` content
 //! types · `field.rs` what a mismatch can name · `source.rs` finds keys in bodies.
 //!
@@ -74,29 +74,25 @@ mod number;
 mod pointer;
 mod rules;
 mod source;
+mod workspace;
 mod write;
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 
 pub use self::field::Fields;
 pub use self::pointer::{Pointer, PointerError};
 pub use self::rules::{BodyRule, RuleError, RuleProblem, RuleSet, Rules};
 pub use self::source::{Found, in_form, in_json, in_query};
+pub use self::workspace::Workspace;
 
 use self::field::FieldList;
-use self::form::Pairs;
 use self::json::Tree;
-use self::media::Media;
-use self::rules::{Entry, Target};
 use self::write::WriteBuffers;
 
-const DOMAIN: &[u8] = b"onceward/v1/request\0";
-/// Fields that are compared when a mismatch is to be explained.
-const FIELDS_EXPLAINED_MAX: usize = 1024;
-
 /// A request as the fingerprint sees it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Default)]
 pub struct Request<'a> {
     /// As received: case counts.
     pub method: &'a str,
@@ -112,6 +108,13 @@ pub struct Request<'a> {
     pub encoded: bool,
     /// The whole body.
     pub body: &'a [u8],
+}
+
+impl fmt::Debug for Request<'_> {
+    /// Paths, queries, headers and bodies can hold secrets: only sizes are shown.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Request({} …, {} bytes of body)", self.method, self.body.len())
+    }
 }
 
 /// The form in which a body is hashed.
@@ -176,7 +179,6 @@ pub enum RawReason {
 }
 
 /// A request in canonical form. Borrows from the workspace and the rules.
-#[derive(Debug)]
 #[non_exhaustive]
 pub struct Canonical<'w> {
     /// The exact bytes that are hashed.
@@ -198,9 +200,15 @@ impl<'w> Canonical<'w> {
     }
 }
 
+impl fmt::Debug for Canonical<'_> {
+    /// The bytes hold the request: only their number is shown.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Canonical({} bytes, {:?}, {:?})", self.bytes.len(), self.body_form, self.findings)
+    }
+}
+
 /// The canonical bytes up to a raw body that is hashed as it arrives:
 /// [`Hasher`](crate::fingerprint::Hasher) takes it from there.
-#[derive(Debug)]
 #[non_exhaustive]
 pub struct Head<'w> {
     /// All bytes in front of the body.
@@ -213,6 +221,13 @@ pub struct Head<'w> {
     pub(crate) body_counts: bool,
 }
 
+impl fmt::Debug for Head<'_> {
+    /// The bytes hold the request's head: only their number is shown.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Head({} bytes, {:?})", self.bytes.len(), self.findings)
+    }
+}
+
 /// What a route's rules found in a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -223,268 +238,6 @@ pub struct Findings<'w> {
     pub keep_missing: bool,
     /// The entries of `require` whose field is not there.
     pub missing_required: Vec<&'w str>,
-}
-
-/// Buffers for making canonical forms, used again from one request to the next.
-#[derive(Debug, Default)]
-pub struct Workspace {
-    out: Vec<u8>,
-    tree: Tree,
-    pairs: Pairs,
-    fields: FieldList,
-    write: WriteBuffers,
-}
-
-impl Workspace {
-    /// A workspace without memory yet.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// The canonical form of a request.
-    pub fn canonicalize<'w>(&'w mut self, request: &Request<'_>, rules: &'w Rules) -> Canonical<'w> {
-        self.with_fields(request, rules, rules.fields)
-    }
-
-    /// The same bytes, with many more fields than a record keeps: what
-    /// [`Fingerprinter::differing`](crate::fingerprint::Fingerprinter::differing) compares.
-    pub fn canonicalize_to_explain<'w>(&'w mut self, request: &Request<'_>, rules: &'w Rules) -> Canonical<'w> {
-        let fields = if rules.fields == 0 { 0 } else { FIELDS_EXPLAINED_MAX };
-        self.with_fields(request, rules, fields)
-    }
-
-    /// The canonical bytes in front of a body over `canonical_body`, which is hashed byte for
-    /// byte. [`Request::body`] is not looked at.
-    pub fn head<'w>(&'w mut self, request: &Request<'_>, rules: &'w Rules) -> Head<'w> {
-        self.fields.start(rules.fields);
-        let mut findings = Findings::default();
-        self.write_head(request, rules, &mut findings);
-        let body_counts = rules.body != BodyRule::None;
-        self.out.push(if body_counts { b'r' } else { b'n' });
-        lacking_all(rules, &mut findings);
-        Head { bytes: &self.out, findings, fields: self.fields.view(&self.out), body_counts }
-    }
-
-    /// Gives back memory beyond `bytes_max` in each buffer, for after a large body.
-    pub fn shrink(&mut self, bytes_max: usize) {
-        self.out.clear();
-        self.out.shrink_to(bytes_max);
-        self.tree.shrink(bytes_max);
-        self.pairs.shrink(bytes_max);
-        self.fields.shrink(bytes_max);
-        self.write.shrink(bytes_max);
-    }
-
-    fn with_fields<'w>(&'w mut self, request: &Request<'_>, rules: &'w Rules, fields: usize) -> Canonical<'w> {
-        self.fields.start(fields);
-        let mut findings = Findings::default();
-        self.write_head(request, rules, &mut findings);
-        self.out.push(b'r');
-        let body_start = self.out.len();
-        let body_form = match self.body(request, rules, &mut findings) {
-            Ok(form) => form,
-            Err(reason) => {
-                self.out.truncate(body_start);
-                self.out.extend_from_slice(request.body);
-                lacking_all(rules, &mut findings);
-                BodyForm::Raw(reason)
-            }
-        };
-        if let Some(tag) = self.out.get_mut(body_start - 1) {
-            *tag = match body_form {
-                BodyForm::Json => b'j',
-                BodyForm::Form => b'f',
-                BodyForm::Multipart => b'm',
-                BodyForm::Raw(_) => b'r',
-                BodyForm::None => b'n',
-            };
-        }
-        let length = (self.out.len() - body_start) as u64;
-        self.out.extend_from_slice(&length.to_be_bytes());
-        Canonical { bytes: &self.out, body_form, findings, fields: self.fields.view(&self.out), body_start }
-    }
-
-    fn write_head<'r>(&mut self, request: &Request<'_>, rules: &'r Rules, findings: &mut Findings<'r>) {
-        self.out.clear();
-        self.out.extend_from_slice(DOMAIN);
-        for (name, text) in [("method", request.method), ("path", request.path)] {
-            let start = push_text(text.as_bytes(), &mut self.out);
-            self.fields.part(&[name], start..self.out.len());
-        }
-        self.write_query(request.query, rules, findings);
-        let count = u32::try_from(request.headers.len()).unwrap_or(u32::MAX);
-        self.out.extend_from_slice(&count.to_be_bytes());
-        if request.headers.is_sorted_by(|a, b| a.0 <= b.0) {
-            self.write_headers(request.headers.iter());
-        } else {
-            let mut sorted: Vec<_> = request.headers.iter().collect();
-            sorted.sort_by_key(|header| header.0);
-            self.write_headers(sorted.into_iter());
-        }
-    }
-
-    fn write_headers<'h>(&mut self, headers: impl Iterator<Item = &'h (&'h str, &'h [u8])>) {
-        for (name, value) in headers {
-            push_text(name.as_bytes(), &mut self.out);
-            let start = push_text(value, &mut self.out);
-            self.fields.part(&["header:", name], start..self.out.len());
-        }
-    }
-
-    fn write_query<'r>(&mut self, query: Option<&str>, rules: &'r Rules, findings: &mut Findings<'r>) {
-        let of_query = |entry: &&Entry| matches!(entry.target, Target::Query(_));
-        let start = self.out.len();
-        let required = rules.require.iter().any(|entry| of_query(&entry));
-        let touched = rules.touch_query();
-        if touched || required {
-            self.pairs.read_query(query.unwrap_or_default().as_bytes());
-            let lacking = |entry: &&Entry| !self.pairs.has(entry.name().unwrap_or_default());
-            findings.missing_required.extend(rules.require.iter().filter(of_query).filter(lacking).map(Entry::text));
-        }
-        if !touched {
-            self.out.push(u8::from(query.is_some()));
-            if let Some(query) = query {
-                push_text(query.as_bytes(), &mut self.out);
-            }
-        } else {
-            let keep = rules.keep.iter().filter(of_query);
-            if keep.clone().all(|entry| self.pairs.has(entry.name().unwrap_or_default())) {
-                if keep.clone().next().is_some() {
-                    self.pairs.keep(keep);
-                }
-            } else {
-                findings.keep_missing = true;
-            }
-            self.pairs.strip(rules.strip.iter().filter(of_query), &mut findings.stripped);
-            if rules.sort_query {
-                self.pairs.sort();
-            }
-            self.out.push(u8::from(!self.pairs.is_empty()));
-            if !self.pairs.is_empty() {
-                let length_at = self.out.len();
-                self.out.extend_from_slice(&[0; 4]);
-                self.pairs.write_query(query.unwrap_or_default().as_bytes(), &mut self.out);
-                let length = u32::try_from(self.out.len() - length_at - 4).unwrap_or(u32::MAX);
-                if let Some(place) = self.out.get_mut(length_at..length_at + 4) {
-                    place.copy_from_slice(&length.to_be_bytes());
-                }
-            }
-        }
-        // Behind the byte that says whether there is one, and the length.
-        let start = start + 5;
-        if self.out.len() >= start {
-            self.fields.part(&["query"], start..self.out.len());
-        }
-    }
-
-    /// Appends the body in canonical form, or says why it has none.
-    fn body<'r>(
-        &mut self,
-        request: &Request<'_>,
-        rules: &'r Rules,
-        findings: &mut Findings<'r>,
-    ) -> Result<BodyForm, RawReason> {
-        match rules.body {
-            BodyRule::None => return Ok(BodyForm::None),
-            BodyRule::Raw => return Err(RawReason::Asked),
-            BodyRule::Canonical => {}
-        }
-        if request.body.is_empty() {
-            return Err(RawReason::Empty);
-        }
-        if request.encoded {
-            return Err(RawReason::Encoded);
-        }
-        if request.body.len() > rules.canonical_body_max {
-            return Err(RawReason::TooLarge);
-        }
-        match media::read(request.content_type.unwrap_or_default()) {
-            Media::Json => self.json(request.body, rules, findings).map(|()| BodyForm::Json),
-            Media::Form => self.form(request.body, rules, findings).map(|()| BodyForm::Form),
-            Media::Multipart { boundary } => {
-                let boundary = boundary.ok_or(RawReason::MalformedMultipart)?;
-                multipart::write(request.body, boundary, &mut self.out).map_err(|_| RawReason::MalformedMultipart)?;
-                lacking_all(rules, findings);
-                Ok(BodyForm::Multipart)
-            }
-            Media::Other => Err(RawReason::MediaType),
-        }
-    }
-
-    fn json<'r>(&mut self, body: &[u8], rules: &'r Rules, findings: &mut Findings<'r>) -> Result<(), RawReason> {
-        self.tree.parse(body)?;
-        let tree = &mut self.tree;
-        let is_other = |entry: &&Entry| matches!(entry.target, Target::Form(_));
-        let mut apply = |entry: &Entry, (marks, through)| {
-            entry.pointer().map(|pointer| rules::apply(tree, body, pointer, marks, through))
-        };
-        let mut concerned = false;
-        for entry in &rules.require {
-            if let Some(reach) = apply(entry, (0, 0)) {
-                concerned = true;
-                if !reach.complete {
-                    findings.missing_required.push(entry.text());
-                }
-            }
-        }
-        if !concerned {
-            findings.missing_required.extend(rules.require.iter().filter(is_other).map(Entry::text));
-        }
-        let (mut keep, mut lacking) = (false, false);
-        for entry in &rules.keep {
-            if let Some(reach) = apply(entry, rules::KEEP) {
-                keep = true;
-                lacking |= !reach.complete;
-            }
-        }
-        if !keep {
-            lacking |= rules.keep.iter().any(|entry| is_other(&entry));
-        }
-        findings.keep_missing |= lacking;
-        for entry in &rules.strip {
-            if apply(entry, rules::STRIP).is_some_and(|reach| reach.found) {
-                findings.stripped.push(entry.text());
-            }
-        }
-        for entry in &rules.unordered {
-            apply(entry, rules::UNORDERED);
-        }
-        write::write(&self.tree, body, keep && !lacking, &mut self.write, &mut self.fields, &mut self.out);
-        Ok(())
-    }
-
-    fn form<'r>(&mut self, body: &[u8], rules: &'r Rules, findings: &mut Findings<'r>) -> Result<(), RawReason> {
-        self.pairs.read_form(body).map_err(|_| RawReason::MalformedForm)?;
-        let of_form = |entry: &&Entry| matches!(entry.target, Target::Form(_));
-        let is_other = |entry: &&Entry| matches!(entry.target, Target::Body(_));
-        let lacking = |entry: &&Entry| !self.pairs.has(entry.name().unwrap_or_default());
-        let required = rules.require.iter().filter(of_form);
-        if required.clone().next().is_some() {
-            findings.missing_required.extend(required.filter(lacking).map(Entry::text));
-        } else {
-            findings.missing_required.extend(rules.require.iter().filter(is_other).map(Entry::text));
-        }
-        let keep = rules.keep.iter().filter(of_form);
-        if keep.clone().next().is_none() {
-            findings.keep_missing |= rules.keep.iter().any(|entry| is_other(&entry));
-        } else if keep.clone().any(|entry| lacking(&entry)) {
-            findings.keep_missing = true;
-        } else {
-            self.pairs.keep(keep);
-        }
-        self.pairs.strip(rules.strip.iter().filter(of_form), &mut findings.stripped);
-        self.pairs.sort();
-        self.pairs.write_form(&mut self.fields, &mut self.out);
-        Ok(())
-    }
-}
-
-/// Of a body that is not read, every field is lacking.
-fn lacking_all<'r>(rules: &'r Rules, findings: &mut Findings<'r>) {
-    let of_body = |entry: &&Entry| !matches!(entry.target, Target::Query(_));
-    findings.missing_required.extend(rules.require.iter().filter(of_body).map(Entry::text));
-    findings.keep_missing |= rules.keep.iter().any(|entry| of_body(&entry));
 }
 
 /// A header's values as they count: each trimmed, joined by a comma and a space.
@@ -510,13 +263,4 @@ pub fn json_text(document: &[u8]) -> Result<String, RawReason> {
     let mut out = Vec::with_capacity(document.len());
     write::write(&tree, document, false, &mut WriteBuffers::default(), &mut FieldList::default(), &mut out);
     String::from_utf8(out).map_err(|_| RawReason::NotUtf8)
-}
-
-/// Returns where the text itself begins.
-fn push_text(text: &[u8], out: &mut Vec<u8>) -> usize {
-    // No part of a request head reaches 4 GiB.
-    out.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes());
-    let start = out.len();
-    out.extend_from_slice(text);
-    start
 }

@@ -313,6 +313,24 @@ mod tests {
         }
 
         #[test]
+        fn a_value_that_a_double_would_round_is_written_exactly(
+            first in "[1-9]", rest in "[0-9]{14,15}[1-9]", exponent in -300_i64..290
+        ) {
+            let text = format!("{first}{rest}e{exponent}");
+            let double: f64 = text.parse().unwrap();
+            let mut buffer = ryu_js::Buffer::new();
+            let shortest = buffer.format_finite(double);
+            let exact = format!("{first}.{rest}e{:+}", exponent + rest.len() as i64);
+            // The digits alone, without point, exponent and the zeros at both ends.
+            let digits = |text: &str| {
+                let mantissa = text.split('e').next().unwrap().replace('.', "");
+                mantissa.trim_matches('0').to_owned()
+            };
+            let rounded = digits(shortest) != digits(&exact);
+            prop_assert_eq!(canonical(&text), if rounded { exact.as_str() } else { shortest });
+        }
+
+        #[test]
         fn spelling_does_not_matter_and_value_does(
             digits in "[1-9][0-9]{0,24}", zeros in 0_usize..30, exponent in -40_i64..40, other in 1_u8..9
         ) {

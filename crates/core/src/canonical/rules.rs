@@ -1,7 +1,7 @@
 //! What a route says of its requests' fingerprints, read once at start.
 
 use alloc::borrow::ToOwned;
-use alloc::string::String;
+use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 
 use super::json::{Kind, Tree, mark};
@@ -14,6 +14,8 @@ const ENTRIES_MAX: usize = 64;
 const NAME_BYTES_MAX: usize = 1024;
 /// Default of [`RuleSet::canonical_body_max`]: 1 MiB.
 const CANONICAL_BODY_MAX: usize = 1 << 20;
+/// Largest [`RuleSet::canonical_body_max`]: 64 MiB, so that positions fit four bytes.
+const CANONICAL_BODY_LIMIT: usize = 64 << 20;
 /// Most fields whose digests a record keeps.
 const FIELDS_MAX: usize = 64;
 
@@ -53,7 +55,7 @@ pub struct RuleSet {
     pub decode: bool,
     /// How many members of the body a mismatch can name; 0 turns naming off. At most 64.
     pub fields: usize,
-    /// Larger bodies are hashed byte for byte. Bytes.
+    /// Larger bodies are hashed byte for byte. Bytes, at most 64 MiB.
     pub canonical_body_max: usize,
 }
 
@@ -130,7 +132,11 @@ impl Rules {
         headers.sort_unstable();
         headers.dedup();
         if set.fields > FIELDS_MAX {
-            return Err(RuleError::new("fields", "", RuleProblem::TooManyFields));
+            return Err(RuleError::new("fields", &set.fields.to_string(), RuleProblem::TooManyFields));
+        }
+        if set.canonical_body_max > CANONICAL_BODY_LIMIT {
+            let bytes = set.canonical_body_max.to_string();
+            return Err(RuleError::new("canonical_body", &bytes, RuleProblem::CanonicalBody));
         }
         let rules = Self {
             strip: Entry::list("strip", &set.strip)?,
@@ -197,8 +203,8 @@ impl Rules {
         self.canonical_body_max
     }
 
-    /// Names what decides which requests are equal, so that a record is never compared under
-    /// other rules than it was made with. `require` and `fields` do not count: they change no hash.
+    /// Names what decides which requests are equal and which fields a record keeps digests of, so
+    /// that none is compared under other rules than it was made with. `require` does not count.
     #[must_use]
     pub fn policy(&self) -> [u8; 8] {
         self.policy
@@ -356,7 +362,9 @@ fn policy(set: &RuleSet) -> [u8; 8] {
         u8::from(set.sort_query),
         u8::from(set.decode),
     ]);
-    hasher.update(&(set.canonical_body_max as u64).to_be_bytes());
+    for number in [set.canonical_body_max, set.fields] {
+        hasher.update(&(number as u64).to_be_bytes());
+    }
     let headers: Vec<_> = set.headers.iter().map(|name| name.to_ascii_lowercase()).collect();
     for list in [&set.strip, &set.keep, &set.unordered, &headers] {
         let mut list: Vec<_> = list.iter().collect();
@@ -419,6 +427,9 @@ pub enum RuleProblem {
     /// More than 64 entries.
     #[error("a list has at most 64 entries")]
     TooMany,
+    /// `canonical_body` is over 64 MiB.
+    #[error("bodies over 64 MiB are always hashed byte for byte")]
+    CanonicalBody,
     /// `fields` is over 64.
     #[error("at most 64 fields can be named")]
     TooManyFields,

@@ -8,7 +8,7 @@ use super::json::{Kind, Node, Tree, mark};
 use super::{number, pointer};
 
 /// Buffers that the next body uses again.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct WriteBuffers {
     path: Vec<u8>,
     /// The places of the elements of the unordered arrays that are being written.
@@ -17,6 +17,10 @@ pub(crate) struct WriteBuffers {
 }
 
 impl WriteBuffers {
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.path.capacity() + self.elements.capacity() * size_of::<Range<usize>>() + self.sorted.capacity()
+    }
+
     pub(crate) fn shrink(&mut self, bytes_max: usize) {
         self.path = Vec::new();
         self.elements.clear();
