@@ -1,6 +1,12 @@
 //! What all requests of a process share: the store, the routes, the limits.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use onceward_core::{
     fingerprint::Fingerprinter,
@@ -68,6 +74,7 @@ pub(crate) struct Shared {
     pub(crate) unrecorded_memory: Arc<Semaphore>,
     pub(crate) fingerprinter: Fingerprinter,
     pub(crate) metrics: Metrics,
+    executing: AtomicUsize,
 }
 
 impl Engine {
@@ -89,6 +96,7 @@ impl Engine {
             limits,
             session,
             metrics,
+            executing: AtomicUsize::new(0),
         }))
     }
 
@@ -122,7 +130,7 @@ impl Engine {
     /// Executions that run or are being recorded now.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.0.tracker.len()
+        self.0.executing.load(Ordering::Relaxed)
     }
 
     /// Duplicates that wait now.
@@ -172,9 +180,22 @@ impl Engine {
         }
     }
 
-    /// Counted among the executions that [`drain`](Self::drain) waits for.
-    pub(crate) fn token(&self) -> TaskTrackerToken {
-        self.0.tracker.token()
+    /// An execution, counted until it is dropped; [`drain`](Self::drain) waits for it.
+    pub(crate) fn executing(&self) -> Executing {
+        self.0.executing.fetch_add(1, Ordering::Relaxed);
+        Executing { _drained: self.0.tracker.token(), shared: Arc::clone(&self.0) }
+    }
+}
+
+/// One execution that runs or is being recorded.
+pub(crate) struct Executing {
+    _drained: TaskTrackerToken,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Executing {
+    fn drop(&mut self) {
+        self.shared.executing.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -83,7 +83,7 @@ impl Exchange {
         R: HttpBody<Data = Bytes> + Send + 'static,
         R::Error: Into<BoxError>,
     {
-        let _token = self.engine.token();
+        let _executing = self.engine.executing();
         let Grant { owner, fence, clock, permit: _permit, .. } = grant;
         let started = Instant::now();
         failpoint::hit(failpoint::DISPATCH_BEGIN).await;

@@ -14,7 +14,7 @@ use std::sync::atomic::AtomicBool;
 use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
-    drive::{self, Grant, Obtained, Recorded, WaitRule},
+    drive::{self, Grant, Obtained, Recorded, Terms},
     engine::{Engine, new_claim_id},
 };
 
@@ -162,10 +162,10 @@ impl Jobs {
         };
         let belongs = Belongs { route: self.queue.to_string(), tenant: "default".into(), env: "default".into() };
         let (mut claim, first) = Claim::new(Arc::clone(&self.policy), ask, belongs, Vec::new());
-        let rule = WaitRule { wait: self.wait, per_key_max: 1024 };
-        let lease = self.policy.lease;
+        let terms =
+            Terms { lease: self.policy.lease, wait: self.wait, waiters_per_key: 1024, in_flight: &self.in_flight };
         let finish = AtomicBool::new(true);
-        let obtained = drive::obtain(&self.engine, id, &mut claim, first, lease, rule, &self.in_flight, &finish).await;
+        let obtained = drive::obtain(&self.engine, id, &mut claim, first, terms, &finish).await;
         match obtained {
             Obtained::Granted(grant) => self.execute(id, claim, grant, work).await,
             Obtained::Replay { record, .. } => match record.facts.outcome {
@@ -194,6 +194,7 @@ impl Jobs {
         E: std::error::Error + Send + 'static,
     {
         use futures_util::FutureExt;
+        let _executing = self.engine.executing();
         let Grant { owner, fence, attempt, clock, .. } = grant;
         let started = Instant::now();
         let run = Run { attempt, fence: fence.0, record: id };

@@ -25,7 +25,7 @@ use tower_service::Service as TowerService;
 use crate::{
     body::{Body, BoxError},
     detach::{Detach, Handoff},
-    drive::{self, Grant, Obtained, WaitRule},
+    drive::{self, Grant, Obtained, Terms},
     engine::Engine,
     exchange::Exchange,
     metrics::Outcome,
@@ -152,11 +152,14 @@ where
 {
     let Asked { id, ask, belongs, fields, key, mut request, body, derived, unverified_principal } = *asked;
     let policy = policy_for(&route, derived);
-    let lease = policy.lease;
-    let rule = WaitRule { wait: route.wait, per_key_max: route.waiters_per_key };
+    let terms = Terms {
+        lease: policy.lease,
+        wait: route.wait,
+        waiters_per_key: route.waiters_per_key,
+        in_flight: &route.in_flight,
+    };
     let (mut claim, first) = Claim::new(policy, ask, belongs, fields);
-    let obtained =
-        drive::obtain(&engine, id, &mut claim, first, lease, rule, &route.in_flight, handoff.must_finish()).await;
+    let obtained = drive::obtain(&engine, id, &mut claim, first, terms, handoff.must_finish()).await;
     if claim.unverified() {
         engine.0.metrics.fingerprint_unverified.increment(1);
     }
