@@ -13,12 +13,7 @@ use rustix::net::RecvFlags;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::Instant;
 use tower::Service;
-
-/// After how much silence the socket is asked. In a busy connection the next request comes sooner, and the answer just
-/// read said if the upstream would close; and it spares the look right after an answer.
-const ASK_AFTER: Duration = Duration::from_micros(50);
 
 /// Opens connections, each within a time limit.
 #[derive(Debug, Clone)]
@@ -71,8 +66,8 @@ impl Service<Uri> for Connector {
                 .map_err(|_| ConnectTimeout(timeout))??;
             Ok(TokioIo::new(UpstreamSocket {
                 stream: stream.into_inner(),
-                read_at: Instant::now(),
                 written: false,
+                quiet: Quiet::No,
             }))
         })
     }
@@ -81,10 +76,21 @@ impl Service<Uri> for Connector {
 /// A connection to the upstream.
 pub(super) struct UpstreamSocket {
     stream: TcpStream,
-    /// When bytes came last.
-    read_at: Instant,
     /// Whether a byte was ever written.
     written: bool,
+    quiet: Quiet,
+}
+
+/// How quiet a connection is, to tell when the socket is worth asking. Just after an answer it is not, and while one is
+/// awaited the runtime will say so in time; it is when a new request comes, and hyper looks once more before taking it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Quiet {
+    /// Bytes came, or none in either direction yet.
+    No,
+    /// Nothing came since, and nothing was written.
+    Waiting,
+    /// A request is under way.
+    Asked,
 }
 
 impl UpstreamSocket {
@@ -115,6 +121,7 @@ impl UpstreamSocket {
     fn wrote(&mut self, outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = outcome {
             self.written |= bytes > 0;
+            self.quiet = Quiet::Asked;
         }
         self.mark(outcome)
     }
@@ -130,11 +137,15 @@ impl AsyncRead for UpstreamSocket {
         let outcome = Pin::new(&mut this.stream).poll_read(cx, buf);
         match outcome {
             Poll::Ready(Ok(())) => {
-                this.read_at = Instant::now();
+                this.quiet = Quiet::No;
                 Poll::Ready(Ok(()))
             }
+            Poll::Pending if this.quiet == Quiet::No => {
+                this.quiet = Quiet::Waiting;
+                Poll::Pending
+            }
             // hyper reads before it takes a request: an end that is told here makes it give the request back whole.
-            Poll::Pending if this.read_at.elapsed() > ASK_AFTER => match this.closed() {
+            Poll::Pending if this.quiet == Quiet::Waiting => match this.closed() {
                 Ok(true) => Poll::Ready(Ok(())),
                 Ok(false) => Poll::Pending,
                 Err(error) => this.mark(Poll::Ready(Err(error))),

@@ -5,6 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
 use onceward_server::proxy::{
     self, Limits, Passthrough, PassthroughTimes, Report, Trusted, Upstream, UpstreamOptions,
 };
@@ -12,9 +15,18 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tower::Service;
 
 /// Against a test that hangs; no test waits for it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) fn limits() -> Limits {
+    Limits::default()
+}
+
+pub(crate) fn times() -> PassthroughTimes {
+    PassthroughTimes::default()
+}
 
 /// A proxy on the plain path, running.
 pub(crate) struct Proxy {
@@ -42,7 +54,18 @@ impl Proxy {
     ) -> Self {
         let upstream =
             Upstream::new(&format!("http://{upstream}"), &UpstreamOptions::default()).unwrap();
-        let service = Passthrough::new(upstream, times);
+        Self::around(Passthrough::new(upstream, times), limits, trusted).await
+    }
+
+    /// The transport around any service.
+    pub(crate) async fn around<S, B>(service: S, limits: Limits, trusted: &[&str]) -> Self
+    where
+        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S::Future: Send,
+        S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let trusted = Trusted::parse(trusted).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -67,6 +90,7 @@ impl Proxy {
         Client {
             stream: TcpStream::connect(self.address).await.unwrap(),
             buffer: Vec::new(),
+            proxy: None,
         }
     }
 }
@@ -75,6 +99,8 @@ impl Proxy {
 pub(crate) struct Client {
     pub(crate) stream: TcpStream,
     pub(crate) buffer: Vec<u8>,
+    /// A proxy to keep running as long as this client, for it ends when it is dropped.
+    pub(crate) proxy: Option<Proxy>,
 }
 
 /// One answer.
@@ -103,6 +129,17 @@ pub(crate) fn fields<'a>(head: &'a str, name: &str) -> Vec<&'a str> {
 }
 
 impl Client {
+    /// The other end of a connection: an upstream played by hand.
+    pub(crate) async fn accept(listener: &TcpListener) -> Self {
+        let accepted = tokio::time::timeout(PATIENCE, listener.accept());
+        let (stream, _) = accepted.await.expect("a connection").unwrap();
+        Self {
+            stream,
+            buffer: Vec::new(),
+            proxy: None,
+        }
+    }
+
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         // The proxy may have refused and closed already; the answers tell.
         let _ = self.stream.write_all(bytes.as_ref()).await;
