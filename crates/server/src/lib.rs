@@ -1,3 +1,4 @@
 //! Server.
 
+pub mod demo;
 pub mod proxy;
