@@ -124,16 +124,9 @@ pub async fn serve(listener: TcpListener, shutdown: impl Future<Output = ()>) ->
             let service = service_fn(move |request| {
                 let router = router.clone();
                 async move {
-                    let response = router
-                        .oneshot(request)
-                        .await
-                        .map_err(|never: Infallible| match never {})?;
+                    let response = router.oneshot(request).await.map_err(|never: Infallible| match never {})?;
                     let dropped = response.extensions().get::<Dropped>().is_some();
-                    if dropped {
-                        Err(DropConnection)
-                    } else {
-                        Ok(response)
-                    }
+                    if dropped { Err(DropConnection) } else { Ok(response) }
                 }
             });
             let mut connection = pin!(
@@ -178,10 +171,7 @@ async fn charge(
         Ok(body) => body,
         Err(rejection) => return refuse(StatusCode::BAD_REQUEST, &rejection.body_text()),
     };
-    if new.amount == 0
-        || new.currency.len() != 3
-        || !new.currency.bytes().all(|byte| byte.is_ascii_alphabetic())
-    {
+    if new.amount == 0 || new.currency.len() != 3 || !new.currency.bytes().all(|byte| byte.is_ascii_alphabetic()) {
         return refuse(
             StatusCode::UNPROCESSABLE_ENTITY,
             "amount is a positive number of cents, currency three letters",
@@ -206,12 +196,7 @@ async fn charge(
         return drop_connection();
     }
     let location = format!("/v1/payments/{}", charge.id);
-    (
-        StatusCode::CREATED,
-        [(header::LOCATION, location)],
-        Json(charge),
-    )
-        .into_response()
+    (StatusCode::CREATED, [(header::LOCATION, location)], Json(charge)).into_response()
 }
 
 /// The effect: one line more in the ledger.
@@ -238,22 +223,15 @@ fn book(ledger: &Shared, new: NewCharge, headers: &HeaderMap) -> Charge {
 
 async fn list(State(ledger): State<Shared>) -> Response {
     let ledger = lock(&ledger);
-    let totals: BTreeMap<&String, String> = ledger
-        .totals
-        .iter()
-        .map(|(currency, total)| (currency, total.to_string()))
-        .collect();
-    Json(serde_json::json!({ "count": ledger.count, "totals": totals, "payments": ledger.charges }))
-        .into_response()
+    let totals: BTreeMap<&String, String> =
+        ledger.totals.iter().map(|(currency, total)| (currency, total.to_string())).collect();
+    Json(serde_json::json!({ "count": ledger.count, "totals": totals, "payments": ledger.charges })).into_response()
 }
 
 async fn by_key(State(ledger): State<Shared>, PathPart(key): PathPart<String>) -> Response {
     let ledger = lock(&ledger);
-    let found: Vec<&Charge> = ledger
-        .charges
-        .iter()
-        .filter(|charge| charge.key.as_deref() == Some(key.as_str()))
-        .collect();
+    let found: Vec<&Charge> =
+        ledger.charges.iter().filter(|charge| charge.key.as_deref() == Some(key.as_str())).collect();
     if found.is_empty() {
         return refuse(StatusCode::NOT_FOUND, "no charge was made under this key");
     }
@@ -264,9 +242,8 @@ fn wishes(headers: &HeaderMap, query: Wishes) -> Result<(Duration, Option<Failur
     let wish = |name, query: Option<String>| text(headers, name).map(str::to_owned).or(query);
     let delay = match wish("x-demo-delay", query.delay) {
         None => Duration::ZERO,
-        Some(delay) => parse_delay(&delay).ok_or_else(|| {
-            format!("{delay:?} is no delay: write it as 250ms, 5s or 1m, up to 10m")
-        })?,
+        Some(delay) => parse_delay(&delay)
+            .ok_or_else(|| format!("{delay:?} is no delay: write it as 250ms, 5s or 1m, up to 10m"))?,
     };
     let failure = match wish("x-demo-fail", query.fail) {
         None => None,
@@ -279,18 +256,14 @@ fn wishes(headers: &HeaderMap, query: Wishes) -> Result<(Duration, Option<Failur
                 .filter(|status| (400..600).contains(status))
                 .and_then(|status| StatusCode::from_u16(status).ok())
                 .map(Failure::Status)
-                .ok_or_else(|| {
-                    format!("{fail:?} is no failure: a status from 400, drop-before or drop-after")
-                })?,
+                .ok_or_else(|| format!("{fail:?} is no failure: a status from 400, drop-before or drop-after"))?,
         }),
     };
     Ok((delay, failure))
 }
 
 fn parse_delay(text: &str) -> Option<Duration> {
-    let digits = text
-        .find(|next: char| !next.is_ascii_digit())
-        .unwrap_or(text.len());
+    let digits = text.find(|next: char| !next.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at_checked(digits)?;
     let unit_ms = match unit {
         "ms" => 1,
@@ -325,13 +298,7 @@ fn lock(ledger: &Shared) -> MutexGuard<'_, Ledger> {
 ///
 /// `program` is how this process was started (its path), `data` its data folder, `pid` its process id.
 #[must_use]
-pub fn commands(
-    program: &Path,
-    proxy: SocketAddr,
-    admin: SocketAddr,
-    data: &Path,
-    pid: u32,
-) -> String {
+pub fn commands(program: &Path, proxy: SocketAddr, admin: SocketAddr, data: &Path, pid: u32) -> String {
     let program = quote(&program.to_string_lossy());
     let data = quote(&data.to_string_lossy());
     let payments = format!("http://{proxy}/v1/payments");
@@ -362,9 +329,7 @@ pub fn commands(
     line(&format!("   {first}"));
     line(&format!("   {show}"));
     line("");
-    line(
-        "2. The same again: the same answer with `idempotent-replayed: true`, and still one payment.",
-    );
+    line("2. The same again: the same answer with `idempotent-replayed: true`, and still one payment.");
     line(&format!("   {first}"));
     line(&format!("   {show}"));
     line("");
@@ -375,16 +340,12 @@ pub fn commands(
     line(&format!("   ({twin} & {twin} & wait)"));
     line(&format!("   {show}"));
     line("");
-    line(
-        "5. kill -9 in the middle of a slow charge, which is the case that nobody can decide alone.",
-    );
+    line("5. kill -9 in the middle of a slow charge, which is the case that nobody can decide alone.");
     line(&format!("   ({doomed} & sleep 1; kill -9 {pid}; wait)"));
     line(
         "   Start it again (the sample API's ledger was in the killed process and is empty now; Onceward's record is not):",
     );
-    line(&format!(
-        "   {program} proxy --demo --listen {proxy} --admin {admin} --data {data}"
-    ));
+    line(&format!("   {program} proxy --demo --listen {proxy} --admin {admin} --data {data}"));
     line(
         "   In another terminal, the same again: 409 `outcome-unknown`. It may have been charged, so it is not run again.",
     );
@@ -393,13 +354,8 @@ pub fn commands(
         "   Look, as you would in your payment provider's records. Not there, so say so, and the next repeat is charged:",
     );
     line(&format!("   curl -sS {payments}/by-key/demo-3"));
-    line(&format!(
-        "   {program} keys list --state unknown --data {data}"
-    ));
-    line(&format!(
-        "   {program} keys resolve --key demo-3 --route {} --as not-executed --data {data}",
-        quote(ROUTE)
-    ));
+    line(&format!("   {program} keys list --state unknown --data {data}"));
+    line(&format!("   {program} keys resolve --key demo-3 --route {} --as not-executed --data {data}", quote(ROUTE)));
     line(&format!("   {again}"));
     out
 }
@@ -435,13 +391,7 @@ mod tests {
     }
 
     /// One request on its own connection: the status, or 0 for none, and the body.
-    async fn ask(
-        address: SocketAddr,
-        method: &str,
-        target: &str,
-        headers: &str,
-        body: &str,
-    ) -> (u16, Value) {
+    async fn ask(address: SocketAddr, method: &str, target: &str, headers: &str, body: &str) -> (u16, Value) {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let request = format!(
             "{method} {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: application/json\r\n\
@@ -455,10 +405,7 @@ mod tests {
             assert!(answer.is_empty(), "{answer}");
             return (0, Value::Null);
         };
-        (
-            head[9..12].parse().unwrap(),
-            serde_json::from_str(body).unwrap(),
-        )
+        (head[9..12].parse().unwrap(), serde_json::from_str(body).unwrap())
     }
 
     const BODY: &str = r#"{"amount": 1200, "currency": "eur"}"#;
@@ -469,24 +416,13 @@ mod tests {
         let key = "Idempotency-Key: \"k\"\r\nIdempotency-Attempt: 1\r\n";
         for number in 1..=2 {
             let (status, charge) = ask(address, "POST", "/v1/payments", key, BODY).await;
-            assert_eq!(
-                (status, charge["id"].as_str().unwrap()),
-                (201, format!("pay_000{number}").as_str())
-            );
+            assert_eq!((status, charge["id"].as_str().unwrap()), (201, format!("pay_000{number}").as_str()));
         }
         let (_, ledger) = ask(address, "GET", "/v1/payments", "", "").await;
-        assert_eq!(
-            (&ledger["count"], &ledger["totals"]["EUR"]),
-            (&Value::from(2), &Value::from("2400"))
-        );
+        assert_eq!((&ledger["count"], &ledger["totals"]["EUR"]), (&Value::from(2), &Value::from("2400")));
         let (status, by_key) = ask(address, "GET", "/v1/payments/by-key/k", "", "").await;
         assert_eq!((status, &by_key["count"]), (200, &Value::from(2)));
-        assert_eq!(
-            ask(address, "GET", "/v1/payments/by-key/other", "", "")
-                .await
-                .0,
-            404
-        );
+        assert_eq!(ask(address, "GET", "/v1/payments/by-key/other", "", "").await.0, 404);
     }
 
     #[tokio::test]
@@ -499,42 +435,18 @@ mod tests {
             ("/v1/payments?fail=200", "", 400, 1),
             ("/v1/payments?delay=1h", "", 400, 1),
         ] {
-            assert_eq!(
-                ask(address, "POST", target, headers, BODY).await.0,
-                status,
-                "{target}"
-            );
+            assert_eq!(ask(address, "POST", target, headers, BODY).await.0, status, "{target}");
             let (_, ledger) = ask(address, "GET", "/v1/payments", "", "").await;
             assert_eq!(ledger["count"], charged, "{target}");
         }
         assert_eq!(ask(address, "POST", "/v1/payments", "", "{}").await.0, 400);
-        assert_eq!(
-            ask(
-                address,
-                "POST",
-                "/v1/payments",
-                "",
-                r#"{"amount":0,"currency":"EUR"}"#
-            )
-            .await
-            .0,
-            422
-        );
+        assert_eq!(ask(address, "POST", "/v1/payments", "", r#"{"amount":0,"currency":"EUR"}"#).await.0, 422);
     }
 
     #[test]
     fn the_commands_are_shell_and_survive_odd_paths() {
-        let (proxy, admin) = (
-            "127.0.0.1:8080".parse().unwrap(),
-            "127.0.0.1:8081".parse().unwrap(),
-        );
-        let text = commands(
-            Path::new("/opt/it's here/onceward"),
-            proxy,
-            admin,
-            Path::new("data folder"),
-            4711,
-        );
+        let (proxy, admin) = ("127.0.0.1:8080".parse().unwrap(), "127.0.0.1:8081".parse().unwrap());
+        let text = commands(Path::new("/opt/it's here/onceward"), proxy, admin, Path::new("data folder"), 4711);
         for number in 1..=5 {
             assert!(text.contains(&format!("\n{number}. ")), "{text}");
         }
@@ -542,16 +454,10 @@ mod tests {
         assert_eq!(commands.len(), 14, "{text}");
         for command in commands {
             // Parsed, not run.
-            let parsed = Command::new("sh")
-                .args(["-n", "-c", command])
-                .status()
-                .unwrap();
+            let parsed = Command::new("sh").args(["-n", "-c", command]).status().unwrap();
             assert!(parsed.success(), "{command}");
         }
-        assert!(
-            text.contains(r"'/opt/it'\''s here/onceward' proxy --demo"),
-            "{text}"
-        );
+        assert!(text.contains(r"'/opt/it'\''s here/onceward' proxy --demo"), "{text}");
         assert!(text.contains("--data 'data folder'"), "{text}");
         assert!(text.contains("kill -9 4711"), "{text}");
     }
@@ -560,7 +466,6 @@ mod tests {
     fn command(line: &str) -> Option<&str> {
         let line = line.strip_prefix("   ")?;
         let first = line.split_whitespace().next()?;
-        (first.starts_with("curl") || first.starts_with("(curl") || line.contains("/onceward' "))
-            .then_some(line)
+        (first.starts_with("curl") || first.starts_with("(curl") || line.contains("/onceward' ")).then_some(line)
     }
 }

@@ -1,4 +1,4 @@
-//! Server.
-
+//! Onceward as one binary.
+pub mod config;
 pub mod demo;
 pub mod proxy;

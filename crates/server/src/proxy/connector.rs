@@ -61,14 +61,8 @@ impl Service<Uri> for Connector {
         let (connecting, timeout) = (self.http.call(uri), self.timeout);
         Box::pin(async move {
             // The inner limit counts for each address; this one also for the name.
-            let stream = tokio::time::timeout(timeout, connecting)
-                .await
-                .map_err(|_| ConnectTimeout(timeout))??;
-            Ok(TokioIo::new(UpstreamSocket {
-                stream: stream.into_inner(),
-                written: false,
-                quiet: Quiet::No,
-            }))
+            let stream = tokio::time::timeout(timeout, connecting).await.map_err(|_| ConnectTimeout(timeout))??;
+            Ok(TokioIo::new(UpstreamSocket { stream: stream.into_inner(), written: false, quiet: Quiet::No }))
         })
     }
 }
@@ -98,11 +92,7 @@ impl UpstreamSocket {
     /// at all its sockets, and a request taken in between would be lost on a dead connection.
     fn closed(&self) -> io::Result<bool> {
         let mut byte = [0_u8; 1];
-        match rustix::net::recv(
-            &self.stream,
-            &mut byte,
-            RecvFlags::PEEK | RecvFlags::DONTWAIT,
-        ) {
+        match rustix::net::recv(&self.stream, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
             Ok((_, received)) => Ok(received == 0),
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(false),
             Err(error) => Err(error.into()),
@@ -128,11 +118,7 @@ impl UpstreamSocket {
 }
 
 impl AsyncRead for UpstreamSocket {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let outcome = Pin::new(&mut this.stream).poll_read(cx, buf);
         match outcome {
@@ -156,11 +142,7 @@ impl AsyncRead for UpstreamSocket {
 }
 
 impl AsyncWrite for UpstreamSocket {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let outcome = Pin::new(&mut this.stream).poll_write(cx, bytes);
         this.wrote(outcome)

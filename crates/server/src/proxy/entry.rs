@@ -32,10 +32,7 @@ struct Refusal {
 }
 
 const fn bad(detail: &'static str) -> Refusal {
-    Refusal {
-        problem: problem::BAD_REQUEST,
-        detail,
-    }
+    Refusal { problem: problem::BAD_REQUEST, detail }
 }
 
 /// Answers one request of a client.
@@ -72,10 +69,8 @@ where
         Ok(mut response) => {
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 let Some(client_side) = client_side else {
-                    let response = problem::UPSTREAM_FAILED.response(
-                        "the upstream switched protocols without having been asked",
-                        &http::HeaderMap::new(),
-                    );
+                    let response = problem::UPSTREAM_FAILED
+                        .response("the upstream switched protocols without having been asked", &http::HeaderMap::new());
                     return Ok(response.map(|body| AnswerBody::own(body, open)));
                 };
                 tunnel::splice(client_side, hyper::upgrade::on(&mut response), &connection);
@@ -100,9 +95,7 @@ where
 
 fn close_after<B>(response: &mut Response<B>, version: Version) {
     if version <= Version::HTTP_11 {
-        response
-            .headers_mut()
-            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
 }
 
@@ -116,8 +109,7 @@ fn admit<B>(request: &mut Request<B>, peer: &PeerFields) -> Result<bool, Refusal
     }
     check_coding(request)?;
     settle_host(request)?;
-    let websocket =
-        headers::asks_for_websocket(request.method(), request.version(), request.headers());
+    let websocket = headers::asks_for_websocket(request.method(), request.version(), request.headers());
     if request.version() == Version::HTTP_2 {
         headers::join_cookies(request.headers_mut());
     }
@@ -126,10 +118,7 @@ fn admit<B>(request: &mut Request<B>, peer: &PeerFields) -> Result<bool, Refusal
         fields.remove(header::CONNECTION);
         fields.remove(header::UPGRADE);
     }
-    if fields
-        .get(header::EXPECT)
-        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
-    {
+    if fields.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         // Answered here, by hyper, as soon as somebody wants the body.
         fields.remove(header::EXPECT);
     }
@@ -157,10 +146,7 @@ fn check_coding<B>(request: &Request<B>) -> Result<(), Refusal> {
     Err(if only_chunked {
         bad("`chunked` may be applied once only, on one Transfer-Encoding line")
     } else {
-        Refusal {
-            problem: problem::NOT_IMPLEMENTED,
-            detail: "send the body with `chunked` alone, or with its length",
-        }
+        Refusal { problem: problem::NOT_IMPLEMENTED, detail: "send the body with `chunked` alone, or with its length" }
     })
 }
 
@@ -193,8 +179,7 @@ fn settle_host<B>(request: &mut Request<B>) -> Result<(), Refusal> {
     if authority.as_str().contains('@') {
         return Err(bad("the request target holds user information"));
     }
-    let authority = HeaderValue::from_str(authority.as_str())
-        .map_err(|_| bad("the request target has no host"))?;
+    let authority = HeaderValue::from_str(authority.as_str()).map_err(|_| bad("the request target has no host"))?;
     if request.version() == Version::HTTP_2
         && host.is_some_and(|host| !host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()))
     {
@@ -231,17 +216,11 @@ pin_project! {
 
 impl<B> AnswerBody<B> {
     fn inner(body: B, open: OpenRequest) -> Self {
-        Self {
-            body: Either::Inner { body },
-            open,
-        }
+        Self { body: Either::Inner { body }, open }
     }
 
     fn own(body: Full<Bytes>, open: OpenRequest) -> Self {
-        Self {
-            body: Either::Own { body },
-            open,
-        }
+        Self { body: Either::Own { body }, open }
     }
 }
 
@@ -249,10 +228,7 @@ impl<B: Body<Data = Bytes>> Body for AnswerBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         match self.project().body.project() {
             EitherProj::Inner { body } => body.poll_frame(cx),
             EitherProj::Own { body } => body.poll_frame(cx).map_err(|never| match never {}),

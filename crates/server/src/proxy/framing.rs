@@ -69,12 +69,7 @@ struct Head {
 impl Framing {
     /// A follower at the start of a connection.
     pub(super) fn new() -> Self {
-        Self {
-            state: State::Boundary,
-            line: Vec::new(),
-            head: Head::default(),
-            begun: false,
-        }
+        Self { state: State::Boundary, line: Vec::new(), head: Head::default(), begun: false }
     }
 
     /// Where the stream stands.
@@ -135,13 +130,8 @@ impl Framing {
                     b' ' | b'\t' if digits > 0 => State::SizeBlank { size },
                     _ => {
                         let digit = (first as char).to_digit(16).ok_or(0_usize)?;
-                        let size = size
-                            .checked_mul(16)
-                            .and_then(|size| size.checked_add(u64::from(digit)));
-                        State::Size {
-                            digits: 1,
-                            size: size.ok_or(0_usize)?,
-                        }
+                        let size = size.checked_mul(16).and_then(|size| size.checked_add(u64::from(digit)));
+                        State::Size { digits: 1, size: size.ok_or(0_usize)? }
                     }
                 };
                 Ok(1)
@@ -170,11 +160,7 @@ impl Framing {
                 if first != b'\n' {
                     return Err(0);
                 }
-                self.state = if size == 0 {
-                    State::Trailer
-                } else {
-                    State::Chunk(size)
-                };
+                self.state = if size == 0 { State::Trailer } else { State::Chunk(size) };
                 Ok(1)
             }
             State::Chunk(left) => {
@@ -274,9 +260,7 @@ impl Head {
             Some(b'c') => {
                 if let Some(value) = value_of(line, b"content-length:") {
                     match parse_length(value) {
-                        Some(length) if self.length.is_none_or(|seen| seen == length) => {
-                            self.length = Some(length)
-                        }
+                        Some(length) if self.length.is_none_or(|seen| seen == length) => self.length = Some(length),
                         _ => self.length_bad = true,
                     }
                 }
@@ -312,15 +296,12 @@ impl Head {
 
 /// Whether an `Upgrade` value asks for a WebSocket, as a whole token of the list.
 pub(super) fn is_websocket(value: &[u8]) -> bool {
-    value
-        .split(|byte| *byte == b',')
-        .any(|token| token.trim_ascii().eq_ignore_ascii_case(b"websocket"))
+    value.split(|byte| *byte == b',').any(|token| token.trim_ascii().eq_ignore_ascii_case(b"websocket"))
 }
 
 fn value_of<'a>(line: &'a [u8], name_and_colon: &[u8]) -> Option<&'a [u8]> {
     let (name, value) = line.split_at_checked(name_and_colon.len())?;
-    name.eq_ignore_ascii_case(name_and_colon)
-        .then_some(value.trim_ascii())
+    name.eq_ignore_ascii_case(name_and_colon).then_some(value.trim_ascii())
 }
 
 fn parse_length(digits: &[u8]) -> Option<u64> {
@@ -356,12 +337,7 @@ mod tests {
                 .follow(left)
                 .and_then(|()| framing.follow(right).map_err(|offset| offset + cut))
                 .map(|()| framing.phase());
-            assert_eq!(
-                cut_up,
-                whole,
-                "cut at {cut} of {:?}",
-                String::from_utf8_lossy(stream)
-            );
+            assert_eq!(cut_up, whole, "cut at {cut} of {:?}", String::from_utf8_lossy(stream));
         }
         let mut framing = Framing::new();
         let mut bytewise = Ok(());
@@ -390,18 +366,9 @@ mod tests {
 
     #[test]
     fn unfinished_messages_are_told_apart() {
-        assert_eq!(
-            same_in_all_cuts(b"GET / HTTP/1.1\r\nHost: a\r\n"),
-            Ok(Phase::Head)
-        );
-        assert_eq!(
-            same_in_all_cuts(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n1234"),
-            Ok(Phase::Body)
-        );
-        assert_eq!(
-            same_in_all_cuts(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"),
-            Ok(Phase::Body)
-        );
+        assert_eq!(same_in_all_cuts(b"GET / HTTP/1.1\r\nHost: a\r\n"), Ok(Phase::Head));
+        assert_eq!(same_in_all_cuts(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n1234"), Ok(Phase::Body));
+        assert_eq!(same_in_all_cuts(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"), Ok(Phase::Body));
     }
 
     #[test]
@@ -427,15 +394,9 @@ mod tests {
 
     #[test]
     fn http2_and_websockets_are_left_alone() {
-        assert_eq!(
-            same_in_all_cuts(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\n\n\n"),
-            Ok(Phase::Http2)
-        );
+        assert_eq!(same_in_all_cuts(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\n\n\n"), Ok(Phase::Http2));
         let handshake = b"GET / HTTP/1.1\r\nUpgrade: foo, WebSocket\r\n\r\n\x81\n\n";
         assert_eq!(same_in_all_cuts(handshake), Ok(Phase::Opaque));
-        assert_eq!(
-            same_in_all_cuts(b"GET / HTTP/1.1\r\nUpgrade: h2c\r\n\r\n"),
-            Ok(Phase::Boundary)
-        );
+        assert_eq!(same_in_all_cuts(b"GET / HTTP/1.1\r\nUpgrade: h2c\r\n\r\n"), Ok(Phase::Boundary));
     }
 }

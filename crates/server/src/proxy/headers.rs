@@ -87,18 +87,13 @@ pub(super) fn asks_for_websocket(method: &Method, version: Version, headers: &He
         && headers.contains_key(header::UPGRADE)
         && upgrades(headers)
         && !headers.contains_key(header::TRANSFER_ENCODING)
-        && headers
-            .get(header::CONTENT_LENGTH)
-            .is_none_or(|length| length.as_bytes() == b"0")
+        && headers.get(header::CONTENT_LENGTH).is_none_or(|length| length.as_bytes() == b"0")
 }
 
 /// Whether `Connection` has the option `upgrade` and `Upgrade` the protocol `websocket`.
 fn upgrades(headers: &HeaderMap) -> bool {
     tokens(headers, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case(b"upgrade"))
-        && headers
-            .get_all(header::UPGRADE)
-            .iter()
-            .any(|value| is_websocket(value.as_bytes()))
+        && headers.get_all(header::UPGRADE).iter().any(|value| is_websocket(value.as_bytes()))
 }
 
 fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
@@ -113,9 +108,7 @@ fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
 fn remove_named(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = tokens(headers, &header::CONNECTION)
         .filter(|token| !matches!(token.len(), 5 if token.eq_ignore_ascii_case(b"close")))
-        .filter(|token| {
-            !token.eq_ignore_ascii_case(b"keep-alive") && !token.eq_ignore_ascii_case(b"upgrade")
-        })
+        .filter(|token| !token.eq_ignore_ascii_case(b"keep-alive") && !token.eq_ignore_ascii_case(b"upgrade"))
         .filter_map(|token| HeaderName::from_bytes(token).ok())
         .filter(|name| !is_end_to_end(name))
         .collect();
@@ -145,8 +138,7 @@ fn is_end_to_end(name: &HeaderName) -> bool {
 /// Leaves of `TE` at most `trailers`: the one thing that concerns the other end too. It is itself hop-by-hop and named
 /// in `Connection` where it is sent on, see `upstream`.
 fn reduce_te(headers: &mut HeaderMap) {
-    let trailers =
-        tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case(b"trailers"));
+    let trailers = tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case(b"trailers"));
     if trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     } else {
@@ -174,16 +166,10 @@ pub(super) fn forward_for(headers: &mut HeaderMap, peer: &PeerFields) {
 
 fn remove_spoofable(headers: &mut HeaderMap) {
     let spoofable = |name: &HeaderName| {
-        *name == header::FORWARDED
-            || name.as_str().starts_with("x-forwarded-")
-            || name.as_str() == "x-real-ip"
+        *name == header::FORWARDED || name.as_str().starts_with("x-forwarded-") || name.as_str() == "x-real-ip"
     };
     if headers.keys().any(spoofable) {
-        let names: Vec<HeaderName> = headers
-            .keys()
-            .filter(|name| spoofable(name))
-            .cloned()
-            .collect();
+        let names: Vec<HeaderName> = headers.keys().filter(|name| spoofable(name)).cloned().collect();
         for name in names {
             headers.remove(name);
         }
@@ -214,11 +200,7 @@ pub(super) fn join_cookies(headers: &mut HeaderMap) {
     if lines.next().is_none() || lines.next().is_none() {
         return;
     }
-    let lines: Vec<&[u8]> = headers
-        .get_all(header::COOKIE)
-        .iter()
-        .map(HeaderValue::as_bytes)
-        .collect();
+    let lines: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
     if let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..])) {
         headers.insert(header::COOKIE, joined);
     }
@@ -232,10 +214,7 @@ mod tests {
     fn map(lines: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in lines {
-            headers.append(
-                HeaderName::from_static(name),
-                HeaderValue::from_static(value),
-            );
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
         headers
     }
@@ -243,10 +222,7 @@ mod tests {
     #[test]
     fn connection_takes_what_it_names_and_no_more() {
         let mut headers = map(&[
-            (
-                "connection",
-                "close, X-Hop, Host, authorization, Idempotency-Key",
-            ),
+            ("connection", "close, X-Hop, Host, authorization, Idempotency-Key"),
             ("x-hop", "1"),
             ("host", "a"),
             ("authorization", "b"),
@@ -273,21 +249,11 @@ mod tests {
 
     #[test]
     fn only_a_websocket_may_upgrade() {
-        let mut headers = map(&[
-            ("connection", "keep-alive, Upgrade"),
-            ("upgrade", "WebSocket"),
-        ]);
+        let mut headers = map(&[("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket")]);
         assert!(asks_for_websocket(&Method::GET, Version::HTTP_11, &headers));
-        assert!(!asks_for_websocket(
-            &Method::POST,
-            Version::HTTP_11,
-            &headers
-        ));
+        assert!(!asks_for_websocket(&Method::POST, Version::HTTP_11, &headers));
         assert!(strip_hop_by_hop(&mut headers));
-        assert_eq!(
-            headers,
-            map(&[("connection", "upgrade"), ("upgrade", "websocket")])
-        );
+        assert_eq!(headers, map(&[("connection", "upgrade"), ("upgrade", "websocket")]));
 
         let mut unnamed = map(&[("upgrade", "websocket")]);
         assert!(!strip_hop_by_hop(&mut unnamed));
@@ -295,10 +261,7 @@ mod tests {
     }
 
     fn peer(trusted: bool) -> PeerFields {
-        PeerFields::new(Peer {
-            address: "192.0.2.1:5".parse().unwrap(),
-            trusted,
-        })
+        PeerFields::new(Peer { address: "192.0.2.1:5".parse().unwrap(), trusted })
     }
 
     #[test]
@@ -331,10 +294,7 @@ mod tests {
             ("x-forwarded-proto", "https"),
         ]);
         forward_for(&mut headers, &peer(true));
-        assert_eq!(
-            headers["x-forwarded-for"],
-            "203.0.113.9, 10.0.0.1, 192.0.2.1"
-        );
+        assert_eq!(headers["x-forwarded-for"], "203.0.113.9, 10.0.0.1, 192.0.2.1");
         assert_eq!(headers["x-forwarded-host"], "public");
         assert_eq!(headers["x-forwarded-proto"], "https");
         assert_eq!(headers["forwarded"], "for=192.0.2.1;proto=http");

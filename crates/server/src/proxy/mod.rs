@@ -38,6 +38,4 @@ mod upstream;
 pub use passthrough::{Passthrough, PassthroughBody, PassthroughBodyError, PassthroughTimes};
 pub use peer::{NetworkError, Peer, Trusted};
 pub use serve::{Limits, Report, serve};
-pub use upstream::{
-    Exchange, POOL_IDLE_DEFAULT, Upstream, UpstreamError, UpstreamOptions, UpstreamUrlError,
-};
+pub use upstream::{Exchange, POOL_IDLE_DEFAULT, Upstream, UpstreamError, UpstreamOptions, UpstreamUrlError};

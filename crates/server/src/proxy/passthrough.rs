@@ -32,10 +32,7 @@ pub struct PassthroughTimes {
 
 impl Default for PassthroughTimes {
     fn default() -> Self {
-        Self {
-            timeout: Duration::from_secs(30),
-            idle_timeout: Duration::from_secs(60),
-        }
+        Self { timeout: Duration::from_secs(30), idle_timeout: Duration::from_secs(60) }
     }
 }
 
@@ -57,10 +54,7 @@ impl<B> Passthrough<B> {
 
 impl<B> Clone for Passthrough<B> {
     fn clone(&self) -> Self {
-        Self {
-            upstream: self.upstream.clone(),
-            times: self.times,
-        }
+        Self { upstream: self.upstream.clone(), times: self.times }
     }
 }
 
@@ -96,34 +90,18 @@ where
 
 fn refuse(error: &UpstreamError, id: Option<HeaderValue>) -> Response<PassthroughBody> {
     let (problem, detail) = if error.not_sent() {
-        (
-            problem::UPSTREAM_UNREACHABLE,
-            "nothing was sent to the upstream; send the request again",
-        )
+        (problem::UPSTREAM_UNREACHABLE, "nothing was sent to the upstream; send the request again")
     } else if error.request_body_failed() {
-        (
-            problem::BAD_REQUEST,
-            "the request's body broke off or is not framed as it says",
-        )
+        (problem::BAD_REQUEST, "the request's body broke off or is not framed as it says")
     } else {
-        (
-            problem::UPSTREAM_FAILED,
-            "the request may have been carried out; look before sending it again",
-        )
+        (problem::UPSTREAM_FAILED, "the request may have been carried out; look before sending it again")
     };
-    tracing::warn!(
-        error = error as &dyn StdError,
-        "the upstream gave no answer"
-    );
-    problem
-        .response(detail, &with(id))
-        .map(PassthroughBody::own)
+    tracing::warn!(error = error as &dyn StdError, "the upstream gave no answer");
+    problem.response(detail, &with(id)).map(PassthroughBody::own)
 }
 
 fn with(id: Option<HeaderValue>) -> HeaderMap {
-    id.map(|id| (http::HeaderName::from_static("x-request-id"), id))
-        .into_iter()
-        .collect()
+    id.map(|id| (http::HeaderName::from_static("x-request-id"), id)).into_iter().collect()
 }
 
 pin_project! {
@@ -165,20 +143,11 @@ pub enum PassthroughBodyError {
 
 impl PassthroughBody {
     fn upstream(body: Incoming, idle_timeout: Duration) -> Self {
-        Self {
-            kind: Kind::Upstream {
-                body,
-                idle_timeout,
-                timer: None,
-                waiting: false,
-            },
-        }
+        Self { kind: Kind::Upstream { body, idle_timeout, timer: None, waiting: false } }
     }
 
     fn own(body: Full<Bytes>) -> Self {
-        Self {
-            kind: Kind::Own { body },
-        }
+        Self { kind: Kind::Own { body } }
     }
 }
 
@@ -192,28 +161,17 @@ impl Body for PassthroughBody {
     ) -> Poll<Option<Result<Frame<Bytes>, PassthroughBodyError>>> {
         match self.project().kind.project() {
             KindProj::Own { body } => body.poll_frame(cx).map_err(|never| match never {}),
-            KindProj::Upstream {
-                body,
-                idle_timeout,
-                timer,
-                waiting,
-            } => {
+            KindProj::Upstream { body, idle_timeout, timer, waiting } => {
                 if let Poll::Ready(frame) = body.poll_frame(cx) {
                     *waiting = false;
-                    return Poll::Ready(
-                        frame.map(|frame| frame.map_err(PassthroughBodyError::Upstream)),
-                    );
+                    return Poll::Ready(frame.map(|frame| frame.map_err(PassthroughBodyError::Upstream)));
                 }
-                let timer =
-                    timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(*idle_timeout)));
+                let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(*idle_timeout)));
                 if !*waiting {
                     *waiting = true;
                     timer.as_mut().reset(Instant::now() + *idle_timeout);
                 }
-                timer
-                    .as_mut()
-                    .poll(cx)
-                    .map(|()| Some(Err(PassthroughBodyError::Idle(*idle_timeout))))
+                timer.as_mut().poll(cx).map(|()| Some(Err(PassthroughBodyError::Idle(*idle_timeout))))
             }
         }
     }

@@ -42,14 +42,8 @@ impl Trusted {
     /// # Errors
     ///
     /// Names the first text that is no network.
-    pub fn parse<T: AsRef<str>>(
-        networks: impl IntoIterator<Item = T>,
-    ) -> Result<Self, NetworkError> {
-        networks
-            .into_iter()
-            .map(|text| text.as_ref().parse())
-            .collect::<Result<_, _>>()
-            .map(Self)
+    pub fn parse<T: AsRef<str>>(networks: impl IntoIterator<Item = T>) -> Result<Self, NetworkError> {
+        networks.into_iter().map(|text| text.as_ref().parse()).collect::<Result<_, _>>().map(Self)
     }
 
     /// Whether an address is in one of the networks. An IPv4 address in its IPv6 form is the IPv4 address.
@@ -63,14 +57,10 @@ impl Trusted {
 impl Network {
     fn contains(self, address: IpAddr) -> bool {
         let (network, address, width) = match (self.address, address) {
-            (IpAddr::V4(network), IpAddr::V4(address)) => (
-                u128::from(network.to_bits()),
-                u128::from(address.to_bits()),
-                32,
-            ),
-            (IpAddr::V6(network), IpAddr::V6(address)) => {
-                (network.to_bits(), address.to_bits(), 128)
+            (IpAddr::V4(network), IpAddr::V4(address)) => {
+                (u128::from(network.to_bits()), u128::from(address.to_bits()), 32)
             }
+            (IpAddr::V6(network), IpAddr::V6(address)) => (network.to_bits(), address.to_bits(), 128),
             _ => return false,
         };
         let host_bits = width - u32::from(self.prefix_bits);
@@ -82,27 +72,15 @@ impl FromStr for Network {
     type Err = NetworkError;
 
     fn from_str(text: &str) -> Result<Self, NetworkError> {
-        let refuse = || NetworkError {
-            text: text.to_owned(),
-        };
-        let (address, prefix) = text
-            .split_once('/')
-            .map_or((text, None), |(address, prefix)| (address, Some(prefix)));
+        let refuse = || NetworkError { text: text.to_owned() };
+        let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
         let address: IpAddr = address.trim().parse().map_err(|_| refuse())?;
         let width = if address.is_ipv4() { 32 } else { 128 };
         let prefix_bits = match prefix {
             None => width,
-            Some(prefix) => prefix
-                .trim()
-                .parse()
-                .ok()
-                .filter(|bits| *bits <= width)
-                .ok_or_else(refuse)?,
+            Some(prefix) => prefix.trim().parse().ok().filter(|bits| *bits <= width).ok_or_else(refuse)?,
         };
-        Ok(Self {
-            address,
-            prefix_bits,
-        })
+        Ok(Self { address, prefix_bits })
     }
 }
 
@@ -123,18 +101,13 @@ impl PeerFields {
             IpAddr::V4(ip) => format!("for={ip};proto=http"),
             IpAddr::V6(ip) => format!("for=\"[{ip}]\";proto=http"),
         };
-        Self {
-            peer,
-            address: value(ip.to_string()),
-            forwarded: value(forwarded),
-        }
+        Self { peer, address: value(ip.to_string()), forwarded: value(forwarded) }
     }
 }
 
 fn value(text: String) -> HeaderValue {
     // An address and our own punctuation are visible ASCII; an empty field would be the harmless way to be wrong.
-    HeaderValue::from_maybe_shared(Bytes::from(text))
-        .unwrap_or_else(|_| HeaderValue::from_static(""))
+    HeaderValue::from_maybe_shared(Bytes::from(text)).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 #[cfg(test)]
@@ -153,17 +126,9 @@ mod tests {
             ("fe80::1", false),
             ("::ffff:10.1.2.3", true),
         ] {
-            assert_eq!(
-                trusted.contains(address.parse().unwrap()),
-                inside,
-                "{address}"
-            );
+            assert_eq!(trusted.contains(address.parse().unwrap()), inside, "{address}");
         }
-        assert!(
-            Trusted::parse(["0.0.0.0/0"])
-                .unwrap()
-                .contains("203.0.113.9".parse().unwrap())
-        );
+        assert!(Trusted::parse(["0.0.0.0/0"]).unwrap().contains("203.0.113.9".parse().unwrap()));
         assert!(!Trusted::default().contains("127.0.0.1".parse().unwrap()));
     }
 

@@ -21,12 +21,8 @@ pub struct Problem {
 }
 
 /// The client's message is not one that every reader would read alike.
-pub const BAD_REQUEST: Problem = Problem {
-    slug: "bad-request",
-    status: StatusCode::BAD_REQUEST,
-    title: "Malformed request",
-    retryable: false,
-};
+pub const BAD_REQUEST: Problem =
+    Problem { slug: "bad-request", status: StatusCode::BAD_REQUEST, title: "Malformed request", retryable: false };
 /// `CONNECT`: this is a gateway, not a tunnel.
 pub const METHOD_NOT_ALLOWED: Problem = Problem {
     slug: "method-not-allowed",
@@ -42,12 +38,8 @@ pub const NOT_IMPLEMENTED: Problem = Problem {
     retryable: false,
 };
 /// A service behind the transport failed without an answer of its own.
-pub const INTERNAL: Problem = Problem {
-    slug: "internal",
-    status: StatusCode::INTERNAL_SERVER_ERROR,
-    title: "Internal error",
-    retryable: false,
-};
+pub const INTERNAL: Problem =
+    Problem { slug: "internal", status: StatusCode::INTERNAL_SERVER_ERROR, title: "Internal error", retryable: false };
 /// The upstream could not be reached: nothing was sent.
 pub const UPSTREAM_UNREACHABLE: Problem = Problem {
     slug: "upstream-unreachable",
@@ -56,12 +48,8 @@ pub const UPSTREAM_UNREACHABLE: Problem = Problem {
     retryable: true,
 };
 /// The upstream broke off after the request, or part of it, may have been sent.
-pub const UPSTREAM_FAILED: Problem = Problem {
-    slug: "upstream-failed",
-    status: StatusCode::BAD_GATEWAY,
-    title: "Upstream failed",
-    retryable: false,
-};
+pub const UPSTREAM_FAILED: Problem =
+    Problem { slug: "upstream-failed", status: StatusCode::BAD_GATEWAY, title: "Upstream failed", retryable: false };
 /// The upstream did not begin its answer in time.
 pub const UPSTREAM_TIMEOUT: Problem = Problem {
     slug: "upstream-timeout",
@@ -91,10 +79,7 @@ impl Problem {
         let mut response = Response::new(Full::from(body.to_string()));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         response
     }
@@ -107,15 +92,9 @@ mod tests {
     #[test]
     fn an_instance_is_the_request_id_or_a_new_one() {
         let mut request = HeaderMap::new();
-        request.insert(
-            "x-request-id",
-            HeaderValue::from_static("0198c1f0-0000-7000-8000-000000000000"),
-        );
+        request.insert("x-request-id", HeaderValue::from_static("0198c1f0-0000-7000-8000-000000000000"));
         let response = UPSTREAM_FAILED.response("detail", &request);
         assert_eq!(response.status(), 502);
-        assert_eq!(
-            response.headers()["content-type"],
-            "application/problem+json"
-        );
+        assert_eq!(response.headers()["content-type"], "application/problem+json");
     }
 }

@@ -158,14 +158,8 @@ where
         tunnels_cut: AtomicUsize::new(0),
     });
     let protocol = Arc::new(protocol(&limits, &server.tasks));
-    let times = Times {
-        head: limits.header_read_timeout,
-        stall: limits.stall_timeout,
-        idle: limits.keep_alive,
-    };
-    let places = Arc::new(Semaphore::new(
-        limits.connections.min(Semaphore::MAX_PERMITS),
-    ));
+    let times = Times { head: limits.header_read_timeout, stall: limits.stall_timeout, idle: limits.keep_alive };
+    let places = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
 
     let mut shutdown = pin!(shutdown);
     let mut number = 0_u64;
@@ -177,10 +171,7 @@ where
         let Some((stream, address, place)) = accepted else {
             continue;
         };
-        let peer = Peer {
-            address,
-            trusted: trusted.contains(address.ip()),
-        };
+        let peer = Peer { address, trusted: trusted.contains(address.ip()) };
         metrics::gauge!("onceward_connections").increment(1.0);
         let connection = Arc::new(Connection {
             server: Arc::clone(&server),
@@ -191,22 +182,13 @@ where
         let socket = Socket::new(stream, times, Arc::clone(&connection.activity));
         number += 1;
         lock(&server.open).insert(number, Arc::clone(&connection.activity));
-        server.tasks.spawn(run(
-            socket,
-            number,
-            service.clone(),
-            connection,
-            Arc::clone(&protocol),
-        ));
+        server.tasks.spawn(run(socket, number, service.clone(), connection, Arc::clone(&protocol)));
     }
 
     drop(listener);
     server.signal_all(signal::DRAIN);
     server.tasks.close();
-    if tokio::time::timeout(limits.drain, server.tasks.wait())
-        .await
-        .is_err()
-    {
+    if tokio::time::timeout(limits.drain, server.tasks.wait()).await.is_err() {
         server.signal_all(signal::CUT);
         server.cut.cancel();
         let _ = tokio::time::timeout(CUT_GRACE, server.tasks.wait()).await;
@@ -236,10 +218,8 @@ async fn accept(
             Some((stream, address, place))
         }
         Err(error) => {
-            let of_the_client = matches!(
-                error.kind(),
-                io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
-            );
+            let of_the_client =
+                matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset);
             if !of_the_client {
                 tracing::warn!(%error, "accepting a connection failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -290,8 +270,7 @@ async fn run<S, B>(
 {
     let server = Arc::clone(&connection.server);
     let activity = Arc::clone(&connection.activity);
-    let answer =
-        service_fn(move |request| entry::answer(request, service.clone(), Arc::clone(&connection)));
+    let answer = service_fn(move |request| entry::answer(request, service.clone(), Arc::clone(&connection)));
     let mut exchange = pin!(protocol.serve_connection_with_upgrades(TokioIo::new(socket), answer));
     let mut told = false;
     let cut = poll_fn(|cx| {

@@ -154,9 +154,7 @@ impl Socket {
         match self.framing.phase() {
             Phase::Head => Some(self.head_at + self.times.head),
             Phase::Body => Some(self.read_at + self.times.stall),
-            Phase::Boundary | Phase::Http2 if !open => {
-                Some(self.read_at.max(self.activity.ended()) + self.times.idle)
-            }
+            Phase::Boundary | Phase::Http2 if !open => Some(self.read_at.max(self.activity.ended()) + self.times.idle),
             Phase::Boundary | Phase::Http2 | Phase::Opaque => None,
         }
     }
@@ -179,16 +177,11 @@ impl Socket {
                     Phase::Boundary | Phase::Http2 => return Poll::Ready(Ok(())),
                     Phase::Head | Phase::Body | Phase::Opaque => {
                         metrics::counter!("onceward_client_timeouts_total").increment(1);
-                        return Poll::Ready(Err(io::Error::new(
-                            io::ErrorKind::TimedOut,
-                            "the client stopped sending",
-                        )));
+                        return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client stopped sending")));
                     }
                 },
             };
-            let timer = self
-                .timer
-                .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(look_at)));
+            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(look_at)));
             if timer.deadline() > look_at || timer.is_elapsed() {
                 timer.as_mut().reset(look_at);
             }
@@ -221,11 +214,7 @@ impl Socket {
         }
     }
 
-    fn poll_written<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        written: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
+    fn poll_written<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.write_timer = None;
             return written;
@@ -235,24 +224,15 @@ impl Socket {
             return Poll::Pending;
         }
         let stall = self.times.stall;
-        let timer = self
-            .write_timer
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(stall)));
+        let timer = self.write_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(stall)));
         ready!(timer.as_mut().poll(cx));
         metrics::counter!("onceward_client_timeouts_total").increment(1);
-        Poll::Ready(Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            "the client stopped reading",
-        )))
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client stopped reading")))
     }
 }
 
 impl AsyncRead for Socket {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         match this.poison {
             None => {}
@@ -277,11 +257,7 @@ impl AsyncRead for Socket {
 }
 
 impl AsyncWrite for Socket {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.stream).poll_write(cx, bytes);
         this.poll_written(cx, written)
@@ -314,17 +290,14 @@ impl AsyncWrite for Socket {
                 return Poll::Ready(Ok(()));
             }
         }
-        let linger = this.linger.get_or_insert_with(|| Linger {
-            until: Box::pin(tokio::time::sleep(LINGER_MAX)),
-            left: LINGER_BYTES_MAX,
-        });
+        let linger = this
+            .linger
+            .get_or_insert_with(|| Linger { until: Box::pin(tokio::time::sleep(LINGER_MAX)), left: LINGER_BYTES_MAX });
         let mut waste = [0; 4096];
         while linger.left > 0 && linger.until.as_mut().poll(cx).is_pending() {
             let mut buf = ReadBuf::new(&mut waste);
             match ready!(Pin::new(&mut this.stream).poll_read(cx, &mut buf)) {
-                Ok(()) if !buf.filled().is_empty() => {
-                    linger.left = linger.left.saturating_sub(buf.filled().len())
-                }
+                Ok(()) if !buf.filled().is_empty() => linger.left = linger.left.saturating_sub(buf.filled().len()),
                 _ => break,
             }
         }

@@ -9,11 +9,7 @@ use super::serve::Connection;
 
 /// Joins the two sides of a switched connection, once both are free. Nothing bounds a tunnel but its ends and the end
 /// of the drain; it keeps its place among the connections.
-pub(super) fn splice(
-    client_side: OnUpgrade,
-    upstream_side: OnUpgrade,
-    connection: &Arc<Connection>,
-) {
+pub(super) fn splice(client_side: OnUpgrade, upstream_side: OnUpgrade, connection: &Arc<Connection>) {
     let connection = Arc::clone(connection);
     let server = Arc::clone(&connection.server);
     server.tasks.spawn(async move {

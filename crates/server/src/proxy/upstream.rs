@@ -56,10 +56,7 @@ pub struct UpstreamOptions {
 
 impl Default for UpstreamOptions {
     fn default() -> Self {
-        Self {
-            connect_timeout: Duration::from_secs(5),
-            pool_idle: POOL_IDLE_DEFAULT,
-        }
+        Self { connect_timeout: Duration::from_secs(5), pool_idle: POOL_IDLE_DEFAULT }
     }
 }
 
@@ -74,9 +71,7 @@ pub enum UpstreamUrlError {
         url: String,
     },
     /// TLS to the upstream is not built yet.
-    #[error(
-        "{url:?}: https upstreams are not available in this version; use http, or a TLS proxy beside the upstream"
-    )]
+    #[error("{url:?}: https upstreams are not available in this version; use http, or a TLS proxy beside the upstream")]
     Https {
         /// What was given.
         url: String,
@@ -121,35 +116,18 @@ impl UpstreamError {
     /// Whether the request's own body failed. The upstream may have got a part.
     #[must_use]
     pub fn request_body_failed(&self) -> bool {
-        matches!(
-            self,
-            Self::Broken {
-                request_body: true,
-                ..
-            }
-        )
+        matches!(self, Self::Broken { request_body: true, .. })
     }
 }
 
 impl From<legacy::Error> for UpstreamError {
     fn from(error: legacy::Error) -> Self {
-        let http = error
-            .source()
-            .and_then(|source| source.downcast_ref::<hyper::Error>());
+        let http = error.source().and_then(|source| source.downcast_ref::<hyper::Error>());
         // `is_canceled` is hyper's word for a request that was given back whole, or whose connection was never ready.
-        let not_sent = error.is_connect()
-            || http.is_some_and(hyper::Error::is_canceled)
-            || never_written(&error);
+        let not_sent = error.is_connect() || http.is_some_and(hyper::Error::is_canceled) || never_written(&error);
         let request_body = http.is_some_and(hyper::Error::is_user);
         let source = Box::new(error);
-        if not_sent {
-            Self::NotSent { source }
-        } else {
-            Self::Broken {
-                request_body,
-                source,
-            }
-        }
+        if not_sent { Self::NotSent { source } } else { Self::Broken { request_body, source } }
     }
 }
 
@@ -176,10 +154,7 @@ pub struct Upstream<B> {
 
 impl<B> Clone for Upstream<B> {
     fn clone(&self) -> Self {
-        Self {
-            client: self.client.clone(),
-            authority: self.authority.clone(),
-        }
+        Self { client: self.client.clone(), authority: self.authority.clone() }
     }
 }
 
@@ -195,9 +170,7 @@ where
     /// See [`UpstreamUrlError`].
     pub fn new(url: &str, options: &UpstreamOptions) -> Result<Self, UpstreamUrlError> {
         let url_text = || url.to_owned();
-        let uri: Uri = url
-            .parse()
-            .map_err(|_| UpstreamUrlError::Invalid { url: url_text() })?;
+        let uri: Uri = url.parse().map_err(|_| UpstreamUrlError::Invalid { url: url_text() })?;
         let parts = uri.into_parts();
         match parts.scheme {
             Some(scheme) if scheme == Scheme::HTTP => {}
@@ -210,20 +183,13 @@ where
             .authority
             .filter(|authority| !authority.host().is_empty() && !authority.as_str().contains('@'))
             .ok_or_else(|| UpstreamUrlError::Invalid { url: url_text() })?;
-        if parts
-            .path_and_query
-            .is_some_and(|path| path.as_str() != "/")
-        {
+        if parts.path_and_query.is_some_and(|path| path.as_str() != "/") {
             return Err(UpstreamUrlError::Path { url: url_text() });
         }
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(options.pool_idle)
-            .pool_max_idle_per_host(if options.pool_idle.is_zero() {
-                0
-            } else {
-                POOL_CONNECTIONS_MAX
-            })
+            .pool_max_idle_per_host(if options.pool_idle.is_zero() { 0 } else { POOL_CONNECTIONS_MAX })
             .http1_max_buf_size(ANSWER_BUFFER_BYTES)
             .build(Connector::new(options.connect_timeout));
         Ok(Self { client, authority })
@@ -247,42 +213,22 @@ where
         let mut parts = http::uri::Parts::default();
         parts.scheme = Some(Scheme::HTTP);
         parts.authority = Some(self.authority.clone());
-        parts.path_and_query = request
-            .uri()
-            .path_and_query()
-            .cloned()
-            .or(Some(PathAndQuery::from_static("/")));
+        parts.path_and_query = request.uri().path_and_query().cloned().or(Some(PathAndQuery::from_static("/")));
         // With scheme, authority and path it is always a URI; a request for `/` would be the wrong one to send.
         match Uri::from_parts(parts) {
             Ok(uri) => *request.uri_mut() = uri,
             Err(error) => {
-                return Exchange {
-                    head: Method::GET,
-                    state: State::Refused {
-                        error: Some(error.into()),
-                    },
-                };
+                return Exchange { head: Method::GET, state: State::Refused { error: Some(error.into()) } };
             }
         }
         *request.version_mut() = Version::HTTP_11;
         let hint = request.body().size_hint().exact();
         let (method, ended) = (request.method().clone(), request.body().is_end_stream());
-        frame(
-            request.headers_mut(),
-            &method,
-            if ended { Some(0) } else { hint },
-        );
+        frame(request.headers_mut(), &method, if ended { Some(0) } else { hint });
         if request.headers().contains_key(header::TE) {
-            request
-                .headers_mut()
-                .insert(header::CONNECTION, HeaderValue::from_static("te"));
+            request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("te"));
         }
-        Exchange {
-            head: method,
-            state: State::Sent {
-                response: self.client.request(request),
-            },
-        }
+        Exchange { head: method, state: State::Sent { response: self.client.request(request) } }
     }
 }
 
@@ -305,10 +251,7 @@ fn frame(headers: &mut HeaderMap, method: &Method, length: Option<u64>) {
         None => {
             headers.remove(header::CONTENT_LENGTH);
             // Else hyper sends a GET without its body.
-            headers.insert(
-                header::TRANSFER_ENCODING,
-                HeaderValue::from_static("chunked"),
-            );
+            headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
     }
 }
@@ -320,11 +263,7 @@ fn single_length(headers: &HeaderMap) -> Option<u64> {
         return None;
     }
     // Digits only: `parse` takes a plus sign.
-    line.to_str()
-        .ok()
-        .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?
-        .parse()
-        .ok()
+    line.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?.parse().ok()
 }
 
 pin_project! {
@@ -352,9 +291,7 @@ impl Future for Exchange {
         let mut response = match this.state.project() {
             StateProj::Sent { response } => ready!(response.poll(cx))?,
             StateProj::Refused { error } => {
-                let source = error
-                    .take()
-                    .unwrap_or_else(|| "polled after its end".into());
+                let source = error.take().unwrap_or_else(|| "polled after its end".into());
                 return Poll::Ready(Err(UpstreamError::NotSent { source }));
             }
         };
@@ -370,8 +307,7 @@ fn tidy(response: &mut Response<Incoming>, method: &Method) {
     let bodiless = *method == Method::HEAD || matches!(response.status().as_u16(), 204 | 304);
     let headers = response.headers_mut();
     // Of two framings the chunked one was read; the length must not be believed by the next.
-    if headers.contains_key(header::CONTENT_LENGTH) && !bodiless && single_length(headers) != length
-    {
+    if headers.contains_key(header::CONTENT_LENGTH) && !bodiless && single_length(headers) != length {
         match length {
             Some(length) => headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length)),
             None => headers.remove(header::CONTENT_LENGTH),
@@ -393,32 +329,15 @@ mod tests {
     #[test]
     fn only_plain_http_urls_without_a_path_are_taken() {
         let options = UpstreamOptions::default();
-        for url in [
-            "http://127.0.0.1:9000",
-            "http://api.internal/",
-            "http://[::1]:80",
-        ] {
+        for url in ["http://127.0.0.1:9000", "http://api.internal/", "http://[::1]:80"] {
             assert!(Upstream::<AnyBody>::new(url, &options).is_ok(), "{url}");
         }
-        for url in [
-            "127.0.0.1:9000",
-            "/path",
-            "ftp://a",
-            "http://u@a",
-            "http://",
-            "",
-        ] {
+        for url in ["127.0.0.1:9000", "/path", "ftp://a", "http://u@a", "http://", ""] {
             let error = Upstream::<AnyBody>::new(url, &options).unwrap_err();
-            assert!(
-                matches!(error, UpstreamUrlError::Invalid { .. }),
-                "{url}: {error}"
-            );
+            assert!(matches!(error, UpstreamUrlError::Invalid { .. }), "{url}: {error}");
         }
         let error = Upstream::<AnyBody>::new("https://a", &options).unwrap_err();
-        assert!(
-            error.to_string().contains("not available in this version"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("not available in this version"), "{error}");
         let error = Upstream::<AnyBody>::new("http://a/v1", &options).unwrap_err();
         assert!(matches!(error, UpstreamUrlError::Path { .. }), "{error}");
     }
@@ -431,15 +350,8 @@ mod tests {
                 headers.append(header::CONTENT_LENGTH, HeaderValue::from_static(line));
             }
             frame(&mut headers, &method, length);
-            let text = |name| {
-                headers
-                    .get(name)
-                    .map(|value: &HeaderValue| value.to_str().unwrap().to_owned())
-            };
-            (
-                text(header::CONTENT_LENGTH),
-                text(header::TRANSFER_ENCODING),
-            )
+            let text = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap().to_owned());
+            (text(header::CONTENT_LENGTH), text(header::TRANSFER_ENCODING))
         };
         let length = |text: &str| (Some(text.to_owned()), None);
         assert_eq!(framed(Method::POST, &["5"], Some(5)), length("5"));
@@ -447,9 +359,6 @@ mod tests {
         assert_eq!(framed(Method::POST, &["5", "5"], Some(5)), length("5"));
         assert_eq!(framed(Method::POST, &[], Some(0)), length("0"));
         assert_eq!(framed(Method::GET, &[], Some(0)), (None, None));
-        assert_eq!(
-            framed(Method::GET, &["5"], None),
-            (None, Some("chunked".to_owned()))
-        );
+        assert_eq!(framed(Method::GET, &["5"], None), (None, Some("chunked".to_owned())));
     }
 }

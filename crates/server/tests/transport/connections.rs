@@ -15,9 +15,7 @@ const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 const SHORT: Duration = Duration::from_millis(100);
 
 async fn ends(client: &mut Client) {
-    tokio::time::timeout(PATIENCE, async { while client.read_more().await {} })
-        .await
-        .expect("an end");
+    tokio::time::timeout(PATIENCE, async { while client.read_more().await {} }).await.expect("an end");
 }
 
 #[tokio::test]
@@ -31,12 +29,7 @@ async fn beyond_the_limit_a_connection_waits_for_a_place() {
     assert_eq!(first.answer().await.unwrap().status, 200);
     let mut second = proxy.connect().await;
     second.send(GET).await;
-    assert!(
-        tokio::time::timeout(SHORT, second.read_more())
-            .await
-            .is_err(),
-        "it must wait"
-    );
+    assert!(tokio::time::timeout(SHORT, second.read_more()).await.is_err(), "it must wait");
     drop(first);
     assert_eq!(second.answer().await.unwrap().status, 200);
 }
@@ -51,10 +44,7 @@ async fn a_head_that_does_not_end_ends_the_connection_however_it_trickles() {
     client.send("GET / HTTP/1.1\r\nHost: a\r\nX: ").await;
     let (mut read, mut write) = client.stream.into_split();
     let trickle = tokio::spawn(async move {
-        while tokio::io::AsyncWriteExt::write_all(&mut write, b"a")
-            .await
-            .is_ok()
-        {
+        while tokio::io::AsyncWriteExt::write_all(&mut write, b"a").await.is_ok() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     });
@@ -78,9 +68,7 @@ async fn a_connection_without_requests_ends_and_one_with_a_slow_answer_does_not(
     ends(&mut silent).await;
     // More than the limit has passed by now, with a request open.
     tokio::time::sleep(SHORT).await;
-    upstream
-        .send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-        .await;
+    upstream.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     assert_eq!(client.answer().await.unwrap().status, 200);
     ends(&mut client).await;
 }
@@ -92,9 +80,7 @@ async fn a_body_that_stops_ends_the_connection() {
     bounds.stall_timeout = SHORT;
     let proxy = Proxy::with(recorder.address, bounds, times(), &[]).await;
     let mut client = proxy.connect().await;
-    client
-        .send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello")
-        .await;
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello").await;
     ends(&mut client).await;
     assert_eq!(recorder.with(|log| log.requests.len()), 0);
 }
@@ -109,18 +95,11 @@ async fn a_client_that_stops_reading_ends_the_connection() {
     client.send(GET).await;
     let mut upstream = Client::accept(&listener).await;
     upstream.read_until(b"\r\n\r\n").await;
-    upstream
-        .send("HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n")
-        .await;
+    upstream.send("HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n").await;
     // Fills every buffer on the way; ends when the proxy gives the exchange up.
     let answer = vec![0; 100_000_000];
     let written = tokio::io::AsyncWriteExt::write_all(&mut upstream.stream, &answer);
-    assert!(
-        tokio::time::timeout(PATIENCE, written)
-            .await
-            .expect("an end")
-            .is_err()
-    );
+    assert!(tokio::time::timeout(PATIENCE, written).await.expect("an end").is_err());
     drop(client);
 }
 
@@ -137,13 +116,8 @@ async fn a_drain_lets_open_requests_end_and_takes_no_new_ones() {
     // Accepted, for it comes after the first in the queue and before the end is asked for; may be cut without a word.
     let report = proxy.stop();
     ends(&mut fresh).await;
-    assert!(
-        TcpStream::connect(address).await.is_err(),
-        "the listener is closed"
-    );
-    upstream
-        .send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-        .await;
+    assert!(TcpStream::connect(address).await.is_err(), "the listener is closed");
+    upstream.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     let answer = open.answer().await.unwrap();
     assert_eq!((answer.status, &answer.body[..]), (200, &b"ok"[..]));
     assert_eq!(answer.field("connection"), ["close"]);
@@ -176,9 +150,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let stream = TokioIo::new(TcpStream::connect(proxy.address).await.unwrap());
-    let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream)
-        .await
-        .unwrap();
+    let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
     (sender, tokio::spawn(connection))
 }
 
@@ -197,20 +169,13 @@ async fn http2_requests_become_http1_requests_upstream() {
         .body(StreamBody::new(pieces))
         .unwrap();
     let answer = sender.send_request(request).await.unwrap();
-    assert_eq!(
-        (answer.status(), answer.version()),
-        (http::StatusCode::OK, Version::HTTP_2)
-    );
+    assert_eq!((answer.status(), answer.version()), (http::StatusCode::OK, Version::HTTP_2));
     assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "ok");
     let received = recorder.with(|log| {
         assert!(log.violations.is_empty(), "{:?}", log.violations);
         log.requests[0].clone()
     });
-    assert!(
-        received.head.starts_with("POST /a?b HTTP/1.1\r\n"),
-        "{}",
-        received.head
-    );
+    assert!(received.head.starts_with("POST /a?b HTTP/1.1\r\n"), "{}", received.head);
     assert_eq!(received.body, "hello");
     assert_eq!(fields(&received.head, "host"), ["api:81"]);
     assert_eq!(fields(&received.head, "cookie"), ["a=1; b=2"]);
@@ -227,10 +192,7 @@ async fn http2_refuses_what_http1_refuses() {
         (Request::connect("a:80"), 405),
         (Request::get("http://a/"), 200),
     ] {
-        let request = request
-            .version(Version::HTTP_2)
-            .body(Empty::<Bytes>::new())
-            .unwrap();
+        let request = request.version(Version::HTTP_2).body(Empty::<Bytes>::new()).unwrap();
         assert_eq!(sender.send_request(request).await.unwrap().status(), status);
     }
     assert_eq!(recorder.with(|log| log.requests.len()), 1);
@@ -241,24 +203,12 @@ async fn http2_trailers_reach_the_client() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let proxy = Proxy::before(listener.local_addr().unwrap()).await;
     let (mut sender, _connection) = http2(&proxy).await;
-    let request = Request::get("http://a/")
-        .version(Version::HTTP_2)
-        .body(Empty::<Bytes>::new())
-        .unwrap();
+    let request = Request::get("http://a/").version(Version::HTTP_2).body(Empty::<Bytes>::new()).unwrap();
     let asked = tokio::spawn(sender.send_request(request));
     let mut upstream = Client::accept(&listener).await;
     upstream.read_until(b"\r\n\r\n").await;
-    upstream
-        .send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\ngrpc-status: 0\r\n\r\n")
-        .await;
-    let body = asked
-        .await
-        .unwrap()
-        .unwrap()
-        .into_body()
-        .collect()
-        .await
-        .unwrap();
+    upstream.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\ngrpc-status: 0\r\n\r\n").await;
+    let body = asked.await.unwrap().unwrap().into_body().collect().await.unwrap();
     assert_eq!(body.trailers().unwrap()["grpc-status"], "0");
 }
 
@@ -267,24 +217,15 @@ async fn a_drain_ends_http2_with_a_goaway_after_the_open_request() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let proxy = Proxy::before(listener.local_addr().unwrap()).await;
     let (mut sender, connection) = http2(&proxy).await;
-    let request = Request::post("http://a/")
-        .version(Version::HTTP_2)
-        .body(Full::<Bytes>::from("body"))
-        .unwrap();
+    let request = Request::post("http://a/").version(Version::HTTP_2).body(Full::<Bytes>::from("body")).unwrap();
     let asked = tokio::spawn(sender.send_request(request));
     let mut upstream = Client::accept(&listener).await;
     upstream.read_until(b"body").await;
     let report = proxy.stop();
-    upstream
-        .send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-        .await;
+    upstream.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     let answer = asked.await.unwrap().unwrap();
     assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "ok");
-    tokio::time::timeout(PATIENCE, connection)
-        .await
-        .expect("an end")
-        .unwrap()
-        .expect("a clean end");
+    tokio::time::timeout(PATIENCE, connection).await.expect("an end").unwrap().expect("a clean end");
     assert_eq!(report.await.unwrap().connections_cut, 0);
 }
 
@@ -295,17 +236,10 @@ async fn http2_without_requests_ends() {
     bounds.keep_alive = SHORT;
     let proxy = Proxy::with(recorder.address, bounds, times(), &[]).await;
     let (mut sender, connection) = http2(&proxy).await;
-    let request = Request::get("http://a/")
-        .version(Version::HTTP_2)
-        .body(Empty::<Bytes>::new())
-        .unwrap();
+    let request = Request::get("http://a/").version(Version::HTTP_2).body(Empty::<Bytes>::new()).unwrap();
     let answer = sender.send_request(request).await.unwrap();
     answer.into_body().collect().await.unwrap();
-    tokio::time::timeout(PATIENCE, connection)
-        .await
-        .expect("an end")
-        .unwrap()
-        .expect("a clean end");
+    tokio::time::timeout(PATIENCE, connection).await.expect("an end").unwrap().expect("a clean end");
 }
 
 use futures_util::StreamExt as _;

@@ -88,12 +88,7 @@ fn unescape(text: &str) -> Vec<u8> {
 }
 
 /// Sends `pieces` one after the other on a new connection, and says what is wrong with what came of it.
-async fn judge(
-    case: &Case,
-    pieces: &[&[u8]],
-    proxy: &Proxy,
-    recorder: &Recorder,
-) -> Result<(), String> {
+async fn judge(case: &Case, pieces: &[&[u8]], proxy: &Proxy, recorder: &Recorder) -> Result<(), String> {
     let (before, cut_before) = recorder.with(|log| (log.requests.len(), log.cut));
     let mut client = proxy.connect().await;
     for piece in pieces {
@@ -111,9 +106,7 @@ async fn judge(
             }
         }
         if statuses == case.statuses {
-            client
-                .send("GET /probe HTTP/1.1\r\nHost: probe\r\n\r\n")
-                .await;
+            client.send("GET /probe HTTP/1.1\r\nHost: probe\r\n\r\n").await;
             expected.push("GET /probe".to_owned());
             match client.answer().await {
                 Some(answer) if answer.status == 200 && answer.body == b"ok" => {}
@@ -154,16 +147,10 @@ async fn judge(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_case_of_the_corpus_ends_as_it_says_however_it_is_cut() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/framing");
-    let mut cases: Vec<Case> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| Case::read(&entry.unwrap().path()))
-        .collect();
+    let mut cases: Vec<Case> =
+        std::fs::read_dir(folder).unwrap().map(|entry| Case::read(&entry.unwrap().path())).collect();
     cases.sort_by(|a, b| a.name.cmp(&b.name));
-    assert!(
-        cases.len() >= 60,
-        "the corpus is there: {} cases",
-        cases.len()
-    );
+    assert!(cases.len() >= 60, "the corpus is there: {} cases", cases.len());
 
     let mut failures = Vec::new();
     for case in &cases {

@@ -34,10 +34,7 @@ async fn the_upstream_gets_the_request_without_the_hop_and_with_its_client() {
         Proxy-Authorization: Basic eA==\r\nForwarded: for=6.6.6.6\r\nX-Forwarded-For: 6.6.6.6\r\n\
         Via: 1.1 other\r\nX-Double: a\r\nX-Double: b\r\n\r\n";
     let (head, mut client) = exchange(request, OK).await;
-    assert!(
-        head.starts_with("POST /v1/pay?x=%2f HTTP/1.1\r\n"),
-        "{head}"
-    );
+    assert!(head.starts_with("POST /v1/pay?x=%2f HTTP/1.1\r\n"), "{head}");
     for (name, values) in [
         ("host", &["api.example:81"][..]),
         ("content-length", &["0"]),
@@ -61,17 +58,10 @@ async fn the_upstream_gets_the_request_without_the_hop_and_with_its_client() {
 #[tokio::test]
 async fn a_trusted_peer_speaks_for_its_client() {
     let recorder = Recorder::start().await;
-    let proxy = Proxy::with(
-        recorder.address,
-        crate::support::limits(),
-        crate::support::times(),
-        &["127.0.0.0/8"],
-    )
-    .await;
+    let proxy =
+        Proxy::with(recorder.address, crate::support::limits(), crate::support::times(), &["127.0.0.0/8"]).await;
     let mut client = proxy.connect().await;
-    client
-        .send("GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 203.0.113.9\r\nX-Forwarded-Proto: https\r\n\r\n")
-        .await;
+    client.send("GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 203.0.113.9\r\nX-Forwarded-Proto: https\r\n\r\n").await;
     assert_eq!(client.answer().await.unwrap().status, 200);
     let head = recorder.with(|log| log.requests[0].head.clone());
     assert_eq!(fields(&head, "x-forwarded-for"), ["203.0.113.9, 127.0.0.1"]);
@@ -80,8 +70,7 @@ async fn a_trusted_peer_speaks_for_its_client() {
 
 #[tokio::test]
 async fn the_host_of_an_absolute_target_wins_over_the_field() {
-    let (head, _client) =
-        exchange("GET http://real:81/a HTTP/1.1\r\nHost: other\r\n\r\n", OK).await;
+    let (head, _client) = exchange("GET http://real:81/a HTTP/1.1\r\nHost: other\r\n\r\n", OK).await;
     assert!(head.starts_with("GET /a HTTP/1.1\r\n"), "{head}");
     assert_eq!(fields(&head, "host"), ["real:81"]);
     assert_eq!(fields(&head, "x-forwarded-host"), ["real:81"]);
@@ -93,19 +82,9 @@ async fn the_client_gets_the_answer_without_the_hop() {
         Keep-Alive: timeout=5\r\nProxy-Authenticate: Basic\r\nUpgrade: h2c\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\n\r\nok";
     let (_, mut client) = exchange("GET / HTTP/1.1\r\nHost: a\r\n\r\n", answer).await;
     let answer = client.answer().await.unwrap();
-    assert!(
-        answer.head.starts_with("HTTP/1.1 201 Quite Created\r\n"),
-        "{}",
-        answer.head
-    );
+    assert!(answer.head.starts_with("HTTP/1.1 201 Quite Created\r\n"), "{}", answer.head);
     assert_eq!(answer.field("set-cookie"), ["a=1", "b=2"]);
-    for name in [
-        "connection",
-        "x-hop",
-        "keep-alive",
-        "proxy-authenticate",
-        "upgrade",
-    ] {
+    for name in ["connection", "x-hop", "keep-alive", "proxy-authenticate", "upgrade"] {
         assert!(answer.field(name).is_empty(), "{name} in {}", answer.head);
     }
 }
@@ -116,17 +95,12 @@ async fn an_answer_with_two_framings_reaches_the_client_with_the_one_that_was_re
     let (_, mut client) = exchange("GET / HTTP/1.1\r\nHost: a\r\n\r\n", answer).await;
     client.read_until(b"2\r\nok\r\n0\r\n\r\n").await;
     let text = String::from_utf8_lossy(&client.buffer).to_ascii_lowercase();
-    assert!(
-        text.contains("transfer-encoding: chunked") && !text.contains("content-length"),
-        "{text}"
-    );
+    assert!(text.contains("transfer-encoding: chunked") && !text.contains("content-length"), "{text}");
 }
 
 #[tokio::test]
 async fn interim_answers_are_dropped() {
-    let answer = format!(
-        "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n{OK}"
-    );
+    let answer = format!("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n{OK}");
     let (_, mut client) = exchange("GET / HTTP/1.1\r\nHost: a\r\n\r\n", &answer).await;
     assert_eq!(client.answer().await.unwrap().status, 200);
 }
@@ -146,33 +120,23 @@ async fn a_continue_is_answered_here_and_not_asked_upstream() {
     let recorder = Recorder::start().await;
     let proxy = Proxy::before(recorder.address).await;
     let mut client = proxy.connect().await;
-    client
-        .send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
-        .await;
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n").await;
     assert_eq!(client.answer().await.unwrap().status, 100);
     client.send("hello").await;
     assert_eq!(client.answer().await.unwrap().status, 200);
     let received = recorder.with(|log| log.requests[0].clone());
     assert_eq!(received.body, "hello");
-    assert!(
-        fields(&received.head, "expect").is_empty(),
-        "{}",
-        received.head
-    );
+    assert!(fields(&received.head, "expect").is_empty(), "{}", received.head);
 }
 
 #[tokio::test]
 async fn bodies_stream_both_ways_before_they_end() {
     let (proxy, listener) = by_hand().await;
     let mut client = proxy.connect().await;
-    client
-        .send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n")
-        .await;
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n").await;
     let mut upstream = Client::accept(&listener).await;
     upstream.read_until(b"5\r\nfirst\r\n").await;
-    upstream
-        .send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")
-        .await;
+    upstream.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n").await;
     client.read_until(b"3\r\none\r\n").await;
     client.send("6\r\nsecond\r\n0\r\n\r\n").await;
     upstream.read_until(b"6\r\nsecond\r\n0\r\n\r\n").await;
@@ -205,17 +169,11 @@ async fn an_answer_that_breaks_off_breaks_off_for_the_client() {
     client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
     let mut upstream = Client::accept(&listener).await;
     upstream.read_until(b"\r\n\r\n").await;
-    upstream
-        .send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
-        .await;
+    upstream.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n").await;
     client.read_until(b"5\r\nhello\r\n").await;
     drop(upstream);
     while client.read_more().await {}
-    assert!(
-        find(&client.buffer, b"0\r\n\r\n").is_none(),
-        "{:?}",
-        String::from_utf8_lossy(&client.buffer)
-    );
+    assert!(find(&client.buffer, b"0\r\n\r\n").is_none(), "{:?}", String::from_utf8_lossy(&client.buffer));
 }
 
 #[tokio::test]
@@ -224,9 +182,7 @@ async fn a_refused_upload_still_sees_why() {
     let proxy = Proxy::before(recorder.address).await;
     let mut client = proxy.connect().await;
     // No Host: refused at the head. The body is larger than both sockets' buffers, so the client is still sending.
-    client
-        .send("POST / HTTP/1.1\r\nContent-Length: 900000\r\n\r\n")
-        .await;
+    client.send("POST / HTTP/1.1\r\nContent-Length: 900000\r\n\r\n").await;
     client.send(vec![b'x'; 900_000]).await;
     let answer = client.answer().await.unwrap();
     assert_eq!(answer.status, 400);
@@ -242,13 +198,7 @@ async fn a_websocket_is_a_tunnel_until_the_drain_ends() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut limits = crate::support::limits();
     limits.drain = std::time::Duration::from_millis(1);
-    let proxy = Proxy::with(
-        listener.local_addr().unwrap(),
-        limits,
-        crate::support::times(),
-        &[],
-    )
-    .await;
+    let proxy = Proxy::with(listener.local_addr().unwrap(), limits, crate::support::times(), &[]).await;
     let mut client = proxy.connect().await;
     client
         .send(
@@ -267,10 +217,7 @@ async fn a_websocket_is_a_tunnel_until_the_drain_ends() {
         .await;
     client.read_until(b"\n\n hello").await;
     let text = String::from_utf8_lossy(&client.buffer).to_ascii_lowercase();
-    assert!(
-        text.starts_with("http/1.1 101 ") && text.contains("upgrade: websocket\r\n"),
-        "{text}"
-    );
+    assert!(text.starts_with("http/1.1 101 ") && text.contains("upgrade: websocket\r\n"), "{text}");
     // Bytes that no HTTP reader would take.
     client.send(b"\n\0\r\n from the client").await;
     upstream.read_until(b"\n\0\r\n from the client").await;

@@ -8,9 +8,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
-use onceward_server::proxy::{
-    self, Limits, Passthrough, PassthroughTimes, Report, Trusted, Upstream, UpstreamOptions,
-};
+use onceward_server::proxy::{self, Limits, Passthrough, PassthroughTimes, Report, Trusted, Upstream, UpstreamOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
@@ -37,23 +35,11 @@ pub(crate) struct Proxy {
 
 impl Proxy {
     pub(crate) async fn before(upstream: SocketAddr) -> Self {
-        Self::with(
-            upstream,
-            Limits::default(),
-            PassthroughTimes::default(),
-            &[],
-        )
-        .await
+        Self::with(upstream, Limits::default(), PassthroughTimes::default(), &[]).await
     }
 
-    pub(crate) async fn with(
-        upstream: SocketAddr,
-        limits: Limits,
-        times: PassthroughTimes,
-        trusted: &[&str],
-    ) -> Self {
-        let upstream =
-            Upstream::new(&format!("http://{upstream}"), &UpstreamOptions::default()).unwrap();
+    pub(crate) async fn with(upstream: SocketAddr, limits: Limits, times: PassthroughTimes, trusted: &[&str]) -> Self {
+        let upstream = Upstream::new(&format!("http://{upstream}"), &UpstreamOptions::default()).unwrap();
         Self::around(Passthrough::new(upstream, times), limits, trusted).await
     }
 
@@ -73,11 +59,7 @@ impl Proxy {
         let task = tokio::spawn(proxy::serve(listener, service, limits, trusted, async {
             let _ = asked.await;
         }));
-        Self {
-            address,
-            shutdown,
-            task,
-        }
+        Self { address, shutdown, task }
     }
 
     /// Asks for the end and gives the report, once there is one.
@@ -87,11 +69,7 @@ impl Proxy {
     }
 
     pub(crate) async fn connect(&self) -> Client {
-        Client {
-            stream: TcpStream::connect(self.address).await.unwrap(),
-            buffer: Vec::new(),
-            proxy: None,
-        }
+        Client { stream: TcpStream::connect(self.address).await.unwrap(), buffer: Vec::new(), proxy: None }
     }
 }
 
@@ -133,11 +111,7 @@ impl Client {
     pub(crate) async fn accept(listener: &TcpListener) -> Self {
         let accepted = tokio::time::timeout(PATIENCE, listener.accept());
         let (stream, _) = accepted.await.expect("a connection").unwrap();
-        Self {
-            stream,
-            buffer: Vec::new(),
-            proxy: None,
-        }
+        Self { stream, buffer: Vec::new(), proxy: None }
     }
 
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
@@ -147,9 +121,7 @@ impl Client {
 
     /// The next answer, or `None` at the connection's end.
     pub(crate) async fn answer(&mut self) -> Option<Answer> {
-        tokio::time::timeout(PATIENCE, self.read_answer())
-            .await
-            .expect("an answer or an end")
+        tokio::time::timeout(PATIENCE, self.read_answer()).await.expect("an answer or an end")
     }
 
     async fn read_answer(&mut self) -> Option<Answer> {
@@ -158,23 +130,14 @@ impl Client {
                 break at + 4;
             }
             if !self.read_more().await {
-                assert!(
-                    self.buffer.is_empty(),
-                    "half an answer: {:?}",
-                    String::from_utf8_lossy(&self.buffer)
-                );
+                assert!(self.buffer.is_empty(), "half an answer: {:?}", String::from_utf8_lossy(&self.buffer));
                 return None;
             }
         };
-        let head =
-            String::from_utf8(self.buffer.drain(..head_end).collect()).expect("heads are ASCII");
+        let head = String::from_utf8(self.buffer.drain(..head_end).collect()).expect("heads are ASCII");
         let status = head[9..12].parse().expect("a status");
         if status < 200 {
-            return Some(Answer {
-                status,
-                head,
-                body: Vec::new(),
-            });
+            return Some(Answer { status, head, body: Vec::new() });
         }
         let length: usize = match fields(&head, "content-length")[..] {
             [length] => length.parse().expect("a length"),
@@ -196,24 +159,16 @@ impl Client {
     pub(crate) async fn read_until(&mut self, bytes: &[u8]) {
         let all = async {
             while find(&self.buffer, bytes).is_none() {
-                assert!(
-                    self.read_more().await,
-                    "the end came before {:?}",
-                    String::from_utf8_lossy(bytes)
-                );
+                assert!(self.read_more().await, "the end came before {:?}", String::from_utf8_lossy(bytes));
             }
         };
-        tokio::time::timeout(PATIENCE, all)
-            .await
-            .expect("the bytes");
+        tokio::time::timeout(PATIENCE, all).await.expect("the bytes");
     }
 }
 
 /// Where `needle` begins.
 pub(crate) fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    haystack
-        .windows(needle.len())
-        .position(|window| window == needle)
+    haystack.windows(needle.len()).position(|window| window == needle)
 }
 
 /// One request as an upstream got it.
@@ -244,10 +199,7 @@ pub(crate) struct Log {
 impl Recorder {
     pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let recorder = Self {
-            address: listener.local_addr().unwrap(),
-            log: Arc::default(),
-        };
+        let recorder = Self { address: listener.local_addr().unwrap(), log: Arc::default() };
         let log = Arc::clone(&recorder.log);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -269,9 +221,7 @@ async fn record(mut stream: TcpStream, log: Arc<Mutex<Log>>) {
             Ok(Some((received, used))) => {
                 buffer.drain(..used);
                 log.lock().unwrap().requests.push(received);
-                let _ = stream
-                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-                    .await;
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
             }
             Ok(None) => {
                 if !matches!(stream.read_buf(&mut buffer).await, Ok(read) if read > 0) {
@@ -304,10 +254,7 @@ fn strict(buffer: &[u8]) -> Result<Option<(Received, usize)>, String> {
         return Err(format!("not one Host in {head:?}"));
     }
     let rest = &buffer[head_end + 4..];
-    let (body, used) = match (
-        &fields(&head, "content-length")[..],
-        &fields(&head, "transfer-encoding")[..],
-    ) {
+    let (body, used) = match (&fields(&head, "content-length")[..], &fields(&head, "transfer-encoding")[..]) {
         ([], []) => (Vec::new(), 0),
         ([length], []) if length.bytes().all(|byte| byte.is_ascii_digit()) => {
             let length: usize = length.parse().map_err(|_| head.clone())?;
@@ -322,10 +269,7 @@ fn strict(buffer: &[u8]) -> Result<Option<(Received, usize)>, String> {
         },
         _ => return Err(format!("no single framing in {head:?}")),
     };
-    let received = Received {
-        head,
-        body: body.into(),
-    };
+    let received = Received { head, body: body.into() };
     Ok(Some((received, head_end + 4 + used)))
 }
 
