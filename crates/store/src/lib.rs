@@ -1,1 +1,3 @@
 //! Stores.
+#[cfg(feature = "embedded")]
+pub mod log;
