@@ -1,3 +1,199 @@
-//! Stores.
+//! Onceward's store contract, its stores, and the list of cases that every store passes.
+//!
+//! Stores do not decide. They compare and set, and return their own time; `onceward-core` decides
+//! on what they returned.
+//!
+//! # The contract
+//!
+//! Every implementation of [`Store`] keeps these rules; the conformance cases name them.
+//!
+//! - **S1** Each verb is one atomic step. Between its read and its write nobody else writes.
+//! - **S2** Each answer carries the store's own time of that step. No other clock counts, and it
+//!   never goes back, not across restarts either.
+//! - **S3** `insert` makes the record only where there is none, or where the one there has ended.
+//!   Otherwise it returns the record as it is. It is never an error that a record is there.
+//! - **S4** A new fence is larger than every fence that any record of the key ever had, whatever
+//!   happened between: takeover, release, forgetting, expiry, the clock set back.
+//! - **S5** `Holder(fence)` meets a record in flight under that fence, whatever its revision and
+//!   whether or not its lease is over. `Seen(fence, revision)` meets exactly the record that was read.
+//! - **S6** Every applied write raises the revision, renewals included.
+//! - **S7** A write that did not meet its record changes nothing and returns what is there.
+//! - **S8** A write ends in one of three ways: applied, not applied, unknown. Unknown is an error
+//!   with [`Applied::Unknown`], never folded into "failed".
+//! - **S9** What was answered is durable, to the degree that the store claims, before the answer.
+//! - **S10** A lease never deletes: a record in flight or unknown has no end of its own.
+//! - **S11** A settled record is there until its end, byte for byte, and gone for every verb after
+//!   it, without waiting for a sweep.
+//! - **S12** Reading changes nothing.
+//! - **S13** Damage is an error ([`Kind::Damaged`]), never an absence.
+//! - **S14** Full means that new claims are refused and nothing is evicted; holders still finish.
+//! - **S15** `watch` wakes after any write to the key since it was called; it may wake without one.
+//! - **S16** A session that is known to be over holds nothing: its records come back with their
+//!   lease over.
+//!
+//! # Layout
+//!
+//! [`memory`] the reference, [`embedded`] the durable store of one process over [`log`], `watch`
+//! the waking of waiters inside a process, [`conformance`] the cases.
+
+use std::{fmt, future::Future, pin::Pin, time::Duration};
+
+use onceward_core::{
+    cas::{Expect, Replacement},
+    key::RecordId,
+    record::{Facts, Fence, Micros, Record, Revision, Seen},
+};
+
+pub use self::error::{Applied, Kind, StoreError};
+pub use self::watch::Watch;
+
+#[cfg(feature = "embedded")]
+pub mod embedded;
+mod error;
 #[cfg(feature = "embedded")]
 pub mod log;
+pub mod memory;
+mod watch;
+
+/// What a verb returns: boxed, so that stores can be chosen at run time.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// What an insert found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Insert {
+    /// There was none; now there is.
+    Inserted {
+        /// Of the new record.
+        fence: Fence,
+        /// Store time.
+        now: Micros,
+    },
+    /// It was there.
+    Existing {
+        /// As it is.
+        record: Box<Record>,
+        /// Store time.
+        now: Micros,
+    },
+}
+
+/// What a conditional write found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// It met its record.
+    Applied {
+        /// Of the record now; of a removed one, its last.
+        fence: Fence,
+        /// Of the record now.
+        revision: Revision,
+        /// Store time.
+        now: Micros,
+    },
+    /// It did not; nothing has changed.
+    Lost {
+        /// What is there instead.
+        record: Option<Box<Record>>,
+        /// Store time.
+        now: Micros,
+    },
+}
+
+/// What a read found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Read {
+    /// The record, unless it has ended.
+    pub record: Option<Record>,
+    /// Store time.
+    pub now: Micros,
+}
+
+/// Which records a scan returns.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// In this state, as derived at the time of the scan.
+    pub state: Option<Seen>,
+    /// Of this route.
+    pub route: Option<String>,
+    /// Written at or after this time.
+    pub since: Option<Micros>,
+}
+
+impl Filter {
+    /// Whether it lets `record` through at `now`.
+    #[must_use]
+    pub fn admits(&self, record: &Record, now: Micros) -> bool {
+        self.state.is_none_or(|state| record.seen_at(now) == state)
+            && self.route.as_ref().is_none_or(|route| record.facts.route == *route)
+            && self.since.is_none_or(|since| record.stored.written_at >= since)
+    }
+}
+
+/// One page of a scan, in the order of the ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// At most as many as asked for.
+    pub records: Vec<(RecordId, Record)>,
+    /// Where to go on; `None` at the end.
+    pub next: Option<RecordId>,
+    /// Store time.
+    pub now: Micros,
+}
+
+/// What a sweep did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Ended records removed.
+    pub removed: u64,
+    /// Whether ended records may be left.
+    pub more: bool,
+}
+
+/// A store's own figures, for metrics and readiness.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Records that have not ended, or have not been noticed to.
+    pub records: u64,
+    /// In flight or unknown.
+    pub open: u64,
+    /// Bytes that records take, in memory or on disk.
+    pub bytes: u64,
+    /// Whether new claims are taken.
+    pub accepts_claims: bool,
+    /// What is not well, in words; empty where all is.
+    pub concerns: Vec<String>,
+}
+
+/// A place where records are kept. The rules are this crate's front page.
+pub trait Store: Send + Sync + fmt::Debug + 'static {
+    /// Its name in metrics and logs.
+    fn kind(&self) -> &'static str;
+
+    /// Makes the record in flight under a new fence, unless one is there. Repeatable with the
+    /// same claim id: then the record there is the caller's own.
+    fn insert<'a>(&'a self, id: RecordId, facts: &'a Facts, lease: Duration) -> Answer<'a, Insert>;
+
+    /// Replaces the record that `write.expect` means.
+    fn replace<'a>(&'a self, id: RecordId, write: &'a Replacement) -> Answer<'a, Write>;
+
+    /// Renews the holder's lease; never shortens it.
+    fn extend(&self, id: RecordId, holder: Fence, lease: Duration) -> Answer<'_, Write>;
+
+    /// Removes the record that `expect` means; its fence is remembered.
+    fn remove(&self, id: RecordId, expect: Expect) -> Answer<'_, Write>;
+
+    /// Reads.
+    fn get(&self, id: RecordId) -> Answer<'_, Read>;
+
+    /// Reads many: those after `after` that `filter` admits, at most `limit` (a bound on the
+    /// answer; a page may hold fewer and still have a next).
+    fn scan(&self, after: Option<RecordId>, limit: usize, filter: Filter) -> Answer<'_, Page>;
+
+    /// Removes at most `limit` ended records.
+    fn sweep(&self, limit: usize) -> Answer<'_, Swept>;
+
+    /// Wakes after the next write to the key.
+    fn watch(&self, id: RecordId) -> Watch;
+
+    /// The store's figures, without I/O.
+    fn stats(&self) -> Stats;
+}

@@ -79,10 +79,7 @@ pub(crate) fn u64_at(buffer: &[u8], at: usize) -> Option<u64> {
 /// Overwrites what stands at `at`. A buffer too short is a broken invariant of the writer.
 pub(crate) fn put(buffer: &mut [u8], at: usize, bytes: &[u8]) {
     let place = buffer.get_mut(at..at + bytes.len());
-    assert!(
-        place.is_some(),
-        "a header is written into a buffer that holds one"
-    );
+    assert!(place.is_some(), "a header is written into a buffer that holds one");
     if let Some(place) = place {
         place.copy_from_slice(bytes);
     }
@@ -107,10 +104,7 @@ pub(crate) fn mark_of(salt: u64) -> u64 {
 pub(crate) fn encode_frame(buffer: &mut Vec<u8>, frame: &Frame<'_>) {
     let start = buffer.len();
     let len = frame.payload.len();
-    assert!(
-        len <= PAYLOAD_BYTES_MAX,
-        "the caller has refused longer payloads"
-    );
+    assert!(len <= PAYLOAD_BYTES_MAX, "the caller has refused longer payloads");
     #[expect(clippy::cast_possible_truncation, reason = "asserted above")]
     let word = len as u32 | u32::from(frame.kind.to_byte()) << 24;
     buffer.extend_from_slice(&[0; 8]);
@@ -233,9 +227,7 @@ pub(crate) fn seal_batch(buffer: &mut [u8], seal: &Seal) -> u32 {
     let mut at = BATCH_HEADER;
     while let Some(head) = buffer.get(at..).and_then(FrameHead::decode) {
         let end = at + FRAME_HEADER + head.payload;
-        let check = buffer
-            .get(at + 8..end)
-            .map(|covered| xxh3_64_with_seed(covered, seal.salt));
+        let check = buffer.get(at + 8..end).map(|covered| xxh3_64_with_seed(covered, seal.salt));
         put(buffer, at, &check.unwrap_or_default().to_le_bytes());
         at += head.frame_len();
         count += 1;
@@ -243,10 +235,7 @@ pub(crate) fn seal_batch(buffer: &mut [u8], seal: &Seal) -> u32 {
     assert!(at == buffer.len(), "a batch is whole frames");
     let body = buffer.get(BATCH_HEADER..).unwrap_or_default();
     let body_check = xxh3_64_with_seed(body, seal.salt);
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "a batch fits a segment, which is at most 64 MiB"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "a batch fits a segment, which is at most 64 MiB")]
     let body_len = body.len() as u32;
     let mut head = [0; BATCH_HEADER];
     put(&mut head, 0, &mark_of(seal.salt).to_le_bytes());
@@ -273,27 +262,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const SEAL: Seal = Seal {
-        salt: 7,
-        sequence: 3,
-        time_us: 5,
-        fence_mark: 9,
-        oldest: 1,
-    };
+    const SEAL: Seal = Seal { salt: 7, sequence: 3, time_us: 5, fence_mark: 9, oldest: 1 };
 
     fn batch(payloads: &[Vec<u8>], salt: u64) -> Vec<u8> {
         let mut buffer = vec![0; BATCH_HEADER];
         for (number, payload) in payloads.iter().enumerate() {
             let id = [number as u8; 32];
-            encode_frame(
-                &mut buffer,
-                &Frame {
-                    kind: Kind::Put,
-                    id: &id,
-                    keep_until_s: 11,
-                    payload,
-                },
-            );
+            encode_frame(&mut buffer, &Frame { kind: Kind::Put, id: &id, keep_until_s: 11, payload });
         }
         seal_batch(&mut buffer, &Seal { salt, ..SEAL });
         buffer

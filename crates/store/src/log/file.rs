@@ -54,6 +54,8 @@ pub trait DiskFile: Send + Sync {
     fn write_synced_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
     /// Makes what was written durable.
     fn sync(&self) -> io::Result<()>;
+    /// Takes space for the first `len` bytes, where the file system can do that ahead of writing.
+    fn take_space(&self, len: u64) -> io::Result<()>;
     /// The file's length in bytes.
     fn len(&self) -> io::Result<u64>;
     /// Whether the file is empty.
@@ -104,33 +106,18 @@ impl Disk for Folder {
             let about = entry.metadata()?;
             let file = about.is_file();
             let len = if file { about.len() } else { 0 };
-            names.push(Name {
-                name: entry.file_name().to_string_lossy().into_owned(),
-                len,
-                file,
-            });
+            names.push(Name { name: entry.file_name().to_string_lossy().into_owned(), len, file });
         }
         Ok(names)
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        RealFile::open(
-            &self.path.join(name),
-            fs::OpenOptions::new().read(true).write(true),
-        )
+        RealFile::open(&self.path.join(name), fs::OpenOptions::new().read(true).write(true))
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let mut options = fs::OpenOptions::new();
-        RealFile::open(
-            &self.path.join(name),
-            options
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600),
-        )
+        RealFile::open(&self.path.join(name), options.read(true).write(true).create(true).truncate(true).mode(0o600))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -165,10 +152,7 @@ impl RealFile {
         let plain = options.open(path)?;
         let dsync = rustix::fs::OFlags::DSYNC.bits();
         let flags = i32::try_from(dsync).map_err(io::Error::other)?;
-        let synced = fs::OpenOptions::new()
-            .write(true)
-            .custom_flags(flags)
-            .open(path)?;
+        let synced = fs::OpenOptions::new().write(true).custom_flags(flags).open(path)?;
         Ok(Arc::new(Self { plain, synced }))
     }
 }
@@ -197,6 +181,13 @@ impl DiskFile for RealFile {
 
     fn sync(&self) -> io::Result<()> {
         self.plain.sync_all()
+    }
+
+    fn take_space(&self, len: u64) -> io::Result<()> {
+        match rustix::fs::fallocate(&self.plain, rustix::fs::FallocateFlags::empty(), 0, len) {
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
+            other => Ok(other?),
+        }
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -252,13 +243,6 @@ mod tests {
         let file = disk.create("a").unwrap();
         file.write_synced_at(b"hello", 3).unwrap();
         assert_eq!(read_vec(&*file, 0, 100).unwrap(), b"\0\0\0hello");
-        assert_eq!(
-            disk.list().unwrap(),
-            vec![Name {
-                name: "a".into(),
-                len: 8,
-                file: true
-            }]
-        );
+        assert_eq!(disk.list().unwrap(), vec![Name { name: "a".into(), len: 8, file: true }]);
     }
 }

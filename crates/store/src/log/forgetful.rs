@@ -96,10 +96,7 @@ impl Forgetful {
     }
 
     fn with(state: State) -> Arc<Self> {
-        Arc::new_cyclic(|this| Self {
-            state: Mutex::new(state),
-            this: this.clone(),
-        })
+        Arc::new_cyclic(|this| Self { state: Mutex::new(state), this: this.clone() })
     }
 
     /// How many steps there were.
@@ -126,12 +123,7 @@ impl Forgetful {
 
     pub(crate) fn used(&self) -> usize {
         let state = lock(&self.state);
-        state
-            .names
-            .values()
-            .filter_map(|at| state.files.get(*at))
-            .map(|file| file.live.len())
-            .sum()
+        state.names.values().filter_map(|at| state.files.get(*at)).map(|file| file.live.len()).sum()
     }
 
     pub(crate) fn stopped(&self) -> bool {
@@ -158,16 +150,8 @@ impl Forgetful {
         }
         Self::with(State {
             files,
-            durable_names: if crash == Crash::Power {
-                names.clone()
-            } else {
-                state.durable_names.clone()
-            },
-            changes: if crash == Crash::Power {
-                Vec::new()
-            } else {
-                state.changes.clone()
-            },
+            durable_names: if crash == Crash::Power { names.clone() } else { state.durable_names.clone() },
+            changes: if crash == Crash::Power { Vec::new() } else { state.changes.clone() },
             names,
             random: state.random.clone(),
             steps: 0,
@@ -206,11 +190,7 @@ impl Forgetful {
 
     pub(crate) fn replace(&self, name: &str, bytes: Vec<u8>) {
         let state = &mut *lock(&self.state);
-        state.files.push(Content {
-            live: bytes.clone(),
-            durable: bytes,
-            pending: Vec::new(),
-        });
+        state.files.push(Content { live: bytes.clone(), durable: bytes, pending: Vec::new() });
         let at = state.files.len() - 1;
         state.names.insert(name.into(), at);
         state.durable_names.insert(name.into(), at);
@@ -280,10 +260,7 @@ impl State {
             self.stopped = true;
             return Ok(Fate::Stops);
         }
-        Ok(self
-            .fail_at
-            .get(&step)
-            .map_or(Fate::Done, |errno| Fate::Fails(*errno)))
+        Ok(self.fail_at.get(&step).map_or(Fate::Done, |errno| Fate::Fails(*errno)))
     }
 
     fn gone() -> io::Error {
@@ -313,29 +290,13 @@ impl Disk for Forgetful {
     fn list(&self) -> io::Result<Vec<Name>> {
         let state = lock(&self.state);
         let len = |at: &usize| state.files[*at].live.len() as u64;
-        Ok(state
-            .names
-            .iter()
-            .map(|(name, at)| Name {
-                name: name.clone(),
-                len: len(at),
-                file: true,
-            })
-            .collect())
+        Ok(state.names.iter().map(|(name, at)| Name { name: name.clone(), len: len(at), file: true }).collect())
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        let at = lock(&self.state)
-            .names
-            .get(name)
-            .copied()
-            .ok_or(io::ErrorKind::NotFound)?;
+        let at = lock(&self.state).names.get(name).copied().ok_or(io::ErrorKind::NotFound)?;
         let disk = self.this.upgrade().ok_or(io::ErrorKind::NotFound)?;
-        Ok(Arc::new(File {
-            disk,
-            at,
-            name: name.into(),
-        }))
+        Ok(Arc::new(File { disk, at, name: name.into() }))
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
@@ -349,11 +310,7 @@ impl Disk for Forgetful {
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut state = lock(&self.state);
-        let at = state
-            .names
-            .get(from)
-            .copied()
-            .ok_or(io::ErrorKind::NotFound)?;
+        let at = state.names.get(from).copied().ok_or(io::ErrorKind::NotFound)?;
         state.change(Change::Put(to.into(), at))
     }
 
@@ -442,11 +399,7 @@ impl DiskFile for File {
             }
             Fate::Stops => {
                 // Killed in the write, or between the write and its sync.
-                let len = if state.random.below(2) == 0 {
-                    len
-                } else {
-                    state.random.below(len + 1)
-                };
+                let len = if state.random.below(2) == 0 { len } else { state.random.below(len + 1) };
                 lay(&mut file.live, at, &bytes[..len]);
                 file.pending.push((at, bytes[..len].to_vec()));
                 Err(State::gone())
@@ -484,6 +437,14 @@ impl DiskFile for File {
                 Err(io::Error::from_raw_os_error(errno))
             }
         }
+    }
+
+    fn take_space(&self, len: u64) -> io::Result<()> {
+        let used = self.disk.used();
+        if used + len as usize > lock(&self.disk.state).space {
+            return Err(io::Error::from_raw_os_error(28));
+        }
+        Ok(())
     }
 
     fn len(&self) -> io::Result<u64> {

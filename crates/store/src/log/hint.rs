@@ -30,42 +30,24 @@ pub(crate) fn hint_name(number: u32) -> String {
 
 /// The segment a file name is the hint of.
 pub(crate) fn hinted(name: &str) -> Option<u32> {
-    name.strip_prefix("hint-")
-        .filter(|digits| digits.len() == 10)?
-        .parse()
-        .ok()
+    name.strip_prefix("hint-").filter(|digits| digits.len() == 10)?.parse().ok()
 }
 
 /// Reads a sealed segment and writes its hint. False where the segment is not as `ending` has it, which then gets none.
-pub(crate) fn write_hint(
-    disk: &dyn Disk,
-    segment: &Segment,
-    ending: &Ending,
-    sequence: u64,
-) -> io::Result<bool> {
+pub(crate) fn write_hint(disk: &dyn Disk, segment: &Segment, ending: &Ending, sequence: u64) -> io::Result<bool> {
     let mut entries: Vec<Entry> = Vec::new();
     let mut latest: HashMap<[u8; 16], usize> = HashMap::new();
-    let mut scan = Scan::new(
-        &*segment.file,
-        segment.number,
-        segment.salt,
-        ending.end,
-        sequence,
-    );
+    let mut scan = Scan::new(&*segment.file, segment.number, segment.salt, ending.end, sequence);
     // Only the last frame of an id matters: whoever reads the hint would let it win anyway.
-    scan.run(
-        &mut |entry| match latest.get(&entry.id).and_then(|at| entries.get_mut(*at)) {
-            Some(earlier) => *earlier = entry,
-            None => {
-                latest.insert(entry.id, entries.len());
-                entries.push(entry);
-            }
-        },
-    )?;
+    scan.run(&mut |entry| match latest.get(&entry.id).and_then(|at| entries.get_mut(*at)) {
+        Some(earlier) => *earlier = entry,
+        None => {
+            latest.insert(entry.id, entries.len());
+            entries.push(entry);
+        }
+    })?;
     let progress = scan.progress;
-    if (progress.end, progress.digest, progress.frames)
-        != (ending.end, ending.digest, ending.frames)
-    {
+    if (progress.end, progress.digest, progress.frames) != (ending.end, ending.digest, ending.frames) {
         return Ok(false);
     }
     let bytes = encode(&entries, ending);
@@ -89,13 +71,7 @@ fn encode(entries: &[Entry], ending: &Ending) -> Vec<u8> {
     }
     put(&mut bytes, 0, MAGIC);
     put(&mut bytes, 8, &FORMAT.to_le_bytes());
-    put(
-        &mut bytes,
-        12,
-        &u32::try_from(entries.len())
-            .unwrap_or_default()
-            .to_le_bytes(),
-    );
+    put(&mut bytes, 12, &u32::try_from(entries.len()).unwrap_or_default().to_le_bytes());
     put(&mut bytes, 16, &ending.number.to_le_bytes());
     put(&mut bytes, 20, &ending.frames.to_le_bytes());
     put(&mut bytes, 24, &ending.salt.to_le_bytes());
@@ -141,10 +117,7 @@ fn decode(bytes: &[u8], ending: &Ending) -> Option<Vec<Entry>> {
                 id: array(entry, 0)?,
                 kind: Kind::from_byte((word >> 24) as u8)?,
                 keep_until_s: u32_at(entry, 24)?,
-                position: Position {
-                    segment: ending.number,
-                    offset: u32_at(entry, 16)?,
-                },
+                position: Position { segment: ending.number, offset: u32_at(entry, 16)? },
                 len: (word & 0x00ff_ffff) as usize * ALIGN,
             })
         })

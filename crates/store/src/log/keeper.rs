@@ -21,9 +21,7 @@ pub(crate) fn clear(disk: &dyn Disk) -> io::Result<()> {
     for entry in disk.list()? {
         let made = entry.name.strip_suffix(NEW);
         let ours = made.is_some_and(|made| {
-            super::segment::slot_of(made).is_some()
-                || hinted(made).is_some()
-                || made.starts_with("onceward-lo")
+            super::segment::slot_of(made).is_some() || hinted(made).is_some() || made.starts_with("onceward-lo")
         });
         if entry.file && ours {
             disk.remove(&entry.name)?;
@@ -61,15 +59,15 @@ pub(crate) fn make_spare<T>(shared: &Shared<T>) -> io::Result<()> {
 
 fn fill<T>(shared: &Shared<T>, slot: u32) -> io::Result<Arc<dyn DiskFile>> {
     let disk = &*shared.disk;
-    if shared.table.len() as u64 + lock(&shared.slots).free.len() as u64
-        >= u64::from(shared.options.segments_max)
-    {
+    if shared.table.len() as u64 + lock(&shared.slots).free.len() as u64 >= u64::from(shared.options.segments_max) {
         return Err(io::ErrorKind::StorageFull.into());
     }
     let name = slot_name(slot);
     let new = format!("{name}{NEW}");
     let written = || {
         let file = disk.create(&new)?;
+        // Want of space shows here, at once, not after most of the file has been written.
+        file.take_space(u64::from(shared.options.segment_bytes))?;
         let zeros = vec![0; ZEROS.min(shared.options.segment_bytes as usize)];
         let mut at = 0;
         while at < shared.options.segment_bytes as usize {
@@ -112,10 +110,7 @@ impl<T> Keeper<T> {
     }
 
     pub(crate) fn new(shared: Arc<Shared<T>>) -> Self {
-        Self {
-            shared,
-            retry_at: None,
-        }
+        Self { shared, retry_at: None }
     }
 
     /// Works until the log is closed.
@@ -143,11 +138,7 @@ impl<T> Keeper<T> {
         if due && slots.free.len() + slots.leaving.len() < options.spares_min {
             drop(slots);
             let made = make_spare(&self.shared).is_ok();
-            self.retry_at = if made {
-                None
-            } else {
-                Instant::now().checked_add(RETRY_EVERY)
-            };
+            self.retry_at = if made { None } else { Instant::now().checked_add(RETRY_EVERY) };
             return Step::Done;
         }
         if let Some((segment, ending, sequence)) = slots.unhinted.pop_front() {
@@ -156,10 +147,7 @@ impl<T> Keeper<T> {
             match write_hint(disk, &segment, &ending, sequence) {
                 Ok(true) => {}
                 // Dropped meanwhile, or damaged: whoever reads it next will tell.
-                Ok(false) => tracing::debug!(
-                    segment = segment.number,
-                    "no hint for a segment that is not as it was"
-                ),
+                Ok(false) => tracing::debug!(segment = segment.number, "no hint for a segment that is not as it was"),
                 Err(error) => {
                     tracing::warn!(segment = segment.number, %error, "a hint could not be written")
                 }
@@ -179,10 +167,7 @@ impl<T> Keeper<T> {
             drop(slots);
             drop(file);
             let disk = &*self.shared.disk;
-            if let Err(error) = disk
-                .remove(&slot_name(slot))
-                .and_then(|()| disk.sync_folder())
-            {
+            if let Err(error) = disk.remove(&slot_name(slot)).and_then(|()| disk.sync_folder()) {
                 tracing::warn!(%error, "a free log segment could not be removed");
             }
             return Step::Done;

@@ -23,11 +23,7 @@ impl Holder {
     ///
     /// Errors: the file system's.
     pub fn of(folder: &Path) -> io::Result<Option<Self>> {
-        let file = match fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(folder.join(LOCK))
-        {
+        let file = match fs::OpenOptions::new().read(true).write(true).open(folder.join(LOCK)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
@@ -90,26 +86,15 @@ impl LockFile {
     ///
     /// Errors: [`LockError::Held`] while another process (or another handle of this one) has it.
     pub fn take(folder: &Path) -> Result<Self, LockError> {
-        let failed = |source| LockError::Io {
-            folder: folder.to_owned(),
-            source,
-        };
+        let failed = |source| LockError::Io { folder: folder.to_owned(), source };
         let mut options = fs::OpenOptions::new();
-        let file = options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(folder.join(LOCK))
-            .map_err(failed)?;
+        let file =
+            options.read(true).write(true).create(true).truncate(false).open(folder.join(LOCK)).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => {
                 let holder = Holder::read(&file).map_err(failed)?;
-                return Err(LockError::Held {
-                    folder: folder.to_owned(),
-                    holder,
-                });
+                return Err(LockError::Held { folder: folder.to_owned(), holder });
             }
             Err(fs::TryLockError::Error(error)) => return Err(failed(error)),
         }
@@ -145,21 +130,10 @@ mod tests {
         assert_eq!(Holder::of(folder.path()).unwrap(), None);
         let lock = LockFile::take(folder.path()).unwrap();
         let refused = LockFile::take(folder.path()).unwrap_err();
-        assert!(
-            refused
-                .to_string()
-                .contains(&format!("process {}", std::process::id())),
-            "{refused}"
-        );
+        assert!(refused.to_string().contains(&format!("process {}", std::process::id())), "{refused}");
         lock.set_admin("127.0.0.1:8081").unwrap();
         let holder = Holder::of(folder.path()).unwrap().unwrap();
-        assert_eq!(
-            holder,
-            Holder {
-                pid: std::process::id(),
-                admin: Some("127.0.0.1:8081".into())
-            }
-        );
+        assert_eq!(holder, Holder { pid: std::process::id(), admin: Some("127.0.0.1:8081".into()) });
         drop(lock);
         assert_eq!(Holder::of(folder.path()).unwrap(), None);
         LockFile::take(folder.path()).unwrap();

@@ -34,9 +34,11 @@ mod tests;
 mod writer;
 
 use std::io;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use bytes::Bytes;
 
 pub use batch::{Frame, Kind, PAYLOAD_BYTES_MAX};
 pub use file::{Disk, DiskFile, Folder, Keeps, Name, keeps};
@@ -102,10 +104,7 @@ pub struct Position {
 impl Position {
     pub(crate) fn new(segment: u32, offset: u64) -> Self {
         // A segment is at most 64 MiB.
-        Self {
-            segment,
-            offset: u32::try_from(offset).unwrap_or(u32::MAX),
-        }
+        Self { segment, offset: u32::try_from(offset).unwrap_or(u32::MAX) }
     }
 }
 
@@ -134,7 +133,7 @@ pub struct Record {
     /// Until when it counts, in seconds; 0: always.
     pub keep_until_s: u32,
     /// What was written.
-    pub payload: Vec<u8>,
+    pub payload: Bytes,
 }
 
 /// How a batch ended.
@@ -284,10 +283,7 @@ pub enum OpenError {
 
 impl OpenError {
     pub(crate) fn io(disk: &dyn Disk, name: &str, source: io::Error) -> Self {
-        Self::Io {
-            file: disk.locate(name),
-            source,
-        }
+        Self::Io { file: disk.locate(name), source }
     }
 }
 
@@ -382,11 +378,11 @@ impl Opened {
         &self.found.report
     }
 
-    /// Begins to write. `fence_mark` is where [`Log::raise_fence_mark`] goes on from.
+    /// Begins to write. `open` says how many claims are open, for the pause between commits.
     ///
     /// Errors: the log's first segment, or a thread, could not be made.
-    pub fn start<T: Send + 'static>(self, clock: Clock, sink: Sink<T>) -> io::Result<Log<T>> {
-        let (log, mut writer, mut keeper) = self.prepare(clock, sink)?;
+    pub fn start<T: Send + 'static>(self, clock: Clock, open: Arc<AtomicUsize>, sink: Sink<T>) -> io::Result<Log<T>> {
+        let (log, mut writer, mut keeper) = self.prepare(clock, open, sink)?;
         writer.waits_for_spares(true);
         let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let threads = vec![
@@ -401,18 +397,12 @@ impl Opened {
     pub(crate) fn prepare<T: Send + 'static>(
         self,
         clock: Clock,
+        open: Arc<AtomicUsize>,
         sink: Sink<T>,
     ) -> io::Result<(Log<T>, Writer<T>, Keeper<T>)> {
-        let (shared, writer) = Writer::new(self.disk, self.options, self.found, clock, sink)?;
+        let (shared, writer) = Writer::new(self.disk, self.options, self.found, clock, open, sink)?;
         let keeper = Keeper::new(Arc::clone(&shared));
-        Ok((
-            Log {
-                shared,
-                threads: Mutex::new(Vec::new()),
-            },
-            writer,
-            keeper,
-        ))
+        Ok((Log { shared, threads: Mutex::new(Vec::new()) }, writer, keeper))
     }
 }
 
@@ -429,11 +419,7 @@ impl<T: Send + 'static> Log<T> {
     /// The caller holds the folder's [`LockFile`].
     ///
     /// Errors: [`OpenError`].
-    pub fn open(
-        disk: Arc<dyn Disk>,
-        options: Options,
-        show: &mut dyn FnMut(Entry),
-    ) -> Result<Opened, OpenError> {
+    pub fn open(disk: Arc<dyn Disk>, options: Options, show: &mut dyn FnMut(Entry)) -> Result<Opened, OpenError> {
         let size = options.segment_bytes;
         if !(4 * HEADER_ROOM..=64 << 20).contains(&size) || !size.is_multiple_of(4096) {
             return Err(OpenError::SegmentBytes(size));
@@ -441,15 +427,8 @@ impl<T: Send + 'static> Log<T> {
         keeper::clear(&*disk).map_err(|source| OpenError::io(&*disk, "", source))?;
         let chain = recovery::open_chain(&*disk, size, options.accept_loss)?;
         let found = recovery::recover(&*disk, chain, options.accept_loss, show)?;
-        let options = Options {
-            segment_bytes: found.chain.segment_bytes,
-            ..options
-        };
-        Ok(Opened {
-            disk,
-            options,
-            found,
-        })
+        let options = Options { segment_bytes: found.chain.segment_bytes, ..options };
+        Ok(Opened { disk, options, found })
     }
 
     /// Queues a frame for the next batch; what was queued before it comes before it. The sink gets `ticket` back.
@@ -464,21 +443,10 @@ impl<T: Send + 'static> Log<T> {
     ///
     /// Errors: [`ReadError`].
     pub fn read(&self, position: Position, len: usize, id: &[u8; 16]) -> Result<Record, ReadError> {
-        let segment = self
-            .shared
-            .table
-            .get(position.segment)
-            .ok_or(ReadError::Gone)?;
+        let segment = self.shared.table.get(position.segment).ok_or(ReadError::Gone)?;
         let file = || self.shared.disk.locate(&segment::slot_name(segment.slot));
-        let bytes = read_vec(
-            &*segment.file,
-            u64::from(position.offset),
-            len.max(FRAME_HEADER),
-        );
-        let mut bytes = bytes.map_err(|source| ReadError::Io {
-            file: file(),
-            source,
-        })?;
+        let bytes = read_vec(&*segment.file, u64::from(position.offset), len.max(FRAME_HEADER));
+        let mut bytes = bytes.map_err(|source| ReadError::Io { file: file(), source })?;
         let found = decode_frame(&bytes, segment.salt).filter(|(head, _)| head.id.starts_with(id));
         let Some((head, _)) = found else {
             // Its slot may have gone to another segment while it was read.
@@ -486,20 +454,12 @@ impl<T: Send + 'static> Log<T> {
             return Err(if gone {
                 ReadError::Gone
             } else {
-                ReadError::Damaged {
-                    file: file(),
-                    offset: position.offset,
-                }
+                ReadError::Damaged { file: file(), offset: position.offset }
             });
         };
         bytes.truncate(FRAME_HEADER + head.payload);
-        let payload = bytes.split_off(FRAME_HEADER);
-        Ok(Record {
-            kind: head.kind,
-            id: head.id,
-            keep_until_s: head.keep_until_s,
-            payload,
-        })
+        let payload = Bytes::from(bytes).slice(FRAME_HEADER..);
+        Ok(Record { kind: head.kind, id: head.id, keep_until_s: head.keep_until_s, payload })
     }
 
     /// Shows the frames of one segment that counts, in order. Blocks; at most a segment's length is read.
@@ -527,16 +487,24 @@ impl<T: Send + 'static> Log<T> {
         self.shared.fence_mark.fetch_max(fence, Ordering::Relaxed);
     }
 
-    /// Says how many claims are open, for the pause between commits.
-    pub fn set_open(&self, claims: usize) {
-        self.shared.open.store(claims, Ordering::Relaxed);
+    /// Whether there is space for new claims: a segment to go on in, or one in the making. Where none can be made, what
+    /// is left of the present segment is kept for completions. The next one is made as soon as this one is begun, and
+    /// its space is taken first of all, so that nearly all of this one is left when that fails.
+    #[must_use]
+    pub fn has_space(&self) -> bool {
+        self.shared.has_space()
     }
 
-    /// Whether new claims should be taken: there is a segment to go on in, or there is one in the making and room
-    /// until then. What is left of the present segment is kept for completions.
+    /// Whether the log waits to be opened anew after an error. What is appended meanwhile is told to be not written.
     #[must_use]
-    pub fn accepts_claims(&self) -> bool {
-        self.shared.accepts_claims()
+    pub fn is_broken(&self) -> bool {
+        self.shared.is_broken()
+    }
+
+    /// Size of a segment in bytes.
+    #[must_use]
+    pub fn segment_bytes(&self) -> u32 {
+        self.shared.options.segment_bytes
     }
 
     /// Counters and gauges.

@@ -13,9 +13,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 use super::file::{Disk, DiskFile, read_vec};
 use super::hint::read_hint;
 use super::scan::{Progress, Scan, Stop};
-use super::segment::{
-    CHAIN, Chain, ChainError, Ending, HEADER_ROOM, Header, HeaderCopy, Segment, slot_name, slot_of,
-};
+use super::segment::{CHAIN, Chain, ChainError, Ending, HEADER_ROOM, Header, HeaderCopy, Segment, slot_name, slot_of};
 use super::{Cut, Entry, LOCK, Loss, OpenError, OpenReport};
 
 /// Where accepted losses are written down.
@@ -45,52 +43,30 @@ pub(crate) struct Found {
 ///
 /// Entries that begin with `onceward`, and those that begin with a dot or belong to the file system, are no concern of
 /// the log's.
-pub(crate) fn open_chain(
-    disk: &dyn Disk,
-    segment_bytes: u32,
-    accept_loss: bool,
-) -> Result<Chain, OpenError> {
-    let names = disk
-        .list()
-        .map_err(|source| OpenError::io(disk, "", source))?;
+pub(crate) fn open_chain(disk: &dyn Disk, segment_bytes: u32, accept_loss: bool) -> Result<Chain, OpenError> {
+    let names = disk.list().map_err(|source| OpenError::io(disk, "", source))?;
     let has = |name: &str| names.iter().any(|entry| entry.name == name);
-    let ours = names
-        .iter()
-        .find(|entry| entry.file && slot_of(&entry.name).is_some());
+    let ours = names.iter().find(|entry| entry.file && slot_of(&entry.name).is_some());
     if has(CHAIN) {
         match Chain::read(disk) {
             Ok(chain) => return Ok(chain),
             Err(ChainError::Io(source)) => return Err(OpenError::io(disk, CHAIN, source)),
             Err(ChainError::Newer(format)) => {
-                return Err(OpenError::Newer {
-                    file: disk.locate(CHAIN),
-                    format,
-                });
+                return Err(OpenError::Newer { file: disk.locate(CHAIN), format });
             }
             Err(ChainError::Bad) if accept_loss => {}
             Err(ChainError::Bad) => {
                 let what = "the chain file is damaged";
-                return Err(OpenError::Damaged {
-                    file: disk.locate(CHAIN),
-                    offset: 0,
-                    what,
-                });
+                return Err(OpenError::Damaged { file: disk.locate(CHAIN), offset: 0, what });
             }
         }
     } else if let Some(slot) = ours {
         if !accept_loss {
             let what = "segments without the chain file";
-            return Err(OpenError::Damaged {
-                file: disk.locate(&slot.name),
-                offset: 0,
-                what,
-            });
+            return Err(OpenError::Damaged { file: disk.locate(&slot.name), offset: 0, what });
         }
     } else if let Some(foreign) = names.iter().find(|entry| !harmless(&entry.name)) {
-        return Err(OpenError::NotALog {
-            folder: disk.locate(""),
-            found: foreign.name.clone(),
-        });
+        return Err(OpenError::NotALog { folder: disk.locate(""), found: foreign.name.clone() });
     }
     Chain::make(disk, segment_bytes).map_err(|source| OpenError::io(disk, CHAIN, source))
 }
@@ -135,13 +111,7 @@ impl Carried {
     /// Whether its first batch is there.
     fn holds_a_batch(&self) -> io::Result<bool> {
         let room = u64::from(self.header.segment_bytes - HEADER_ROOM);
-        let mut scan = Scan::new(
-            &*self.file,
-            self.header.number,
-            self.header.salt,
-            room,
-            self.header.sequence,
-        );
+        let mut scan = Scan::new(&*self.file, self.header.number, self.header.salt, room, self.header.sequence);
         scan.run(&mut |_| {})?;
         Ok(scan.progress.last_batch.is_some())
     }
@@ -172,8 +142,7 @@ pub(crate) fn recover(
         let mut entries = Vec::new();
         let read = judge.read_segment(&newest, None, u64::MAX, &mut |entry| entries.push(entry))?;
         let last = read.progress;
-        make_certain(&newest, &last)
-            .map_err(|source| OpenError::io(disk, &slot_name(newest.slot), source))?;
+        make_certain(&newest, &last).map_err(|source| OpenError::io(disk, &slot_name(newest.slot), source))?;
         found.sequence = last.sequence;
         found.oldest = newest.header.oldest.max(last.oldest);
         found.report.time_us = newest.header.time_us.max(last.time_us);
@@ -181,9 +150,7 @@ pub(crate) fn recover(
         if found.chain.last.0 > newest.header.number {
             judge.missing(found.chain.last, found.report.time_us, u64::MAX)?;
         }
-        for (carried, ending, time_next) in
-            link(&newest.header, found.oldest, &mut slots, &mut judge)?
-        {
+        for (carried, ending, time_next) in link(&newest.header, found.oldest, &mut slots, &mut judge)? {
             let hint = ending.as_ref().and_then(|ending| read_hint(disk, ending));
             let ending = if let (Some(ending), Some(hint)) = (ending, hint) {
                 hint.into_iter().for_each(&mut *show);
@@ -233,20 +200,9 @@ struct Slots {
     number_next: u32,
 }
 
-fn read_slots(
-    disk: &dyn Disk,
-    chain: &mut Chain,
-    judge: &mut Judge<'_>,
-) -> Result<Slots, OpenError> {
-    let mut slots = Slots {
-        carried: BTreeMap::new(),
-        free: Vec::new(),
-        slot_next: 0,
-        number_next: 1,
-    };
-    let mut names = disk
-        .list()
-        .map_err(|source| OpenError::io(disk, "", source))?;
+fn read_slots(disk: &dyn Disk, chain: &mut Chain, judge: &mut Judge<'_>) -> Result<Slots, OpenError> {
+    let mut slots = Slots { carried: BTreeMap::new(), free: Vec::new(), slot_next: 0, number_next: 1 };
+    let mut names = disk.list().map_err(|source| OpenError::io(disk, "", source))?;
     names.sort_by(|one, other| one.name.cmp(&other.name));
     for entry in names {
         let Some(slot) = slot_of(&entry.name).filter(|_| entry.file) else {
@@ -258,23 +214,16 @@ fn read_slots(
         let (front, back) = Header::read(&*file, chain.segment_bytes).map_err(io)?;
         let header = match (front, back) {
             (HeaderCopy::Newer(format), _) | (_, HeaderCopy::Newer(format)) => {
-                return Err(OpenError::Newer {
-                    file: disk.locate(&entry.name),
-                    format,
-                });
+                return Err(OpenError::Newer { file: disk.locate(&entry.name), format });
             }
-            (HeaderCopy::Valid(front), HeaderCopy::Valid(back)) if front == back => {
-                Some((front, false))
-            }
+            (HeaderCopy::Valid(front), HeaderCopy::Valid(back)) if front == back => Some((front, false)),
             // The copy at the end is written first: its new segment got no batch, and the old one counted no longer.
             (HeaderCopy::Valid(_), HeaderCopy::Valid(back)) => {
                 slots.number_next = slots.number_next.max(back.number + 1);
                 None
             }
             (HeaderCopy::Valid(header), HeaderCopy::Blank | HeaderCopy::Bad)
-            | (HeaderCopy::Blank | HeaderCopy::Bad, HeaderCopy::Valid(header)) => {
-                Some((header, true))
-            }
+            | (HeaderCopy::Blank | HeaderCopy::Bad, HeaderCopy::Valid(header)) => Some((header, true)),
             (HeaderCopy::Blank, HeaderCopy::Blank | HeaderCopy::Bad) => None,
             (HeaderCopy::Bad, HeaderCopy::Blank | HeaderCopy::Bad) => {
                 judge.refuse(&entry.name, 0, "both headers of a segment are damaged")?;
@@ -288,11 +237,7 @@ fn read_slots(
         if header.log_id != chain.log_id {
             if !judge.accept_loss || chain.last.0 != 0 {
                 let what = "a segment of another log";
-                return Err(OpenError::Damaged {
-                    file: disk.locate(&entry.name),
-                    offset: 0,
-                    what,
-                });
+                return Err(OpenError::Damaged { file: disk.locate(&entry.name), offset: 0, what });
             }
             // The chain file was made anew; its segments know what it said.
             chain.log_id = header.log_id;
@@ -304,15 +249,7 @@ fn read_slots(
             slots.free.push((slot, file));
             continue;
         }
-        slots.carried.insert(
-            header.number,
-            Carried {
-                slot,
-                header,
-                file,
-                half,
-            },
-        );
+        slots.carried.insert(header.number, Carried { slot, header, file, half });
     }
     Ok(slots)
 }
@@ -337,11 +274,7 @@ fn link(
                     judge.refuse(&slot_name(other.slot), 0, what)?;
                     slots.free.push((other.slot, other.file));
                 }
-                let below = slots
-                    .carried
-                    .range(oldest..wanted.number)
-                    .next_back()
-                    .map(|(number, _)| *number);
+                let below = slots.carried.range(oldest..wanted.number).next_back().map(|(number, _)| *number);
                 let below = below.and_then(|number| slots.carried.remove(&number));
                 let time = below.as_ref().map_or(0, |below| below.header.time_us);
                 judge.missing((wanted.number, wanted.salt), time, time_next)?;
@@ -359,11 +292,7 @@ fn link(
     links.reverse();
     // What the chain does not name was dropped, or given up before its first batch.
     for (number, rest) in std::mem::take(&mut slots.carried) {
-        if number >= oldest
-            && rest
-                .holds_a_batch()
-                .map_err(|source| judge.io(&slot_name(rest.slot), source))?
-        {
+        if number >= oldest && rest.holds_a_batch().map_err(|source| judge.io(&slot_name(rest.slot), source))? {
             judge.refuse(
                 &slot_name(rest.slot),
                 u64::from(HEADER_ROOM),
@@ -396,13 +325,7 @@ struct Judge<'a> {
 impl<'a> Judge<'a> {
     fn read(disk: &'a dyn Disk, accept_loss: bool) -> Result<Self, OpenError> {
         let known = read_losses(disk).map_err(|source| OpenError::io(disk, LOSSES, source))?;
-        Ok(Self {
-            disk,
-            accept_loss,
-            known,
-            new: Vec::new(),
-            cut: None,
-        })
+        Ok(Self { disk, accept_loss, known, new: Vec::new(), cut: None })
     }
 
     fn io(&self, name: &str, source: io::Error) -> OpenError {
@@ -414,44 +337,19 @@ impl<'a> Judge<'a> {
         if self.accept_loss {
             return Ok(());
         }
-        Err(OpenError::Damaged {
-            file: self.disk.locate(name),
-            offset,
-            what,
-        })
+        Err(OpenError::Damaged { file: self.disk.locate(name), offset, what })
     }
 
     /// A segment of the chain is not there.
-    fn missing(
-        &mut self,
-        (number, salt): (u32, u64),
-        after_us: u64,
-        before_us: u64,
-    ) -> Result<(), OpenError> {
-        if self
-            .known
-            .iter()
-            .any(|loss| loss.segment == number && loss.salt == salt && loss.from == 0)
-        {
+    fn missing(&mut self, (number, salt): (u32, u64), after_us: u64, before_us: u64) -> Result<(), OpenError> {
+        if self.known.iter().any(|loss| loss.segment == number && loss.salt == salt && loss.from == 0) {
             return Ok(());
         }
         if !self.accept_loss {
-            return Err(OpenError::Missing {
-                folder: self.disk.locate(""),
-                segment: number,
-            });
+            return Err(OpenError::Missing { folder: self.disk.locate(""), segment: number });
         }
         let file = "a segment that is missing".to_owned();
-        self.new.push(Loss {
-            file,
-            segment: number,
-            salt,
-            from: 0,
-            to: 0,
-            sequence: 0,
-            after_us,
-            before_us,
-        });
+        self.new.push(Loss { file, segment: number, salt, from: 0, to: 0, sequence: 0, after_us, before_us });
         Ok(())
     }
 
@@ -468,13 +366,7 @@ impl<'a> Judge<'a> {
         let name = slot_name(carried.slot);
         let room = u64::from(header.segment_bytes - HEADER_ROOM);
         let limit = ending.map_or(room, |ending| ending.end);
-        let mut scan = Scan::new(
-            &*carried.file,
-            header.number,
-            header.salt,
-            limit,
-            header.sequence,
-        );
+        let mut scan = Scan::new(&*carried.file, header.number, header.salt, limit, header.sequence);
         scan.progress.time_us = header.time_us;
         scan.progress.fence_mark = header.fence_mark;
         scan.progress.oldest = header.oldest;
@@ -482,9 +374,8 @@ impl<'a> Judge<'a> {
         loop {
             let stop = scan.run(show).map_err(|source| self.io(&name, source))?;
             let at = scan.progress.end;
-            let known = self.known.iter().find(|loss| {
-                (loss.segment, loss.salt, loss.from) == (header.number, header.salt, at)
-            });
+            let known =
+                self.known.iter().find(|loss| (loss.segment, loss.salt, loss.from) == (header.number, header.salt, at));
             if let (false, Some(known)) = (stop == Stop::Limit, known) {
                 whole = false;
                 let (to, sequence) = (known.to, known.sequence);
@@ -494,23 +385,16 @@ impl<'a> Judge<'a> {
             if stop == Stop::Limit {
                 break;
             }
-            let next = scan
-                .next_header()
-                .map_err(|source| self.io(&name, source))?;
+            let next = scan.next_header().map_err(|source| self.io(&name, source))?;
             if ending.is_none() && next.is_none() {
                 self.cut = cut_of(stop, &name, self.disk, &scan.progress, limit);
                 break;
             }
-            let what = if ending.is_some() {
-                "a bad batch"
-            } else {
-                "a bad batch, and a good one behind it"
-            };
+            let what = if ending.is_some() { "a bad batch" } else { "a bad batch, and a good one behind it" };
             self.refuse(&name, at, what)?;
             whole = false;
-            let (to, sequence, before_us) = next.map_or((limit, 0, time_next), |(to, head)| {
-                (to, head.sequence, head.time_us)
-            });
+            let (to, sequence, before_us) =
+                next.map_or((limit, 0, time_next), |(to, head)| (to, head.sequence, head.time_us));
             self.new.push(Loss {
                 file: self.disk.locate(&name),
                 segment: header.number,
@@ -525,15 +409,10 @@ impl<'a> Judge<'a> {
         }
         let progress = scan.progress;
         if let Some(ending) = ending.filter(|_| whole)
-            && (progress.end, progress.digest, progress.frames)
-                != (ending.end, ending.digest, ending.frames)
+            && (progress.end, progress.digest, progress.frames) != (ending.end, ending.digest, ending.frames)
         {
             // Valid batches, but not those that its successor was told of.
-            self.refuse(
-                &name,
-                progress.end,
-                "a segment that is not the one its successor names",
-            )?;
+            self.refuse(&name, progress.end, "a segment that is not the one its successor names")?;
             whole = false;
         }
         Ok(Read { progress, whole })
@@ -543,8 +422,7 @@ impl<'a> Judge<'a> {
     fn finish(self) -> Result<Vec<Loss>, OpenError> {
         if !self.new.is_empty() {
             let all: Vec<&Loss> = self.known.iter().chain(&self.new).collect();
-            write_losses(self.disk, &all)
-                .map_err(|source| OpenError::io(self.disk, LOSSES, source))?;
+            write_losses(self.disk, &all).map_err(|source| OpenError::io(self.disk, LOSSES, source))?;
         }
         Ok(self.new)
     }
@@ -592,16 +470,7 @@ fn write_losses(disk: &dyn Disk, losses: &[&Loss]) -> io::Result<()> {
 
 impl Loss {
     fn line(&self) -> String {
-        let Self {
-            file,
-            segment,
-            salt,
-            from,
-            to,
-            sequence,
-            after_us,
-            before_us,
-        } = self;
+        let Self { file, segment, salt, from, to, sequence, after_us, before_us } = self;
         format!(
             "segment={segment} salt={salt:016x} from={from} to={to} sequence={sequence} after_us={after_us} before_us={before_us} file={file}"
         )
@@ -609,9 +478,7 @@ impl Loss {
 
     fn parse(line: &str) -> Option<Self> {
         let (numbers, file) = line.split_once(" file=")?;
-        let mut values = numbers
-            .split(' ')
-            .map(|pair| pair.split_once('=').map(|(_, value)| value));
+        let mut values = numbers.split(' ').map(|pair| pair.split_once('=').map(|(_, value)| value));
         let mut next = || values.next().flatten();
         Some(Self {
             segment: next()?.parse().ok()?,

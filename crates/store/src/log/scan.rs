@@ -22,10 +22,8 @@ struct Window<'a> {
 impl Window<'_> {
     /// The `len` bytes at `offset`; fewer where the limit or the file ends before.
     fn bytes(&mut self, offset: u64, len: usize) -> io::Result<&[u8]> {
-        let wanted =
-            usize::try_from(self.limit.saturating_sub(offset)).map_or(len, |left| left.min(len));
-        let held =
-            offset >= self.base && offset + wanted as u64 <= self.base + self.buffer.len() as u64;
+        let wanted = usize::try_from(self.limit.saturating_sub(offset)).map_or(len, |left| left.min(len));
+        let held = offset >= self.base && offset + wanted as u64 <= self.base + self.buffer.len() as u64;
         if !held {
             let room = usize::try_from(self.limit.saturating_sub(offset)).unwrap_or(usize::MAX);
             let size = wanted.max(WINDOW).min(room);
@@ -77,21 +75,10 @@ pub(crate) struct Scan<'a> {
 
 impl<'a> Scan<'a> {
     /// Begins at the segment's first batch. `limit`: the byte behind the last one, if known, else the end of the room.
-    pub(crate) fn new(
-        file: &'a dyn DiskFile,
-        number: u32,
-        salt: u64,
-        limit: u64,
-        sequence: u64,
-    ) -> Self {
+    pub(crate) fn new(file: &'a dyn DiskFile, number: u32, salt: u64, limit: u64, sequence: u64) -> Self {
         let start = u64::from(HEADER_ROOM);
         Self {
-            window: Window {
-                file,
-                buffer: Vec::new(),
-                base: 0,
-                limit,
-            },
+            window: Window { file, buffer: Vec::new(), base: 0, limit },
             number,
             salt,
             progress: Progress {
@@ -117,16 +104,10 @@ impl<'a> Scan<'a> {
             let bytes = self.window.bytes(at, BATCH_HEADER)?;
             let Some(head) = BatchHead::decode(bytes, self.salt) else {
                 let marked = array(bytes, 0).map(u64::from_le_bytes) == Some(mark_of(self.salt));
-                return Ok(if marked {
-                    Stop::Torn(None)
-                } else {
-                    Stop::Clean
-                });
+                return Ok(if marked { Stop::Torn(None) } else { Stop::Clean });
             };
             let digest = digest_over(self.progress.digest, bytes);
-            let body = self
-                .window
-                .bytes(at + BATCH_HEADER as u64, head.body as usize)?;
+            let body = self.window.bytes(at + BATCH_HEADER as u64, head.body as usize)?;
             if !head.matches(body, self.salt) || head.sequence != self.progress.sequence {
                 return Ok(Stop::Torn(Some(head)));
             }
@@ -164,9 +145,7 @@ impl<'a> Scan<'a> {
             if bytes.len() < BATCH_HEADER {
                 break;
             }
-            let here = bytes
-                .chunks(ALIGN)
-                .position(|chunk| array(chunk, 0).map(u64::from_le_bytes) == Some(mark));
+            let here = bytes.chunks(ALIGN).position(|chunk| array(chunk, 0).map(u64::from_le_bytes) == Some(mark));
             match here {
                 None => at += bytes.len().next_multiple_of(ALIGN) as u64,
                 Some(chunk) => {

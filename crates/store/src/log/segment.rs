@@ -34,10 +34,7 @@ pub(crate) fn slot_name(slot: u32) -> String {
 
 /// The slot a file name stands for.
 pub(crate) fn slot_of(name: &str) -> Option<u32> {
-    name.strip_prefix("segment-")
-        .filter(|digits| digits.len() >= 5)?
-        .parse()
-        .ok()
+    name.strip_prefix("segment-").filter(|digits| digits.len() >= 5)?.parse().ok()
 }
 
 /// Where a segment ends, as far as it is known from outside of it.
@@ -151,10 +148,7 @@ impl Header {
     }
 
     /// Reads both copies: the one at the front, then the one at the end.
-    pub(crate) fn read(
-        file: &dyn DiskFile,
-        segment_bytes: u32,
-    ) -> io::Result<(HeaderCopy, HeaderCopy)> {
+    pub(crate) fn read(file: &dyn DiskFile, segment_bytes: u32) -> io::Result<(HeaderCopy, HeaderCopy)> {
         let front = read_vec(file, 0, HEADER)?;
         let back = read_vec(file, u64::from(segment_bytes - HEADER_ROOM), HEADER)?;
         Ok((Self::decode(&front), Self::decode(&back)))
@@ -207,13 +201,7 @@ impl Chain {
         file.sync()?;
         disk.rename(&new, CHAIN)?;
         disk.sync_folder()?;
-        Ok(Self {
-            file,
-            segment_bytes,
-            log_id,
-            last: (0, 0),
-            next_mark: 0,
-        })
+        Ok(Self { file, segment_bytes, log_id, last: (0, 0), next_mark: 0 })
     }
 
     pub(crate) fn read(disk: &dyn Disk) -> Result<Self, ChainError> {
@@ -241,13 +229,7 @@ impl Chain {
         }
         let segment_bytes = u32_at(bytes, 12)?;
         (segment_bytes >= 4 * HEADER_ROOM).then_some(())?;
-        Some(Self {
-            file,
-            segment_bytes,
-            log_id: array(bytes, 16)?,
-            last,
-            next_mark,
-        })
+        Some(Self { file, segment_bytes, log_id: array(bytes, 16)?, last, next_mark })
     }
 
     /// Writes down that a segment is open, before its first batch.
@@ -258,14 +240,7 @@ impl Chain {
         let check = xxh3_64_with_seed(mark.get(..16).unwrap_or_default(), 1);
         put(&mut mark, 16, &check.to_le_bytes());
         let [even, odd] = Self::MARKS;
-        self.file.write_synced_at(
-            &mark,
-            if self.next_mark.is_multiple_of(2) {
-                even
-            } else {
-                odd
-            },
-        )?;
+        self.file.write_synced_at(&mark, if self.next_mark.is_multiple_of(2) { even } else { odd })?;
         self.next_mark += 1;
         self.last = (number, salt);
         Ok(())
@@ -317,9 +292,7 @@ impl Table {
     pub(crate) fn remove_before(&self, oldest: u32) -> Vec<Arc<Segment>> {
         let mut segments = self.write();
         let rest = segments.split_off(&oldest);
-        std::mem::replace(&mut *segments, rest)
-            .into_values()
-            .collect()
+        std::mem::replace(&mut *segments, rest).into_values().collect()
     }
 
     /// Numbers of all segments, rising.
@@ -336,8 +309,6 @@ impl Table {
     }
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<u32, Arc<Segment>>> {
-        self.segments
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.segments.write().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -25,10 +25,7 @@ struct Bench {
 }
 
 fn options() -> Options {
-    Options {
-        segment_bytes: SEGMENT,
-        ..Options::default()
-    }
+    Options { segment_bytes: SEGMENT, ..Options::default() }
 }
 
 fn open_with(disk: &Arc<Forgetful>, options: Options) -> Result<Bench, OpenError> {
@@ -42,20 +39,9 @@ fn open_with(disk: &Arc<Forgetful>, options: Options) -> Result<Bench, OpenError
     let sink = Arc::clone(&done);
     let time = std::sync::atomic::AtomicU64::new(report.time_us);
     let clock: Clock = Arc::new(move || time.fetch_add(1, Ordering::Relaxed) + 1);
-    let prepared = opened.prepare(clock, Box::new(move |batch| lock(&sink).push(batch)));
-    let (log, writer, keeper) = prepared.map_err(|source| OpenError::Io {
-        file: "start".into(),
-        source,
-    })?;
-    Ok(Bench {
-        log,
-        writer,
-        keeper,
-        done,
-        report,
-        shown,
-        disk: Arc::clone(disk),
-    })
+    let prepared = opened.prepare(clock, Arc::default(), Box::new(move |batch| lock(&sink).push(batch)));
+    let (log, writer, keeper) = prepared.map_err(|source| OpenError::Io { file: "start".into(), source })?;
+    Ok(Bench { log, writer, keeper, done, report, shown, disk: Arc::clone(disk) })
 }
 
 fn open(disk: &Arc<Forgetful>) -> Result<Bench, OpenError> {
@@ -86,22 +72,12 @@ fn payload(key: u64, version: u64) -> Vec<u8> {
 impl Bench {
     fn put(&self, key: u64, version: u64) {
         let payload = payload(key, version);
-        let frame = Frame {
-            kind: Kind::Put,
-            id: &id(key),
-            keep_until_s: 9,
-            payload: &payload,
-        };
+        let frame = Frame { kind: Kind::Put, id: &id(key), keep_until_s: 9, payload: &payload };
         self.log.append(&frame, key).unwrap();
     }
 
     fn remove(&self, key: u64) {
-        let frame = Frame {
-            kind: Kind::Remove,
-            id: &id(key),
-            keep_until_s: 0,
-            payload: &[],
-        };
+        let frame = Frame { kind: Kind::Remove, id: &id(key), keep_until_s: 0, payload: &[] };
         self.log.append(&frame, key).unwrap();
     }
 
@@ -117,14 +93,8 @@ impl Bench {
     }
 
     fn version(&self, key: u64) -> Option<u64> {
-        let entry = self
-            .shown
-            .get(&half(key))
-            .filter(|entry| entry.kind == Kind::Put)?;
-        let record = self
-            .log
-            .read(entry.position, entry.len, &half(key))
-            .unwrap();
+        let entry = self.shown.get(&half(key)).filter(|entry| entry.kind == Kind::Put)?;
+        let record = self.log.read(entry.position, entry.len, &half(key)).unwrap();
         assert_eq!(record.id, id(key));
         let version = u64::from_le_bytes(record.payload[..8].try_into().unwrap());
         assert_eq!(record.payload, payload(key, version), "key {key}");
@@ -150,11 +120,7 @@ fn history(bench: &mut Bench, seed: u64, batches: u64, expected: &mut Expected) 
     // Where each key's newest frame stands: a segment that holds none is dropped.
     let mut places: BTreeMap<u64, Position> = BTreeMap::new();
     for key in 0..KEYS {
-        if let Some(entry) = bench
-            .shown
-            .get(&half(key))
-            .filter(|entry| entry.kind == Kind::Put)
-        {
+        if let Some(entry) = bench.shown.get(&half(key)).filter(|entry| entry.kind == Kind::Put) {
             places.insert(key, entry.position);
         }
     }
@@ -178,9 +144,7 @@ fn history(bench: &mut Bench, seed: u64, batches: u64, expected: &mut Expected) 
         }
         let oldest = bench.log.segments()[0];
         // A live record of the oldest segment moves on.
-        let behind = places
-            .iter()
-            .find(|(key, place)| place.segment == oldest && !expected.open.contains_key(key));
+        let behind = places.iter().find(|(key, place)| place.segment == oldest && !expected.open.contains_key(key));
         if let Some((&key, _)) = behind
             && let Some(&Some(version)) = expected.sure.get(&key)
             && bench.log.segments().len() > 2
@@ -201,13 +165,7 @@ fn history(bench: &mut Bench, seed: u64, batches: u64, expected: &mut Expected) 
                 expected.open.clear();
                 for placed in &lock(&bench.done).last().unwrap().placed {
                     match expected.sure.get(&placed.ticket) {
-                        Some(Some(_)) => places.insert(
-                            placed.ticket,
-                            Position {
-                                segment,
-                                offset: placed.offset,
-                            },
-                        ),
+                        Some(Some(_)) => places.insert(placed.ticket, Position { segment, offset: placed.offset }),
                         _ => places.remove(&placed.ticket),
                     };
                 }
@@ -220,11 +178,7 @@ fn history(bench: &mut Bench, seed: u64, batches: u64, expected: &mut Expected) 
         if bench.disk.stopped() {
             return;
         }
-        let first = places
-            .values()
-            .map(|place| place.segment)
-            .min()
-            .unwrap_or(u32::MAX);
+        let first = places.values().map(|place| place.segment).min().unwrap_or(u32::MAX);
         if bench.log.segments().len() > 2 && first > oldest {
             bench.log.release_before(oldest + 1);
         }
@@ -249,10 +203,7 @@ fn check(bench: &Bench, expected: &Expected, context: &str) {
         .filter(|(key, open)| expected.sure.get(key).copied().flatten() != **open)
         .map(|(key, open)| bench.version(*key) == *open)
         .collect();
-    assert!(
-        there.iter().all(|is| *is) || there.iter().all(|is| !*is),
-        "half a batch {there:?}; {context}"
-    );
+    assert!(there.iter().all(|is| *is) || there.iter().all(|is| !*is), "half a batch {there:?}; {context}");
 }
 
 #[test]
@@ -262,10 +213,7 @@ fn what_was_acknowledged_is_there_after_a_kill_at_any_step_and_nothing_half_is()
     let mut bench = open(&whole).unwrap();
     history(&mut bench, seed, 150, &mut Expected::default());
     let steps = whole.steps();
-    assert!(
-        *bench.log.segments().last().unwrap() > 3,
-        "the history fills segments"
-    );
+    assert!(*bench.log.segments().last().unwrap() > 3, "the history fills segments");
     assert!(bench.log.segments()[0] > 1, "the history drops segments");
     let mut cuts = 0;
     for stop in 0..steps {
@@ -282,10 +230,8 @@ fn what_was_acknowledged_is_there_after_a_kill_at_any_step_and_nothing_half_is()
             cuts += u64::from(bench.report.cut.is_some());
             check(&bench, &expected, &context);
             // Life goes on, and a second power failure takes nothing that was seen.
-            let mut expected = Expected {
-                sure: (0..KEYS).map(|key| (key, bench.version(key))).collect(),
-                ..Expected::default()
-            };
+            let mut expected =
+                Expected { sure: (0..KEYS).map(|key| (key, bench.version(key))).collect(), ..Expected::default() };
             if stop % 3 == 0 {
                 history(&mut bench, seed + 1, 3, &mut expected);
             }
@@ -306,14 +252,8 @@ fn a_batch_that_failed_is_unknown_and_never_comes_back_once_the_log_writes_again
         history(&mut bench, seed, 5, &mut expected);
         bench.put(3, 1);
         disk.fail_after(0, EIO);
-        assert!(
-            matches!(bench.commit(), Some(Outcome::Unknown(_))),
-            "seed {seed}"
-        );
-        assert_eq!(
-            (bench.log.stats().reopened, bench.log.stats().broken),
-            (1, false)
-        );
+        assert!(matches!(bench.commit(), Some(Outcome::Unknown(_))), "seed {seed}");
+        assert_eq!((bench.log.stats().reopened, bench.log.stats().broken), (1, false));
         bench.put(4, 2);
         assert!(matches!(bench.commit(), Some(Outcome::Durable { .. })));
         expected.sure.insert(4, Some(2));
@@ -329,12 +269,7 @@ fn a_batch_that_failed_is_unknown_and_never_comes_back_once_the_log_writes_again
 fn any_single_failing_step_leaves_a_log_that_opens_and_holds_what_was_acknowledged() {
     let seed = 5;
     let whole = Forgetful::new(seed);
-    history(
-        &mut open(&whole).unwrap(),
-        seed,
-        100,
-        &mut Expected::default(),
-    );
+    history(&mut open(&whole).unwrap(), seed, 100, &mut Expected::default());
     for fail in 0..whole.steps() {
         for errno in [EIO, 28] {
             let context = format!("seed {seed}, step {fail} fails with {errno}");
@@ -344,8 +279,7 @@ fn any_single_failing_step_leaves_a_log_that_opens_and_holds_what_was_acknowledg
             let mut expected = Expected::default();
             history_with_unknown(&mut bench, seed, &mut expected);
             for crash in [Crash::Process, Crash::Power] {
-                let bench =
-                    open(&disk.after(crash)).unwrap_or_else(|error| panic!("{context}: {error}"));
+                let bench = open(&disk.after(crash)).unwrap_or_else(|error| panic!("{context}: {error}"));
                 check(&bench, &expected, &context);
             }
         }
@@ -388,15 +322,10 @@ fn refused(disk: &Arc<Forgetful>) -> String {
 }
 
 #[test]
-fn a_bad_batch_before_the_last_refuses_with_file_and_offset_and_accepting_the_loss_opens_for_good()
-{
+fn a_bad_batch_before_the_last_refuses_with_file_and_offset_and_accepting_the_loss_opens_for_good() {
     let (disk, _) = filled(1);
     // Without hints everything is read.
-    for name in disk
-        .names()
-        .into_iter()
-        .filter(|name| name.starts_with("hint-"))
-    {
+    for name in disk.names().into_iter().filter(|name| name.starts_with("hint-")) {
         disk.delete(&name);
     }
     for name in ["segment-00000", "segment-00001", "segment-00002"] {
@@ -404,20 +333,10 @@ fn a_bad_batch_before_the_last_refuses_with_file_and_offset_and_accepting_the_lo
         disk.damage(name, HEADER_ROOM as usize + 200, 1);
         let error = refused(&disk);
         assert!(error.contains(name) && error.contains("at byte"), "{error}");
-        let accepted = open_with(
-            &disk,
-            Options {
-                accept_loss: true,
-                ..options()
-            },
-        )
-        .unwrap();
+        let accepted = open_with(&disk, Options { accept_loss: true, ..options() }).unwrap();
         assert_eq!(accepted.report.losses.len(), 1);
         let loss = &accepted.report.losses[0];
-        assert!(
-            loss.to > loss.from && loss.before_us > loss.after_us,
-            "{loss:?}"
-        );
+        assert!(loss.to > loss.from && loss.before_us > loss.after_us, "{loss:?}");
         drop(accepted);
         let mut again = open(&disk).unwrap();
         assert_eq!(again.report.losses, []);
@@ -444,10 +363,7 @@ fn an_incomplete_last_batch_is_cut_and_reported() {
     disk.damage(file, end - 20, 1);
     let bench = open(&disk).unwrap();
     let cut = bench.report.cut.clone().unwrap();
-    assert!(
-        cut.bytes.is_some() && cut.time_us.is_some() && cut.sequence == 3,
-        "{cut:?}"
-    );
+    assert!(cut.bytes.is_some() && cut.time_us.is_some() && cut.sequence == 3, "{cut:?}");
     assert_eq!(bench.version(1), Some(2));
 }
 
@@ -459,14 +375,7 @@ fn a_missing_segment_refuses_wherever_it_stood() {
         disk.delete(name);
         let error = refused(&disk);
         assert!(error.contains("missing"), "{name}: {error}");
-        let accepted = open_with(
-            &disk,
-            Options {
-                accept_loss: true,
-                ..options()
-            },
-        )
-        .unwrap();
+        let accepted = open_with(&disk, Options { accept_loss: true, ..options() }).unwrap();
         assert_eq!(accepted.report.losses.len(), 1, "{name}");
         drop(accepted);
         let mut again = open(&disk).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -498,11 +407,7 @@ fn one_bad_header_copy_does_no_harm_and_two_refuse() {
 #[test]
 fn a_foreign_or_damaged_hint_means_a_scan() {
     let (disk, expected) = filled(6);
-    let hints: Vec<_> = disk
-        .names()
-        .into_iter()
-        .filter(|name| name.starts_with("hint-"))
-        .collect();
+    let hints: Vec<_> = disk.names().into_iter().filter(|name| name.starts_with("hint-")).collect();
     assert!(hints.len() >= 2);
     check(&open(&disk).unwrap(), &expected, "with hints");
     let other = disk.content(&hints[1]);
@@ -525,55 +430,24 @@ fn stale_frames_of_a_recycled_segment_never_pass() {
             bench.log.release_before(second);
         }
     }
-    assert!(
-        disk.names()
-            .iter()
-            .filter(|name| name.starts_with("segment-"))
-            .count()
-            <= 3,
-        "slots are used again"
-    );
+    assert!(disk.names().iter().filter(|name| name.starts_with("segment-")).count() <= 3, "slots are used again");
     drop(bench);
     let bench = open(&disk).unwrap();
-    assert_eq!(
-        (bench.version(1), bench.report.cut.clone()),
-        (Some(written - 1), None)
-    );
+    assert_eq!((bench.version(1), bench.report.cut.clone()), (Some(written - 1), None));
 }
 
 #[test]
 fn a_read_of_a_damaged_record_is_damaged_and_of_a_dropped_segment_gone() {
     let (disk, _) = filled(8);
     let mut bench = open(&disk).unwrap();
-    let entry = *bench
-        .shown
-        .values()
-        .min_by_key(|entry| entry.position)
-        .unwrap();
+    let entry = *bench.shown.values().min_by_key(|entry| entry.position).unwrap();
     let at = entry.position.offset as usize + 60;
     disk.damage("segment-00000", at, 1);
-    let read = bench.log.read(
-        Position {
-            segment: 1,
-            offset: entry.position.offset,
-        },
-        entry.len,
-        &entry.id,
-    );
-    assert!(
-        matches!(read, Err(ReadError::Damaged { .. } | ReadError::Gone)),
-        "{read:?}"
-    );
+    let read = bench.log.read(Position { segment: 1, offset: entry.position.offset }, entry.len, &entry.id);
+    assert!(matches!(read, Err(ReadError::Damaged { .. } | ReadError::Gone)), "{read:?}");
     let first = bench.log.segments()[0];
     bench.log.release_before(first + 1);
-    let read = bench.log.read(
-        Position {
-            segment: first,
-            offset: 4160,
-        },
-        100,
-        &entry.id,
-    );
+    let read = bench.log.read(Position { segment: first, offset: 4160 }, 100, &entry.id);
     assert!(matches!(read, Err(ReadError::Gone)));
     bench.commit();
 }
@@ -584,22 +458,16 @@ fn a_full_disk_refuses_claims_keeps_room_for_completions_and_recovers_when_space
     let mut bench = open(&disk).unwrap();
     while bench.keeper.step() == Step::Done {}
     disk.set_space(disk.used() + 1000);
-    assert!(bench.log.accepts_claims());
+    assert!(bench.log.has_space());
     let mut written = 0;
     while bench.log.segments().len() < 2 {
         bench.put(1, written);
         assert!(matches!(bench.commit(), Some(Outcome::Durable { .. })));
         written += 1;
     }
-    assert!(
-        !bench.log.accepts_claims(),
-        "the spare is used and no other can be made"
-    );
+    assert!(!bench.log.has_space(), "the spare is used and no other can be made");
     bench.put(2, 1);
-    assert!(
-        matches!(bench.commit(), Some(Outcome::Durable { .. })),
-        "completions go on"
-    );
+    assert!(matches!(bench.commit(), Some(Outcome::Durable { .. })), "completions go on");
     loop {
         bench.put(1, written);
         match bench.commit().unwrap() {
@@ -612,7 +480,7 @@ fn a_full_disk_refuses_claims_keeps_room_for_completions_and_recovers_when_space
     bench.keeper.forget_failures();
     bench.put(1, written);
     while bench.keeper.step() == Step::Done {}
-    assert!(bench.log.accepts_claims());
+    assert!(bench.log.has_space());
     assert!(matches!(bench.commit(), Some(Outcome::Durable { .. })));
     drop(bench);
     assert_eq!(open(&disk).unwrap().version(1), Some(written));
@@ -638,24 +506,15 @@ fn a_newer_format_and_a_folder_of_something_else_are_refused_by_name() {
 fn a_log_with_threads_on_a_real_folder_keeps_what_it_acknowledged() {
     let folder = tempfile::tempdir().unwrap();
     let disk: Arc<dyn Disk> = Arc::new(Folder::open(folder.path()).unwrap());
-    let options = Options {
-        segment_bytes: 64 << 10,
-        ..options()
-    };
+    let options = Options { segment_bytes: 64 << 10, ..options() };
     let (sender, receiver) = std::sync::mpsc::sync_channel(100);
     let opened = Log::<u64>::open(Arc::clone(&disk), options.clone(), &mut |_| {}).unwrap();
     let sink: Sink<u64> = Box::new(move |done| sender.send(done).unwrap());
-    let log = opened.start(Arc::new(|| 1), sink).unwrap();
-    log.set_open(64);
+    let log = opened.start(Arc::new(|| 1), Arc::new(AtomicUsize::new(64)), sink).unwrap();
     for key in 0..2000 {
         let payload = payload(key, 1);
         loop {
-            let frame = Frame {
-                kind: Kind::Put,
-                id: &id(key),
-                keep_until_s: 0,
-                payload: &payload,
-            };
+            let frame = Frame { kind: Kind::Put, id: &id(key), keep_until_s: 0, payload: &payload };
             match log.append(&frame, key) {
                 Ok(()) => break,
                 Err(AppendError::QueueFull) => drop(receiver.recv().unwrap()),
@@ -664,10 +523,7 @@ fn a_log_with_threads_on_a_real_folder_keeps_what_it_acknowledged() {
         }
     }
     log.close();
-    assert!(matches!(
-        receiver.try_iter().last().unwrap().outcome,
-        Outcome::Durable { .. }
-    ));
+    assert!(matches!(receiver.try_iter().last().unwrap().outcome, Outcome::Durable { .. }));
     drop(log);
     let mut shown = 0;
     drop(Log::<u64>::open(disk, options, &mut |_| shown += 1).unwrap());

@@ -6,17 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::batch::{
-    BATCH_HEADER, Frame, PAYLOAD_BYTES_MAX, Seal, digest_over, encode_frame, frame_len, seal_batch,
-};
+use super::batch::{BATCH_HEADER, Frame, PAYLOAD_BYTES_MAX, Seal, digest_over, encode_frame, frame_len, seal_batch};
 use super::file::{Disk, DiskFile};
 use super::recovery::Found;
 use super::scan::Scan;
 use super::segment::{Chain, Ending, HEADER_ROOM, Header, Segment, Table, slot_name};
-use super::{
-    AppendError, Clock, Done, Entry, NotWritten, Options, Outcome, Placed, ReadError, Sink, Stats,
-    lock,
-};
+use super::{AppendError, Clock, Done, Entry, NotWritten, Options, Outcome, Placed, ReadError, Sink, Stats, lock};
 
 /// The most bytes one batch holds, in segments large enough.
 const BATCH_BYTES_MAX: usize = 8 << 20;
@@ -64,7 +59,7 @@ pub(crate) struct Shared<T> {
     pub(crate) slots_changed: Condvar,
     oldest: AtomicU32,
     pub(crate) fence_mark: AtomicU64,
-    pub(crate) open: AtomicUsize,
+    open: Arc<AtomicUsize>,
     spares: AtomicUsize,
     spare_failed: AtomicBool,
     broken: AtomicBool,
@@ -106,11 +101,7 @@ impl<T> Shared<T> {
         encode_frame(&mut queue.buffer, frame);
         // Within a batch both fit 32 bits; the writer adds the batch's place.
         let small = |number| u32::try_from(number).unwrap_or(u32::MAX);
-        queue.placed.push(Placed {
-            ticket,
-            offset: small(offset),
-            len: small(len),
-        });
+        queue.placed.push(Placed { ticket, offset: small(offset), len: small(len) });
         if std::mem::take(&mut queue.idle) {
             self.wake.notify_one();
         }
@@ -124,14 +115,12 @@ impl<T> Shared<T> {
         self.slots_changed.notify_all();
     }
 
-    pub(crate) fn accepts_claims(&self) -> bool {
-        if self.broken.load(Ordering::Relaxed) {
-            return false;
-        }
-        let reserve = u64::from(self.options.segment_bytes / 4);
-        self.spares.load(Ordering::Relaxed) > 0
-            || (!self.spare_failed.load(Ordering::Relaxed)
-                && self.room.load(Ordering::Relaxed) > reserve)
+    pub(crate) fn has_space(&self) -> bool {
+        self.spares.load(Ordering::Relaxed) > 0 || !self.spare_failed.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
     }
 
     pub(crate) fn release_before(&self, number: u32) {
@@ -146,9 +135,7 @@ impl<T> Shared<T> {
         let mut slots = lock(&self.slots);
         for segment in dropped {
             sequences.remove(&segment.number);
-            slots
-                .unhinted
-                .retain(|(unhinted, ..)| unhinted.number != segment.number);
+            slots.unhinted.retain(|(unhinted, ..)| unhinted.number != segment.number);
             slots.dropped.push_back(segment.number);
             // Said in the next batch, which alone makes it true.
             self.oldest.fetch_max(segment.number + 1, Ordering::Relaxed);
@@ -160,35 +147,24 @@ impl<T> Shared<T> {
 
     pub(crate) fn scan(&self, number: u32, show: &mut dyn FnMut(Entry)) -> Result<(), ReadError> {
         let segment = self.table.get(number).ok_or(ReadError::Gone)?;
-        let sequence = lock(&self.sequences)
-            .get(&number)
-            .copied()
-            .ok_or(ReadError::Gone)?;
+        let sequence = lock(&self.sequences).get(&number).copied().ok_or(ReadError::Gone)?;
         let file = || self.disk.locate(&slot_name(segment.slot));
         let end = segment.end.load(Ordering::Acquire);
         let mut scan = Scan::new(&*segment.file, number, segment.salt, end, sequence);
-        scan.run(show).map_err(|source| ReadError::Io {
-            file: file(),
-            source,
-        })?;
+        scan.run(show).map_err(|source| ReadError::Io { file: file(), source })?;
         if scan.progress.end == end {
             return Ok(());
         }
         if self.table.get(number).is_none() {
             return Err(ReadError::Gone);
         }
-        Err(ReadError::Damaged {
-            file: file(),
-            offset: u32::try_from(scan.progress.end).unwrap_or(u32::MAX),
-        })
+        Err(ReadError::Damaged { file: file(), offset: u32::try_from(scan.progress.end).unwrap_or(u32::MAX) })
     }
 
     /// Copies what callers ask often out of the lock.
     pub(crate) fn note_spares(&self, slots: &Slots) {
-        self.spares
-            .store(slots.free.len() + slots.leaving.len(), Ordering::Relaxed);
-        self.spare_failed
-            .store(slots.failed.is_some(), Ordering::Relaxed);
+        self.spares.store(slots.free.len() + slots.leaving.len(), Ordering::Relaxed);
+        self.spare_failed.store(slots.failed.is_some(), Ordering::Relaxed);
     }
 
     pub(crate) fn stats(&self) -> Stats {
@@ -203,8 +179,8 @@ impl<T> Shared<T> {
             segments: self.table.len() as u64,
             spares: self.spares.load(Ordering::Relaxed) as u64,
             room_bytes: get(&self.room),
-            full: !self.accepts_claims(),
-            broken: self.broken.load(Ordering::Relaxed),
+            full: !self.has_space(),
+            broken: self.is_broken(),
         }
     }
 }
@@ -248,14 +224,12 @@ impl<T> Writer<T> {
         options: Options,
         found: Found,
         clock: Clock,
+        open: Arc<AtomicUsize>,
         sink: Sink<T>,
     ) -> io::Result<(Arc<Shared<T>>, Self)> {
         let room = (options.segment_bytes - 2 * HEADER_ROOM) as usize;
         let batch_bytes_max = BATCH_BYTES_MAX.min(room / 2);
-        let mut slots = Slots {
-            slot_next: found.slot_next,
-            ..Slots::default()
-        };
+        let mut slots = Slots { slot_next: found.slot_next, ..Slots::default() };
         slots.free.extend(found.free);
         let table = Table::default();
         let mut sequences = std::collections::BTreeMap::new();
@@ -263,33 +237,23 @@ impl<T> Writer<T> {
             table.insert(Arc::clone(segment));
             sequences.insert(segment.number, *sequence);
             if found.unhinted.contains(&segment.number) {
-                slots
-                    .unhinted
-                    .push_back((Arc::clone(segment), *ending, *sequence));
+                slots.unhinted.push_back((Arc::clone(segment), *ending, *sequence));
             }
         }
         let last = found.segments.into_iter().next_back();
-        let before = last
-            .as_ref()
-            .map(|(_, ending, _)| *ending)
-            .unwrap_or_default();
+        let before = last.as_ref().map(|(_, ending, _)| *ending).unwrap_or_default();
         let current = last.map(|(segment, ..)| segment);
         let shared = Arc::new(Shared {
             disk,
             batch_bytes_max,
-            queue: Mutex::new(Queue {
-                buffer: vec![0; BATCH_HEADER],
-                placed: Vec::new(),
-                idle: false,
-                closed: false,
-            }),
+            queue: Mutex::new(Queue { buffer: vec![0; BATCH_HEADER], placed: Vec::new(), idle: false, closed: false }),
             wake: Condvar::new(),
             table,
             slots: Mutex::new(slots),
             slots_changed: Condvar::new(),
             oldest: AtomicU32::new(found.oldest),
             fence_mark: AtomicU64::new(found.report.fence_mark),
-            open: AtomicUsize::new(0),
+            open,
             spares: AtomicUsize::new(0),
             spare_failed: AtomicBool::new(false),
             broken: AtomicBool::new(false),
@@ -358,11 +322,7 @@ impl<T> Writer<T> {
                 return Turn::Idle;
             }
             queue.idle = true;
-            queue = self
-                .shared
-                .wake
-                .wait(queue)
-                .unwrap_or_else(PoisonError::into_inner);
+            queue = self.shared.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
         let mut buffer = std::mem::replace(&mut queue.buffer, std::mem::take(&mut self.buffer));
         let room = queue.placed.len();
@@ -404,27 +364,18 @@ impl<T> Writer<T> {
             && let Err(why) = self.make_room()
         {
             add(&self.shared.counts.not_written, 1);
-            return Done {
-                outcome: Outcome::NotWritten(why),
-                placed,
-            };
+            return Done { outcome: Outcome::NotWritten(why), placed };
         }
         match self.write(buffer) {
             Ok((segment, base)) => {
                 for frame in &mut placed {
                     frame.offset += base;
                 }
-                Done {
-                    outcome: Outcome::Durable { segment },
-                    placed,
-                }
+                Done { outcome: Outcome::Durable { segment }, placed }
             }
             Err(error) => {
                 add(&self.shared.counts.unknown, 1);
-                Done {
-                    outcome: Outcome::Unknown(error),
-                    placed,
-                }
+                Done { outcome: Outcome::Unknown(error), placed }
             }
         }
     }
@@ -438,11 +389,7 @@ impl<T> Writer<T> {
 
     fn note_room(&self) {
         let room = u64::from(self.shared.options.segment_bytes - HEADER_ROOM);
-        let left = if self.current.is_some() {
-            room.saturating_sub(self.before.end)
-        } else {
-            0
-        };
+        let left = if self.current.is_some() { room.saturating_sub(self.before.end) } else { 0 };
         self.shared.room.store(left, Ordering::Relaxed);
     }
 
@@ -492,13 +439,8 @@ impl<T> Writer<T> {
         if slots.leaving.is_empty() {
             return;
         }
-        while let Some(segment) = slots
-            .leaving
-            .pop_front_if(|segment| segment.number < oldest)
-        {
-            slots
-                .free
-                .push_back((segment.slot, Arc::clone(&segment.file)));
+        while let Some(segment) = slots.leaving.pop_front_if(|segment| segment.number < oldest) {
+            slots.free.push_back((segment.slot, Arc::clone(&segment.file)));
             // There is space again, whatever stood in the way of a new slot.
             slots.failed = None;
         }
@@ -570,10 +512,7 @@ impl<T> Writer<T> {
         let mut sequences = lock(&self.shared.sequences);
         sequences.insert(number, self.sequence);
         let mut slots = lock(&self.shared.slots);
-        if let (Some(old), Some(first)) = (
-            self.shared.table.get(sealed.number),
-            sequences.get(&sealed.number),
-        ) {
+        if let (Some(old), Some(first)) = (self.shared.table.get(sealed.number), sequences.get(&sealed.number)) {
             slots.unhinted.push_back((old, sealed, *first));
         }
         drop(slots);

@@ -1,0 +1,475 @@
+//! The state machine of one request: events in, actions out.
+//!
+//! | state | event | action → next state |
+//! |---|---|---|
+//! | start | [`Claim::new`] | Insert(in flight, lease) → claiming |
+//! | claiming | Inserted | Execute → executing (two-phase: Replace(dispatched) → dispatching) |
+//! | claiming | Existing: my own claim id | Execute → executing (the answer to the first insert was lost) |
+//! | claiming | Existing: completed or failed with an outcome, same fingerprint | Replay → done |
+//! | claiming | Existing: other fingerprint, other token, erased, failed, body not kept | Refuse → done |
+//! | claiming | Existing: in flight, lease runs | Wait(lease end) → waiting |
+//! | claiming | Existing: not executed, or holder gone before dispatch | Replace(next fence) → taking over |
+//! | claiming | Existing: outcome unknown | by `on_unknown`: Replace(next fence) → taking over, Replace(failed) → settling, or Refuse(unknown) → done |
+//! | claiming | StoreFailed(applied: unknown), tries left | Insert with the same claim id → claiming |
+//! | claiming | StoreFailed | by `on_store_outage`: Refuse(store unavailable) or PassThrough → done; Abandon where the claim may stand |
+//! | taking over | Replaced | Execute → executing |
+//! | taking over, settling | Lost | as Existing, or Insert where the record is gone → claiming, a bounded number of times |
+//! | settling | Replaced | Refuse(failed) → done |
+//! | dispatching | Replaced | Execute → executing |
+//! | dispatching | Lost, StoreFailed | Refuse(store unavailable), Abandon → done: nothing was sent |
+//! | waiting | Woken | Insert → claiming (or, with the record at hand, as Existing) |
+//! | waiting | WaitOver | Refuse(in flight) → done |
+//! | executing | Answered(record) | Replace(completed, holder) → recording |
+//! | executing | Answered(fail) | Replace(failed, holder) → recording |
+//! | executing | Answered(release), UpstreamFailed(sent: no) | Remove(holder), or Replace(unknown) after an earlier unknown attempt → recording |
+//! | executing | Answered(unknown), UpstreamFailed(sent: maybe), Dropped | Replace(unknown, lease over) → recording |
+//! | recording | Applied | Answer(recorded) → done |
+//! | recording | Lost: my own write, its answer was lost | Answer(recorded) → done |
+//! | recording | Lost: another fence, erased, absent | Replay(canonical) or Refuse(claim lost) → done; counted |
+//! | recording | StoreFailed | Retry the same write → recording; the driver says when to give up: Answer(unrecorded) |
+//!
+//! The driver (`layer/drive.rs`) does what an action says and reports what happened; it decides
+//! nothing. Retries are bounded by [`INSERT_TRIES_MAX`] and [`LOST_TRIES_MAX`].
+
+use alloc::{boxed::Box, string::String, sync::Arc, vec::Vec};
+
+use crate::{
+    cas::{Expect, Replacement},
+    decide::{Ask, Decision, Refusal, Verified, decide},
+    outcome::Outcome,
+    policy::{Class, Outage, Policy},
+    record::{Attempt, Facts, Fence, Micros, Phase, Record, Revision, Seen, State},
+    transition::{self, Lost, Write},
+};
+
+/// How often an insert whose answer was lost is repeated.
+pub const INSERT_TRIES_MAX: u32 = 3;
+/// How often a takeover that lost to another write looks again.
+pub const LOST_TRIES_MAX: u32 = 8;
+
+/// Whether a failed store call took effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// It did not.
+    No,
+    /// It may have.
+    Unknown,
+}
+
+/// Whether a failed upstream call reached the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// Not a byte of it.
+    No,
+    /// It may have.
+    Maybe,
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The insert made the record.
+    Inserted {
+        /// Its fence.
+        fence: Fence,
+        /// Store time.
+        now: Micros,
+    },
+    /// A record is there.
+    Existing {
+        /// As it is.
+        record: Box<Record>,
+        /// Store time of the read.
+        now: Micros,
+    },
+    /// A replacement or removal was applied.
+    Applied {
+        /// The record's fence now.
+        fence: Fence,
+        /// Its revision now.
+        revision: Revision,
+        /// Store time.
+        now: Micros,
+    },
+    /// A replacement or removal did not meet the record it was meant for.
+    Lost {
+        /// What is there instead.
+        record: Option<Box<Record>>,
+        /// Store time.
+        now: Micros,
+    },
+    /// The store failed.
+    StoreFailed(Applied),
+    /// The execution waited for has ended, or its lease has.
+    Woken,
+    /// The wait limit is reached, or too many wait.
+    WaitOver,
+    /// The upstream answered in full.
+    Answered {
+        /// What that means for the key.
+        class: Class,
+        /// What is to be recorded.
+        outcome: Outcome,
+        /// The upstream's own word on how long to keep it.
+        retention: Option<core::time::Duration>,
+        /// Estimate of the store's time.
+        now: Micros,
+    },
+    /// The upstream did not answer in full.
+    UpstreamFailed(Sent),
+}
+
+/// What to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Insert these facts with the policy's lease.
+    Insert(Box<Facts>),
+    /// Apply this replacement.
+    Replace(Box<Replacement>),
+    /// Remove the record.
+    Remove(Expect),
+    /// Wait for the holder, at most until this store time, then report [`Event::Woken`].
+    Wait(Micros),
+    /// Send the request upstream.
+    Execute {
+        /// To be sent along.
+        fence: Fence,
+        /// To be sent along.
+        attempt: Attempt,
+    },
+    /// Answer from this record.
+    Replay(Box<Record>),
+    /// Say no. With `abandon`, a claim of this request may stand: free it in the background.
+    Refuse {
+        /// Why.
+        refusal: Refusal,
+        /// Whether a claim may stand.
+        abandon: bool,
+        /// The record that said so, where there is one.
+        record: Option<Box<Record>>,
+    },
+    /// Forward unprotected.
+    PassThrough {
+        /// Whether a claim may stand.
+        abandon: bool,
+    },
+    /// Give the upstream's answer to the client: the key says the same from here on.
+    Answer,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    Claiming,
+    TakingOver,
+    Settling,
+    Dispatching,
+    Waiting,
+    Executing,
+    Recording,
+    Done,
+}
+
+/// What the record says of where the key belongs, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Belongs {
+    /// Name of the route.
+    pub route: String,
+    /// Tenant.
+    pub tenant: String,
+    /// Environment.
+    pub env: String,
+}
+
+/// One request on its way to an answer.
+#[derive(Debug)]
+pub struct Claim {
+    policy: Arc<Policy>,
+    ask: Ask,
+    at: At,
+    /// What the record holds while this request is its holder, or wants to be.
+    facts: Facts,
+    fence: Fence,
+    insert_tries: u32,
+    lost_tries: u32,
+    /// A claim of ours may stand although no answer said so.
+    may_hold: bool,
+    unverified: bool,
+    last_write: Option<Write>,
+}
+
+impl Claim {
+    /// A request that asks for a key, and the first action.
+    #[must_use]
+    pub fn new(policy: Arc<Policy>, ask: Ask, belongs: Belongs, fields: Vec<[u8; 8]>) -> (Self, Action) {
+        let facts = Facts {
+            state: State::InFlight,
+            phase: if policy.two_phase_dispatch { Phase::Claimed } else { Phase::Dispatched },
+            ambiguous: false,
+            attempt: 1,
+            claim_id: ask.claim_id,
+            session: ask.session,
+            principal_proof: ask.principal_proof,
+            fingerprint_policy: ask.fingerprint_policy,
+            fingerprint: ask.fingerprint,
+            fields,
+            route: belongs.route,
+            tenant: belongs.tenant,
+            env: belongs.env,
+            claimed_at: Micros::ZERO,
+            settled_at: Micros::ZERO,
+            not_before: Micros::ZERO,
+            outcome: None,
+            checkpoint: None,
+            reason: String::new(),
+        };
+        let mut claim = Self {
+            policy,
+            ask,
+            at: At::Claiming,
+            facts,
+            fence: Fence(0),
+            insert_tries: 0,
+            lost_tries: 0,
+            may_hold: false,
+            unverified: false,
+            last_write: None,
+        };
+        let action = claim.insert();
+        (claim, action)
+    }
+
+    /// The fence under which this request holds the key; zero before it does.
+    #[must_use]
+    pub fn fence(&self) -> Fence {
+        self.fence
+    }
+
+    /// Whether the key alone decided, because the record's fingerprint rules are gone.
+    #[must_use]
+    pub fn unverified(&self) -> bool {
+        self.unverified
+    }
+
+    /// The facts as this holder knows them.
+    #[must_use]
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// The driver stops retrying the last write in the foreground: the write itself, to be
+    /// repeated in the background.
+    #[must_use]
+    pub fn unrecorded(&self) -> Option<Write> {
+        self.last_write.clone()
+    }
+
+    /// Takes what happened, says what to do.
+    ///
+    /// # Panics
+    /// Never on what a store or an upstream does; on an event that the present state cannot have
+    /// caused, which is a defect of the driver.
+    #[must_use]
+    pub fn on(&mut self, event: Event) -> Action {
+        match (self.at, event) {
+            (At::Claiming, Event::Inserted { fence, now }) => {
+                self.facts.claimed_at = now;
+                self.granted(fence)
+            }
+            (At::Claiming, Event::Existing { record, now })
+            | (At::Waiting, Event::Existing { record, now })
+            | (At::Claiming | At::TakingOver | At::Settling, Event::Lost { record: Some(record), now }) => {
+                self.decide(record, now)
+            }
+            (At::TakingOver | At::Settling, Event::Lost { record: None, .. }) | (At::Waiting, Event::Woken) => {
+                self.look_again()
+            }
+            (At::Claiming, Event::StoreFailed(applied)) => self.claim_failed(applied),
+            (At::TakingOver, Event::StoreFailed(applied)) => {
+                self.may_hold |= applied == Applied::Unknown;
+                // The claim id in the record tells whether it was ours after all.
+                if applied == Applied::Unknown { self.look_again() } else { self.outage() }
+            }
+            (At::Settling, Event::StoreFailed(_)) => self.refuse(Refusal::StoreUnavailable, None),
+            (At::TakingOver, Event::Applied { fence, .. }) => self.granted(fence),
+            (At::Settling, Event::Applied { .. }) => self.refuse(Refusal::Failed, None),
+            (At::Dispatching, Event::Applied { .. }) => self.execute(),
+            (At::Dispatching, Event::Lost { .. } | Event::StoreFailed(_)) => {
+                self.may_hold = true;
+                self.refuse(Refusal::StoreUnavailable, None)
+            }
+            (At::Waiting, Event::WaitOver) => self.refuse(Refusal::InFlight, None),
+            (At::Executing, Event::Answered { class, outcome, retention, now }) => {
+                let retention = retention.unwrap_or(self.policy.retention);
+                let write = match class {
+                    Class::Record => transition::complete(&self.facts, self.fence, outcome, retention, now),
+                    Class::Fail => transition::fail(&self.facts, self.fence, Some(outcome), retention, now),
+                    Class::Release => transition::release(&self.facts, self.fence),
+                    Class::Unknown => transition::unknown(&self.facts, self.fence),
+                };
+                self.record(write)
+            }
+            (At::Executing, Event::UpstreamFailed(sent)) => {
+                let write = match sent {
+                    Sent::No => transition::release(&self.facts, self.fence),
+                    Sent::Maybe => transition::unknown(&self.facts, self.fence),
+                };
+                self.record(write)
+            }
+            (At::Recording, Event::Applied { .. }) => {
+                self.at = At::Done;
+                Action::Answer
+            }
+            (At::Recording, Event::Lost { record, .. }) => self.recording_lost(record),
+            (At::Recording, Event::StoreFailed(_)) => self.write_again(),
+            (at, event) => panic!("no {at:?} request can see {event:?}"),
+        }
+    }
+
+    fn insert(&mut self) -> Action {
+        self.at = At::Claiming;
+        self.insert_tries += 1;
+        Action::Insert(Box::new(self.facts.clone()))
+    }
+
+    fn granted(&mut self, fence: Fence) -> Action {
+        self.fence = fence;
+        self.may_hold = true;
+        if self.facts.phase == Phase::Dispatched {
+            return self.execute();
+        }
+        self.at = At::Dispatching;
+        self.facts.phase = Phase::Dispatched;
+        action(transition::dispatched(&self.facts, fence))
+    }
+
+    fn execute(&mut self) -> Action {
+        self.at = At::Executing;
+        Action::Execute { fence: self.fence, attempt: self.facts.attempt }
+    }
+
+    fn decide(&mut self, record: Box<Record>, now: Micros) -> Action {
+        let (decision, verified) = decide(&record, &self.ask, &self.policy, now);
+        self.unverified = verified == Verified::No;
+        match decision {
+            Decision::Mine { fence, .. } => {
+                self.facts = record.facts;
+                self.granted(fence)
+            }
+            Decision::Replay => {
+                self.at = At::Done;
+                Action::Replay(record)
+            }
+            Decision::Wait(until) => {
+                self.at = At::Waiting;
+                Action::Wait(until)
+            }
+            Decision::TakeOver(write) | Decision::Settle(write) if self.lost_tries >= LOST_TRIES_MAX => {
+                drop(write);
+                self.refuse(Refusal::InFlight, Some(record))
+            }
+            Decision::TakeOver(write) => {
+                self.at = At::TakingOver;
+                self.lost_tries += 1;
+                self.facts = write.facts.clone();
+                Action::Replace(Box::new(write))
+            }
+            Decision::Settle(write) => {
+                self.at = At::Settling;
+                self.lost_tries += 1;
+                Action::Replace(Box::new(write))
+            }
+            Decision::Refuse(refusal) => self.refuse(refusal, Some(record)),
+        }
+    }
+
+    /// The record that was read is gone or has changed: claim anew.
+    fn look_again(&mut self) -> Action {
+        if self.lost_tries >= LOST_TRIES_MAX {
+            return self.refuse(Refusal::InFlight, None);
+        }
+        self.lost_tries += 1;
+        self.insert_tries = 0;
+        // A first claim again: what a takeover wanted to write is void.
+        self.facts.attempt = 1;
+        self.facts.ambiguous = false;
+        self.facts.checkpoint = None;
+        self.facts.fingerprint = self.ask.fingerprint;
+        self.facts.fingerprint_policy = self.ask.fingerprint_policy;
+        self.insert()
+    }
+
+    fn claim_failed(&mut self, applied: Applied) -> Action {
+        self.may_hold |= applied == Applied::Unknown;
+        if applied == Applied::Unknown && self.insert_tries < INSERT_TRIES_MAX {
+            return self.insert();
+        }
+        self.outage()
+    }
+
+    fn outage(&mut self) -> Action {
+        match self.policy.on_store_outage {
+            Outage::Deny => self.refuse(Refusal::StoreUnavailable, None),
+            Outage::Bypass => {
+                self.at = At::Done;
+                Action::PassThrough { abandon: self.may_hold }
+            }
+        }
+    }
+
+    fn refuse(&mut self, refusal: Refusal, record: Option<Box<Record>>) -> Action {
+        self.at = At::Done;
+        // Whatever another record says, no claim of ours stands beside it.
+        let abandon = self.may_hold && record.is_none();
+        Action::Refuse { refusal, abandon, record }
+    }
+
+    fn record(&mut self, write: Write) -> Action {
+        self.at = At::Recording;
+        self.last_write = Some(write.clone());
+        action(write)
+    }
+
+    fn write_again(&mut self) -> Action {
+        match self.last_write.clone() {
+            Some(write) => action(write),
+            None => panic!("recording without a write"),
+        }
+    }
+
+    fn recording_lost(&mut self, record: Option<Box<Record>>) -> Action {
+        let wanted = match &self.last_write {
+            Some(Write::Replace(write)) => Some(&write.facts),
+            Some(Write::Remove(_)) | None => None,
+        };
+        let outcome = wanted.and_then(|facts| facts.outcome.as_ref());
+        let lost = transition::lost(record.as_deref(), self.fence, self.ask.claim_id, outcome);
+        let removed = matches!(self.last_write, Some(Write::Remove(_)));
+        self.at = At::Done;
+        match (lost, record) {
+            // A removal whose answer was lost finds nothing; a completion finds itself.
+            (Lost::Absent, _) if removed => Action::Answer,
+            (Lost::Already, _) => Action::Answer,
+            (_, Some(record))
+                if record.facts.fingerprint == self.facts.fingerprint
+                    && matches!(record.facts.state, State::Completed | State::Failed)
+                    && record.facts.outcome.as_ref().is_some_and(|outcome| !outcome.body_not_kept) =>
+            {
+                Action::Replay(record)
+            }
+            _ => Action::Refuse { refusal: Refusal::ClaimLost, abandon: false, record: None },
+        }
+    }
+}
+
+/// Whether a record seen in the present state lets nobody but its holder act.
+#[must_use]
+pub fn is_held(record: &Record, now: Micros) -> bool {
+    record.seen_at(now) == Seen::InFlight
+}
+
+fn action(write: Write) -> Action {
+    match write {
+        Write::Replace(replacement) => Action::Replace(replacement),
+        Write::Remove(expect) => Action::Remove(expect),
+    }
+}

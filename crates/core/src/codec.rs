@@ -1,0 +1,276 @@
+//! A record to bytes and back. `docs/record-format.md` has it byte by byte.
+//!
+//! A fixed big-endian header that scripts can read by offset, the field digests, a protobuf body
+//! (`proto/onceward/v1/record.proto`), and a checksum over everything but the store's block, which
+//! the store alone writes.
+
+use alloc::{string::String, vec::Vec};
+
+use prost::{Message, bytes::Bytes};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::{
+    outcome::{Checkpoint, Field, Outcome},
+    record::{ClaimId, Facts, Fence, Micros, Phase, Record, Revision, SessionId, State, Stored},
+    wire,
+};
+
+/// The version that this build writes.
+pub const VERSION: u8 = 1;
+/// Bytes before the field digests.
+pub const HEADER_BYTES: usize = 160;
+/// Where the store's block lies: fence, revision, lease, keep-until, written-at, eight bytes each.
+pub const STORED: core::ops::Range<usize> = 12..52;
+/// A record over this size carries no field digests.
+pub const FIELDS_RECORD_BYTES_MAX: usize = 512;
+
+const MAGIC: [u8; 2] = *b"OW";
+const CHECKSUM_BYTES: usize = 8;
+
+const FLAG_DISPATCHED: u16 = 1;
+const FLAG_AMBIGUOUS: u16 = 1 << 1;
+const FLAG_BODY_NOT_KEPT: u16 = 1 << 4;
+const FLAG_PROOF: u16 = 1 << 6;
+const FLAGS_KNOWN: u16 = FLAG_DISPATCHED | FLAG_AMBIGUOUS | FLAG_BODY_NOT_KEPT | FLAG_PROOF;
+
+/// Why bytes are no record.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DecodeError {
+    /// Shorter than its own lengths say.
+    #[error("record is cut: {have} bytes, its header says {need}")]
+    Cut {
+        /// Bytes there are.
+        have: usize,
+        /// Bytes there must be.
+        need: usize,
+    },
+    /// Does not begin with `OW`.
+    #[error("not a record: it does not begin with `OW`")]
+    Foreign,
+    /// Written by a later version: refused, never misread.
+    #[error("record has format version {0}; this build reads up to version {VERSION}. Run a newer onceward")]
+    Newer(u8),
+    /// Uses a flag that this version does not know.
+    #[error("record has flags {0:#06x} that this build does not know. Run a newer onceward")]
+    Flags(u16),
+    /// Its bytes changed after they were written.
+    #[error("record is damaged: its checksum does not match")]
+    Damaged,
+    /// The checksum is right and the content is not: a defect of its writer.
+    #[error("record cannot be read: {0}")]
+    Content(&'static str),
+}
+
+/// Appends the record's bytes to `out`.
+pub fn encode(record: &Record, out: &mut Vec<u8>) {
+    let Record { stored, facts } = record;
+    let start = out.len();
+    let body = body_of(facts);
+    let body_len = body.encoded_len();
+    let keeps_fields = HEADER_BYTES + facts.fields.len() * 8 + body_len + CHECKSUM_BYTES <= FIELDS_RECORD_BYTES_MAX;
+    let fields: &[[u8; 8]] = if keeps_fields { &facts.fields } else { &[] };
+    out.reserve(HEADER_BYTES + fields.len() * 8 + body_len + CHECKSUM_BYTES);
+
+    let mut flags = 0;
+    if facts.phase == Phase::Dispatched {
+        flags |= FLAG_DISPATCHED;
+    }
+    if facts.ambiguous {
+        flags |= FLAG_AMBIGUOUS;
+    }
+    if facts.outcome.as_ref().is_some_and(|outcome| outcome.body_not_kept) {
+        flags |= FLAG_BODY_NOT_KEPT;
+    }
+    if facts.principal_proof.is_some() {
+        flags |= FLAG_PROOF;
+    }
+    out.extend_from_slice(&MAGIC);
+    out.extend_from_slice(&[VERSION, facts.state as u8]);
+    out.extend_from_slice(&flags.to_be_bytes());
+    out.extend_from_slice(&[0; 2]);
+    out.extend_from_slice(&facts.fingerprint_policy.to_be_bytes());
+    out.extend_from_slice(&stored_bytes(stored));
+    out.extend_from_slice(&facts.attempt.to_be_bytes());
+    out.extend_from_slice(&facts.claim_id.0);
+    out.extend_from_slice(&facts.session.0);
+    out.extend_from_slice(&facts.principal_proof.unwrap_or_default());
+    out.extend_from_slice(&facts.fingerprint);
+    out.extend_from_slice(&[0; 16]); // key id and nonce, reserved for encryption
+    out.extend_from_slice(&u16::try_from(fields.len()).unwrap_or(0).to_be_bytes());
+    out.extend_from_slice(&[0; 2]);
+    out.extend_from_slice(&u32::try_from(body_len).unwrap_or(u32::MAX).to_be_bytes());
+    debug_assert_eq!(out.len() - start, HEADER_BYTES);
+    for field in fields {
+        out.extend_from_slice(field);
+    }
+    body.encode_raw(out);
+    let sum = checksum(out.get(start..).unwrap_or_default());
+    out.extend_from_slice(&sum.to_be_bytes());
+}
+
+/// The store's block as it lies in a record, so that a store can write it in place.
+#[must_use]
+pub fn stored_bytes(stored: &Stored) -> [u8; 40] {
+    let mut out = [0; 40];
+    let values = [stored.fence.0, stored.revision.0, stored.lease_until.0, stored.keep_until.0, stored.written_at.0];
+    for (slot, value) in out.chunks_exact_mut(8).zip(values) {
+        slot.copy_from_slice(&value.to_be_bytes());
+    }
+    out
+}
+
+/// Reads a record. `bytes` must hold exactly one; bodies share its memory.
+///
+/// # Errors
+/// See [`DecodeError`]: nothing is guessed, and a newer version is never misread.
+pub fn decode(bytes: &Bytes) -> Result<Record, DecodeError> {
+    let mut header = Reader { rest: bytes, have: bytes.len() };
+    if header.take::<2>()? != MAGIC {
+        return Err(DecodeError::Foreign);
+    }
+    let [version, state] = header.take()?;
+    if version > VERSION {
+        return Err(DecodeError::Newer(version));
+    }
+    let flags = u16::from_be_bytes(header.take()?);
+    let _reserved: [u8; 2] = header.take()?;
+    let fingerprint_policy = u32::from_be_bytes(header.take()?);
+    let stored = Stored {
+        fence: Fence(header.u64()?),
+        revision: Revision(header.u64()?),
+        lease_until: Micros(header.u64()?),
+        keep_until: Micros(header.u64()?),
+        written_at: Micros(header.u64()?),
+    };
+    let attempt = u32::from_be_bytes(header.take()?);
+    let claim_id = ClaimId(header.take()?);
+    let session = SessionId(header.take()?);
+    let proof = header.take()?;
+    let fingerprint = header.take()?;
+    let _key_id_and_nonce: [u8; 16] = header.take()?;
+    let field_count = usize::from(u16::from_be_bytes(header.take()?));
+    let _reserved: [u8; 2] = header.take()?;
+    let body_len = usize::try_from(u32::from_be_bytes(header.take()?)).unwrap_or(usize::MAX);
+
+    let body_at = HEADER_BYTES + field_count * 8;
+    let sum_at = body_at.saturating_add(body_len);
+    let need = sum_at.saturating_add(CHECKSUM_BYTES);
+    if bytes.len() != need {
+        return Err(DecodeError::Cut { have: bytes.len(), need });
+    }
+    let mut sum = Reader { rest: bytes.get(sum_at..).unwrap_or_default(), have: bytes.len() };
+    if sum.u64()? != checksum(bytes.get(..sum_at).unwrap_or_default()) {
+        return Err(DecodeError::Damaged);
+    }
+    if flags & !FLAGS_KNOWN != 0 {
+        return Err(DecodeError::Flags(flags & !FLAGS_KNOWN));
+    }
+    let state = match state {
+        1 => State::InFlight,
+        2 => State::NotExecuted,
+        3 => State::Completed,
+        4 => State::Failed,
+        5 => State::Erased,
+        _ => return Err(DecodeError::Content("its state is none that version 1 knows")),
+    };
+    let mut fields = Vec::with_capacity(field_count);
+    for _ in 0..field_count {
+        fields.push(header.take()?);
+    }
+    let body = wire::Body::decode(bytes.slice(body_at..sum_at))
+        .map_err(|_| DecodeError::Content("its body is not the protobuf message onceward.v1.Body"))?;
+    Ok(Record {
+        stored,
+        facts: Facts {
+            state,
+            phase: if flags & FLAG_DISPATCHED == 0 { Phase::Claimed } else { Phase::Dispatched },
+            ambiguous: flags & FLAG_AMBIGUOUS != 0,
+            attempt,
+            claim_id,
+            session,
+            principal_proof: (flags & FLAG_PROOF != 0).then_some(proof),
+            fingerprint_policy,
+            fingerprint,
+            fields,
+            route: body.route,
+            tenant: body.tenant,
+            env: body.env,
+            claimed_at: Micros(body.claimed_at),
+            settled_at: Micros(body.settled_at),
+            not_before: Micros(body.not_before),
+            outcome: body.outcome.map(outcome_from).transpose()?,
+            checkpoint: body.checkpoint.map(|c| Checkpoint { seq: c.seq, name: c.name, data: c.data }),
+            reason: body.reason,
+        },
+    })
+}
+
+/// XXH3-64 over everything but the store's block (and the checksum itself).
+fn checksum(bytes: &[u8]) -> u64 {
+    let mut hash = Xxh3::new();
+    hash.update(bytes.get(..STORED.start).unwrap_or_default());
+    hash.update(bytes.get(STORED.end..).unwrap_or_default());
+    hash.digest()
+}
+
+fn body_of(facts: &Facts) -> wire::Body {
+    wire::Body {
+        route: facts.route.clone(),
+        tenant: facts.tenant.clone(),
+        env: facts.env.clone(),
+        claimed_at: facts.claimed_at.0,
+        settled_at: facts.settled_at.0,
+        not_before: facts.not_before.0,
+        outcome: facts.outcome.as_ref().map(|outcome| wire::Outcome {
+            status: u32::from(outcome.status),
+            headers: fields_to(&outcome.headers),
+            body: outcome.body.clone(),
+            trailers: fields_to(&outcome.trailers),
+            body_not_kept: outcome.body_not_kept,
+        }),
+        checkpoint: facts.checkpoint.as_ref().map(|checkpoint| wire::Checkpoint {
+            seq: checkpoint.seq,
+            name: checkpoint.name.clone(),
+            data: checkpoint.data.clone(),
+        }),
+        reason: String::clone(&facts.reason),
+    }
+}
+
+fn outcome_from(outcome: wire::Outcome) -> Result<Outcome, DecodeError> {
+    Ok(Outcome {
+        status: u16::try_from(outcome.status).map_err(|_| DecodeError::Content("its status is no HTTP status"))?,
+        headers: fields_from(outcome.headers),
+        body: outcome.body,
+        trailers: fields_from(outcome.trailers),
+        body_not_kept: outcome.body_not_kept,
+    })
+}
+
+fn fields_to(fields: &[Field]) -> Vec<wire::Header> {
+    fields.iter().map(|f| wire::Header { name: f.name.clone(), value: f.value.clone() }).collect()
+}
+
+fn fields_from(fields: Vec<wire::Header>) -> Vec<Field> {
+    fields.into_iter().map(|f| Field { name: f.name, value: f.value }).collect()
+}
+
+struct Reader<'a> {
+    rest: &'a [u8],
+    have: usize,
+}
+
+impl Reader<'_> {
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
+        let Some((first, rest)) = self.rest.split_first_chunk::<N>() else {
+            return Err(DecodeError::Cut { have: self.have, need: HEADER_BYTES + CHECKSUM_BYTES });
+        };
+        self.rest = rest;
+        Ok(*first)
+    }
+
+    fn u64(&mut self) -> Result<u64, DecodeError> {
+        Ok(u64::from_be_bytes(self.take()?))
+    }
+}

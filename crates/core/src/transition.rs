@@ -1,0 +1,305 @@
+//! The writes of a holder and of an operator, each as a pure function of the facts that are there.
+//!
+//! GUARANTEES 1.3 as code: what complete, fail, release, checkpoint, takeover, resolve and forget
+//! make of a record. None of them touches a store; each returns the one conditional write that a
+//! store is to apply, or says why there is none.
+
+use alloc::{boxed::Box, string::String};
+use core::time::Duration;
+
+use crate::{
+    cas::{Expect, FenceRule, Keep, Lease, Replacement},
+    outcome::{Checkpoint, Outcome},
+    record::{ClaimId, Facts, Fence, Micros, Phase, Record, Seen, SessionId, State},
+};
+
+/// The write that ends a transition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// The record becomes another.
+    Replace(Box<Replacement>),
+    /// The record goes: the key is new again, its fence is not.
+    Remove(Expect),
+}
+
+/// Why an operator's or holder's write is not even tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refused {
+    /// Somebody holds the key and its lease runs.
+    #[error("the key is in flight: its holder's lease has not ended")]
+    Busy,
+    /// There is nothing to settle.
+    #[error("the outcome is not unknown: the record is {}", .0.as_str())]
+    NotUnknown(Seen),
+    /// Freeing a key that somebody holds would let a late answer bring it back.
+    #[error("a key in flight can be erased, not freed for reuse")]
+    ReuseInFlight,
+    /// A checkpoint that does not follow the last one.
+    #[error("checkpoint {got} does not follow {last}")]
+    CheckpointOrder {
+        /// Sequence of the last checkpoint; 0 for none.
+        last: u32,
+        /// The one that came.
+        got: u32,
+    },
+    /// The same sequence with other content.
+    #[error("checkpoint {0} was stored with other content")]
+    CheckpointConflict(u32),
+    /// More than [`Checkpoint::DATA_BYTES_MAX`].
+    #[error("a checkpoint carries at most 65536 bytes")]
+    CheckpointSize,
+    /// The same checkpoint is there already: nothing to write.
+    #[error("the checkpoint is stored already")]
+    CheckpointThere,
+}
+
+/// What a lost write of a holder means, read off the record that is there now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// The same completion was applied before: its answer was lost.
+    Already,
+    /// This holder completed it before with another outcome.
+    Conflict,
+    /// Somebody else has the key: this holder did execute, and so perhaps did another.
+    Fenced,
+    /// The key was erased.
+    Erased,
+    /// There is no record.
+    Absent,
+}
+
+/// The holder's outcome becomes the key's.
+#[must_use]
+pub fn complete(facts: &Facts, fence: Fence, outcome: Outcome, retention: Duration, now: Micros) -> Write {
+    settle(facts, fence, State::Completed, Some(outcome), retention, now)
+}
+
+/// The key has failed for good; what is there of an answer is replayed.
+#[must_use]
+pub fn fail(facts: &Facts, fence: Fence, outcome: Option<Outcome>, retention: Duration, now: Micros) -> Write {
+    settle(facts, fence, State::Failed, outcome, retention, now)
+}
+
+fn settle(
+    facts: &Facts,
+    fence: Fence,
+    state: State,
+    outcome: Option<Outcome>,
+    retention: Duration,
+    now: Micros,
+) -> Write {
+    let facts = Facts { state, ambiguous: false, outcome, checkpoint: None, settled_at: now, ..facts.clone() };
+    holder(facts, fence, Lease::Over, Keep::For(retention))
+}
+
+/// The holder did nothing. Says nothing of an earlier attempt that may have done something.
+#[must_use]
+pub fn release(facts: &Facts, fence: Fence) -> Write {
+    if facts.ambiguous { unknown(facts, fence) } else { Write::Remove(Expect::Holder(fence)) }
+}
+
+/// The holder did nothing, and the next attempt may come no earlier than `not_before`; the count
+/// of attempts survives.
+#[must_use]
+pub fn fail_retryable(facts: &Facts, fence: Fence, not_before: Micros, retention: Duration, now: Micros) -> Write {
+    if facts.ambiguous {
+        return unknown(facts, fence);
+    }
+    let facts = Facts { state: State::NotExecuted, not_before, settled_at: now, ..facts.clone() };
+    holder(facts, fence, Lease::Over, Keep::For(retention))
+}
+
+/// The holder cannot say what happened: unknown from now on.
+#[must_use]
+pub fn unknown(facts: &Facts, fence: Fence) -> Write {
+    holder(Facts { ambiguous: true, ..facts.clone() }, fence, Lease::Over, Keep::Open)
+}
+
+/// The second write of two-phase dispatch: from here the upstream may have been reached.
+#[must_use]
+pub fn dispatched(facts: &Facts, fence: Fence) -> Write {
+    holder(Facts { phase: Phase::Dispatched, ..facts.clone() }, fence, Lease::Keep, Keep::Open)
+}
+
+/// A recovery point.
+///
+/// # Errors
+/// Where it is too large, there already, or out of order.
+pub fn checkpoint(facts: &Facts, fence: Fence, next: Checkpoint) -> Result<Write, Refused> {
+    if next.data.len() > Checkpoint::DATA_BYTES_MAX {
+        return Err(Refused::CheckpointSize);
+    }
+    let last = facts.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.seq);
+    if next.seq == last {
+        let same = facts.checkpoint.as_ref() == Some(&next);
+        return Err(if same { Refused::CheckpointThere } else { Refused::CheckpointConflict(last) });
+    }
+    if next.seq != last.saturating_add(1) {
+        return Err(Refused::CheckpointOrder { last, got: next.seq });
+    }
+    Ok(holder(Facts { checkpoint: Some(next), ..facts.clone() }, fence, Lease::Keep, Keep::Open))
+}
+
+/// Who takes a key over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taker {
+    /// Its claim.
+    pub claim_id: ClaimId,
+    /// Its process.
+    pub session: SessionId,
+    /// How far it is at once.
+    pub phase: Phase,
+}
+
+/// The next attempt takes the key from a holder whose lease is over, or from a record that says
+/// that nothing was done. Loses to any write since the read.
+#[must_use]
+pub fn take_over(seen: &Record, taker: Taker, lease: Duration) -> Replacement {
+    let old = &seen.facts;
+    let may_have_run = old.state == State::InFlight && old.phase == Phase::Dispatched;
+    let facts = Facts {
+        state: State::InFlight,
+        phase: taker.phase,
+        ambiguous: old.ambiguous || may_have_run,
+        attempt: old.attempt.saturating_add(1),
+        claim_id: taker.claim_id,
+        session: taker.session,
+        // The first claim's fence is its time, where nobody wrote it down.
+        claimed_at: if old.claimed_at == Micros::ZERO { Micros(seen.stored.fence.0) } else { old.claimed_at },
+        settled_at: Micros::ZERO,
+        not_before: Micros::ZERO,
+        reason: String::new(),
+        ..old.clone()
+    };
+    Replacement { expect: as_seen(seen), facts, fence: FenceRule::Next, lease: Lease::For(lease), keep: Keep::Open }
+}
+
+/// An unknown outcome, settled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    /// It took effect; this is its answer.
+    Executed(Outcome),
+    /// It did not: the next request runs.
+    NotExecuted,
+    /// It is given up.
+    Failed(Option<Outcome>),
+}
+
+/// Settles an unknown outcome; its holder, should it still live, loses its right.
+///
+/// # Errors
+/// Where the outcome is not unknown.
+pub fn resolve(
+    seen: &Record,
+    resolution: Resolution,
+    reason: &str,
+    retention: Duration,
+    now: Micros,
+) -> Result<Replacement, Refused> {
+    match seen.seen_at(now) {
+        Seen::Unknown | Seen::Abandoned => {}
+        other => return Err(Refused::NotUnknown(other)),
+    }
+    let (state, outcome) = match resolution {
+        Resolution::Executed(outcome) => (State::Completed, Some(outcome)),
+        Resolution::NotExecuted => (State::NotExecuted, None),
+        Resolution::Failed(outcome) => (State::Failed, outcome),
+    };
+    let facts = Facts {
+        state,
+        ambiguous: false,
+        outcome,
+        settled_at: now,
+        not_before: Micros::ZERO,
+        reason: reason.into(),
+        ..seen.facts.clone()
+    };
+    Ok(Replacement {
+        expect: as_seen(seen),
+        facts,
+        fence: FenceRule::Next,
+        lease: Lease::Over,
+        keep: Keep::For(retention),
+    })
+}
+
+/// How a key is forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forget {
+    /// What was recorded goes, the key stays unusable until its retention ends.
+    Erase,
+    /// The key is new again.
+    Reuse,
+}
+
+/// Forgets a settled key; one in flight or unknown only with `force`, and then only by erasing.
+///
+/// # Errors
+/// Where somebody holds the key, or freeing it would let a late answer bring it back.
+pub fn forget(
+    seen: &Record,
+    how: Forget,
+    force: bool,
+    reason: &str,
+    retention: Duration,
+    now: Micros,
+) -> Result<Write, Refused> {
+    if seen.facts.state == State::InFlight {
+        if !force {
+            return Err(Refused::Busy);
+        }
+        if how == Forget::Reuse {
+            return Err(Refused::ReuseInFlight);
+        }
+    }
+    if how == Forget::Reuse {
+        return Ok(Write::Remove(as_seen(seen)));
+    }
+    let facts = erased(seen.facts.clone(), reason, now);
+    Ok(Write::Replace(Box::new(Replacement {
+        expect: as_seen(seen),
+        facts,
+        fence: FenceRule::Next,
+        lease: Lease::Over,
+        keep: Keep::For(retention),
+    })))
+}
+
+/// `facts` with everything gone that says what the request or its answer was.
+#[must_use]
+pub fn erased(facts: Facts, reason: &str, now: Micros) -> Facts {
+    Facts {
+        state: State::Erased,
+        ambiguous: false,
+        fingerprint: [0; 32],
+        fields: alloc::vec::Vec::new(),
+        principal_proof: None,
+        outcome: None,
+        checkpoint: None,
+        settled_at: now,
+        reason: reason.into(),
+        ..facts
+    }
+}
+
+/// What it means that a holder's write was lost.
+#[must_use]
+pub fn lost(there: Option<&Record>, fence: Fence, claim_id: ClaimId, outcome: Option<&Outcome>) -> Lost {
+    let Some(record) = there else { return Lost::Absent };
+    if record.facts.state == State::Erased {
+        return Lost::Erased;
+    }
+    if record.stored.fence == fence && record.facts.claim_id == claim_id {
+        return if record.facts.outcome.as_ref() == outcome { Lost::Already } else { Lost::Conflict };
+    }
+    Lost::Fenced
+}
+
+fn holder(facts: Facts, fence: Fence, lease: Lease, keep: Keep) -> Write {
+    Write::Replace(Box::new(Replacement { expect: Expect::Holder(fence), facts, fence: FenceRule::Keep, lease, keep }))
+}
+
+fn as_seen(record: &Record) -> Expect {
+    Expect::Seen(record.stored.fence, record.stored.revision)
+}

@@ -1,0 +1,397 @@
+//! The reference store: one process, no durability, the oracle of the others.
+//!
+//! It holds encoded records, so that what it returns went through the codec, and it refuses new
+//! claims at its bound instead of evicting. Its clock, its incarnation, its role and its sessions
+//! can be set from outside, which is how the conformance list shows that those checks come first.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use onceward_core::{
+    cas::{self, Expect, Replacement},
+    codec,
+    key::RecordId,
+    record::{Facts, Fence, Micros, Record, SessionId, State, Stored},
+};
+
+use crate::{Answer, Filter, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Watch, Write, watch::Watchers};
+
+/// How far a store's clock may be from where it was expected: beyond it, nothing is written.
+pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(2);
+
+/// How the store tells the time.
+#[derive(Clone, Debug)]
+pub enum Clock {
+    /// The wall clock at the start, and the time since.
+    System(tokio::time::Instant, Micros),
+    /// Set from outside, in microseconds.
+    Manual(Arc<AtomicU64>),
+}
+
+impl Clock {
+    /// The machine's.
+    #[must_use]
+    pub fn system() -> Self {
+        #[expect(clippy::disallowed_methods, reason = "this is the store's clock")]
+        let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Self::System(tokio::time::Instant::now(), Micros::ZERO.plus(wall))
+    }
+
+    fn now(&self) -> Micros {
+        match self {
+            Self::System(start, at_start) => at_start.plus(start.elapsed()),
+            Self::Manual(now) => Micros(now.load(Ordering::SeqCst)),
+        }
+    }
+}
+
+/// The bounds of a memory store.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// New claims are refused at so many records.
+    pub records_max: usize,
+    /// New claims of a tenant are refused at so many of its records.
+    pub tenant_records_max: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { records_max: 1_000_000, tenant_records_max: usize::MAX }
+    }
+}
+
+/// A store in this process's memory. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    shared: Arc<Shared>,
+    /// The incarnation that this handle was opened on.
+    incarnation: u64,
+}
+
+#[derive(Debug)]
+struct Shared {
+    clock: Clock,
+    /// Another clock that the first must agree with.
+    reference: Option<Clock>,
+    bounds: Bounds,
+    inner: Mutex<Inner>,
+    watchers: Watchers,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    records: BTreeMap<RecordId, Box<[u8]>>,
+    /// The settled ones by their end, so that a sweep reads only what it removes.
+    ends: BTreeSet<(Micros, RecordId)>,
+    tenants: BTreeMap<String, usize>,
+    bytes: u64,
+    open: u64,
+    /// Larger than the fence of every record that is gone.
+    mark: Fence,
+    /// The latest time that any step saw.
+    seen_until: Micros,
+    incarnation: u64,
+    replica: bool,
+    partitions: u16,
+    over: HashSet<SessionId>,
+    members: Option<HashSet<SessionId>>,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self::new(Bounds::default(), Clock::system())
+    }
+}
+
+impl Memory {
+    /// An empty store.
+    #[must_use]
+    pub fn new(bounds: Bounds, clock: Clock) -> Self {
+        Self::with_reference(bounds, clock, None)
+    }
+
+    /// An empty store whose clock is held against another, as a store across a network is held
+    /// against the clock of its client.
+    #[must_use]
+    pub fn with_reference(bounds: Bounds, clock: Clock, reference: Option<Clock>) -> Self {
+        let inner = Inner { partitions: 256, ..Inner::default() };
+        let shared = Shared { clock, reference, bounds, inner: Mutex::new(inner), watchers: Watchers::default() };
+        Self { shared: Arc::new(shared), incarnation: 0 }
+    }
+
+    /// Another handle, opened on the store as it is now.
+    ///
+    /// # Errors
+    /// Where the store was made with another partition count.
+    pub fn reopen(&self, partitions: u16) -> Result<Self, StoreError> {
+        let inner = self.lock();
+        if inner.partitions != partitions {
+            let said = format!("it has {} partitions, this process {partitions}", inner.partitions);
+            return Err(StoreError::not_applied(Kind::Newer(said)));
+        }
+        Ok(Self { shared: Arc::clone(&self.shared), incarnation: inner.incarnation })
+    }
+
+    /// Loses everything but the clock, as a flush or a restart without persistence does.
+    pub fn lose(&self) {
+        let mut inner = self.lock();
+        let next = inner.incarnation + 1;
+        let seen_until = inner.seen_until;
+        *inner = Inner { partitions: 256, incarnation: next, seen_until, ..Inner::default() };
+    }
+
+    /// Makes it a replica, which must not decide, or a primary again.
+    pub fn set_replica(&self, replica: bool) {
+        self.lock().replica = replica;
+    }
+
+    /// Declares a session over: it holds nothing and may write nothing.
+    pub fn end_session(&self, session: SessionId) {
+        let mut inner = self.lock();
+        inner.over.insert(session);
+        let ids: Vec<RecordId> = inner.records.keys().copied().collect();
+        for id in ids {
+            let Ok(Some(mut record)) = inner.read(&id) else { continue };
+            if record.facts.session == session && record.facts.state == State::InFlight {
+                record.stored.lease_until = Micros::ZERO;
+                inner.write(id, &record);
+            }
+        }
+    }
+
+    /// From now on only these sessions may claim.
+    pub fn admit_only(&self, sessions: impl IntoIterator<Item = SessionId>) {
+        self.lock().members = Some(sessions.into_iter().collect());
+    }
+
+    /// Flips one bit of a record, as a failing disk or a foreign writer would.
+    pub fn damage(&self, id: &RecordId) {
+        if let Some(byte) = self.lock().records.get_mut(id).and_then(|bytes| bytes.get_mut(codec::HEADER_BYTES)) {
+            *byte ^= 1;
+        }
+    }
+
+    /// A record's stored bytes.
+    #[must_use]
+    pub fn bytes_of(&self, id: &RecordId) -> Option<Bytes> {
+        self.lock().records.get(id).map(|bytes| Bytes::copy_from_slice(bytes))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.shared.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The checks that come before every step: incarnation, role, session, clock. Any of them
+    /// failing means that nothing was written.
+    fn enter(&self, session: Option<SessionId>) -> Result<(MutexGuard<'_, Inner>, Micros), StoreError> {
+        let mut inner = self.lock();
+        if inner.replica {
+            return Err(StoreError::not_applied(Kind::NotPrimary));
+        }
+        if inner.incarnation != self.incarnation {
+            return Err(StoreError::not_applied(Kind::Incarnation));
+        }
+        if let Some(session) = session {
+            let is_member = inner.members.as_ref().is_none_or(|members| members.contains(&session));
+            if inner.over.contains(&session) || !is_member {
+                return Err(StoreError::not_applied(Kind::SessionOver));
+            }
+        }
+        let now = self.shared.clock.now();
+        let behind = inner.seen_until.since(now);
+        if behind > CLOCK_SKEW_MAX {
+            let said = format!("it is {behind:?} behind what it said before");
+            return Err(StoreError::not_applied(Kind::ClockSuspect(said)));
+        }
+        if let Some(reference) = self.shared.reference.as_ref().map(Clock::now) {
+            let apart = now.since(reference).max(reference.since(now));
+            if apart > CLOCK_SKEW_MAX {
+                let said = format!("it is {apart:?} from this process's");
+                return Err(StoreError::not_applied(Kind::ClockSuspect(said)));
+            }
+        }
+        // S2: the store's time never goes back.
+        let now = now.max(inner.seen_until);
+        inner.seen_until = now;
+        Ok((inner, now))
+    }
+
+    fn insert_now(&self, id: RecordId, facts: &Facts, lease: Duration) -> Result<Insert, StoreError> {
+        let (mut inner, now) = self.enter(Some(facts.session))?;
+        let there = inner.read(&id)?;
+        let ended = match there {
+            Some(record) if !record.is_expired(now) => {
+                return Ok(Insert::Existing { record: Box::new(record), now });
+            }
+            other => other,
+        };
+        if ended.is_none() && inner.records.len() >= self.shared.bounds.records_max {
+            return Err(StoreError::not_applied(Kind::Full));
+        }
+        if inner.tenants.get(&facts.tenant).copied().unwrap_or(0) >= self.shared.bounds.tenant_records_max {
+            return Err(StoreError::not_applied(Kind::Quota));
+        }
+        let record = cas::inserted(facts.clone(), lease, now, inner.mark, ended.map(|record| record.stored).as_ref());
+        inner.write(id, &record);
+        drop(inner);
+        self.shared.watchers.wake(&id);
+        Ok(Insert::Inserted { fence: record.stored.fence, now })
+    }
+
+    /// The shape of every conditional write: meet the record, or return what is there.
+    fn meet(
+        &self,
+        id: RecordId,
+        expect: Expect,
+        step: impl FnOnce(&mut Inner, Record, Micros) -> Stored,
+    ) -> Result<Write, StoreError> {
+        let (mut inner, now) = self.enter(None)?;
+        let there = inner.read(&id)?.filter(|record| !record.is_expired(now));
+        let Some(record) = there else { return Ok(Write::Lost { record: None, now }) };
+        if !cas::is_meant(expect, &record.stored, record.facts.state) {
+            return Ok(Write::Lost { record: Some(Box::new(record)), now });
+        }
+        let stored = step(&mut inner, record, now);
+        drop(inner);
+        self.shared.watchers.wake(&id);
+        Ok(Write::Applied { fence: stored.fence, revision: stored.revision, now })
+    }
+}
+
+impl Inner {
+    fn read(&self, id: &RecordId) -> Result<Option<Record>, StoreError> {
+        let Some(bytes) = self.records.get(id) else { return Ok(None) };
+        codec::decode(&Bytes::copy_from_slice(bytes))
+            .map(Some)
+            .map_err(|error| StoreError::not_applied(Kind::Damaged(error.to_string())).because(error))
+    }
+
+    fn write(&mut self, id: RecordId, record: &Record) {
+        self.take(&id);
+        let mut bytes = Vec::new();
+        codec::encode(record, &mut bytes);
+        self.bytes += bytes.len() as u64;
+        self.open += u64::from(record.facts.state == State::InFlight);
+        *self.tenants.entry(record.facts.tenant.clone()).or_default() += 1;
+        if record.stored.keep_until != Micros::ZERO {
+            self.ends.insert((record.stored.keep_until, id));
+        }
+        self.records.insert(id, bytes.into_boxed_slice());
+    }
+
+    /// Takes a record out, for another or for good.
+    fn take(&mut self, id: &RecordId) {
+        let Ok(Some(old)) = self.read(id) else { return };
+        if let Some(bytes) = self.records.remove(id) {
+            self.bytes -= bytes.len() as u64;
+        }
+        self.ends.remove(&(old.stored.keep_until, *id));
+        self.open -= u64::from(old.facts.state == State::InFlight);
+        if let Some(count) = self.tenants.get_mut(&old.facts.tenant) {
+            *count -= 1;
+            if *count == 0 {
+                self.tenants.remove(&old.facts.tenant);
+            }
+        }
+        // S4: whatever takes a record away remembers its fence.
+        self.mark = self.mark.max(old.stored.fence);
+    }
+}
+
+impl Store for Memory {
+    fn kind(&self) -> &'static str {
+        "memory"
+    }
+
+    fn insert<'a>(&'a self, id: RecordId, facts: &'a Facts, lease: Duration) -> Answer<'a, Insert> {
+        Box::pin(std::future::ready(self.insert_now(id, facts, lease)))
+    }
+
+    fn replace<'a>(&'a self, id: RecordId, write: &'a Replacement) -> Answer<'a, Write> {
+        let written = self.meet(id, write.expect, |inner, there, now| {
+            let stored = cas::replaced(write, &there.stored, now, inner.mark);
+            inner.write(id, &Record { stored, facts: write.facts.clone() });
+            stored
+        });
+        Box::pin(std::future::ready(written))
+    }
+
+    fn extend(&self, id: RecordId, holder: Fence, lease: Duration) -> Answer<'_, Write> {
+        let written = self.meet(id, Expect::Holder(holder), |inner, there, now| {
+            let stored = cas::extended(&there.stored, lease, now);
+            inner.write(id, &Record { stored, ..there });
+            stored
+        });
+        Box::pin(std::future::ready(written))
+    }
+
+    fn remove(&self, id: RecordId, expect: Expect) -> Answer<'_, Write> {
+        let written = self.meet(id, expect, |inner, there, _now| {
+            inner.take(&id);
+            there.stored
+        });
+        Box::pin(std::future::ready(written))
+    }
+
+    fn get(&self, id: RecordId) -> Answer<'_, Read> {
+        let read = self.enter(None).and_then(|(inner, now)| {
+            let record = inner.read(&id)?.filter(|record| !record.is_expired(now));
+            Ok(Read { record, now })
+        });
+        Box::pin(std::future::ready(read))
+    }
+
+    fn scan(&self, after: Option<RecordId>, limit: usize, filter: Filter) -> Answer<'_, Page> {
+        let page = self.enter(None).and_then(|(inner, now)| {
+            use std::ops::Bound::{Excluded, Unbounded};
+            let mut page = Page { now, ..Page::default() };
+            for id in inner.records.range((after.map_or(Unbounded, Excluded), Unbounded)).map(|(id, _)| id) {
+                if page.records.len() == limit {
+                    page.next = page.records.last().map(|(id, _)| *id);
+                    break;
+                }
+                let Some(record) = inner.read(id)? else { continue };
+                if !record.is_expired(now) && filter.admits(&record, now) {
+                    page.records.push((*id, record));
+                }
+            }
+            Ok(page)
+        });
+        Box::pin(std::future::ready(page))
+    }
+
+    fn sweep(&self, limit: usize) -> Answer<'_, Swept> {
+        let swept = self.enter(None).map(|(mut inner, now)| {
+            let ended: Vec<RecordId> =
+                inner.ends.iter().take_while(|(end, _)| *end <= now).take(limit).map(|(_, id)| *id).collect();
+            for id in &ended {
+                inner.take(id);
+            }
+            Swept { removed: ended.len() as u64, more: ended.len() == limit }
+        });
+        Box::pin(std::future::ready(swept))
+    }
+
+    fn watch(&self, id: RecordId) -> Watch {
+        self.shared.watchers.watch(id)
+    }
+
+    fn stats(&self) -> Stats {
+        let inner = self.lock();
+        let full = inner.records.len() >= self.shared.bounds.records_max;
+        Stats {
+            records: inner.records.len() as u64,
+            open: inner.open,
+            bytes: inner.bytes,
+            accepts_claims: !full,
+            concerns: if full { vec!["the store is full: new claims are refused".into()] } else { Vec::new() },
+        }
+    }
+}
