@@ -47,7 +47,11 @@ use onceward_core::{
 pub use self::error::{Applied, Kind, StoreError};
 pub use self::watch::Watch;
 
+#[cfg(feature = "embedded")]
+pub mod embedded;
 mod error;
+#[cfg(feature = "embedded")]
+pub mod log;
 pub mod memory;
 mod watch;
 
