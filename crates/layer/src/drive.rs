@@ -292,12 +292,13 @@ pub(crate) async fn record(
     claim: &mut Claim,
     first: Action,
     owner: Owner,
+    record_wait: Duration,
     unrecorded: impl FnOnce(),
 ) -> Recorded {
     let shared = &engine.0;
     let started = Instant::now();
     let give_up = started + RECORD_TRIES_FOR;
-    let mut slow_at = Some(started + shared.limits.record_wait);
+    let mut slow_at = Some(started + record_wait);
     let mut unrecorded = Some(unrecorded);
     let mut backoff = *RECORD_BACKOFF.start();
     let mut kept_memory = None;

@@ -21,7 +21,6 @@ use crate::{metrics::Metrics, route::Routes, spool::SpoolBudget, wait::Flights};
 
 /// Limits of the whole process.
 #[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
 pub struct Limits {
     /// Duplicates that wait at a time, over all keys.
     pub waiters: usize,
@@ -35,8 +34,6 @@ pub struct Limits {
     pub spool_above_bytes: usize,
     /// The disk they take together.
     pub spool_bytes: u64,
-    /// How long a completed answer is withheld while the store does not confirm its record.
-    pub record_wait: Duration,
     /// Unrecorded answers that are replayed from memory, together.
     pub unrecorded_bytes: usize,
 }
@@ -50,7 +47,6 @@ impl Default for Limits {
             canonical_memory_bytes: 64 << 20,
             spool_above_bytes: 256 << 10,
             spool_bytes: 1 << 30,
-            record_wait: Duration::from_secs(2),
             unrecorded_bytes: 64 << 20,
         }
     }

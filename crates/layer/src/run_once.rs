@@ -18,6 +18,9 @@ use crate::{
     engine::{Engine, new_claim_id},
 };
 
+/// A job's caller waits for the record anyway; after so long it is said in the log.
+const RECORD_WAIT: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// Jobs of one queue: each key's work is done once within the policy's retention.
 ///
 /// ```
@@ -218,7 +221,7 @@ impl Jobs {
             Ok(Err(JobError::Unknown(_))) | Err(_) => Event::UpstreamFailed(Sent::Maybe),
         };
         let action = claim.on(event);
-        let recorded = drive::record(&self.engine, id, &mut claim, action, owner, || {}).await;
+        let recorded = drive::record(&self.engine, id, &mut claim, action, owner, RECORD_WAIT, || {}).await;
         match (result, recorded) {
             (Err(_), _) => Err(RunError::Panicked),
             (Ok(Err(error)), _) => Err(RunError::Job(error)),

@@ -5,7 +5,7 @@
 //!
 //! A request comes through, in this order: `serve` (connections, limits, drain) · `socket` and `framing` (a stricter
 //! reading of HTTP/1, time limits) · `entry` (checks, one form, `headers` for what may cross) · **your service** ·
-//! `upstream` and `connector` (at most one dispatch, and what is certain when it fails). `passthrough` is the service
+//! `dispatch` (which upstream, and what its failure means) · `upstream` and `connector` (at most one dispatch, and what is certain when it fails). `passthrough` is the service
 //! for what is not protected, `tunnel` what a WebSocket becomes, `peer` who the client is, `problem` the few error
 //! answers of the transport itself.
 //!
@@ -24,6 +24,7 @@
 //! ```
 
 mod connector;
+mod dispatch;
 mod entry;
 mod framing;
 mod headers;
@@ -35,6 +36,7 @@ mod socket;
 mod tunnel;
 mod upstream;
 
+pub use dispatch::{Dispatch, Target};
 pub use passthrough::{Passthrough, PassthroughBody, PassthroughBodyError, PassthroughTimes};
 pub use peer::{NetworkError, Peer, Trusted};
 pub use serve::{Limits, Report, serve};

@@ -100,7 +100,7 @@ fn refuse(error: &UpstreamError, id: Option<HeaderValue>) -> Response<Passthroug
     problem.response(detail, &with(id)).map(PassthroughBody::own)
 }
 
-fn with(id: Option<HeaderValue>) -> HeaderMap {
+pub(super) fn with(id: Option<HeaderValue>) -> HeaderMap {
     id.map(|id| (http::HeaderName::from_static("x-request-id"), id)).into_iter().collect()
 }
 
@@ -142,11 +142,11 @@ pub enum PassthroughBodyError {
 }
 
 impl PassthroughBody {
-    fn upstream(body: Incoming, idle_timeout: Duration) -> Self {
+    pub(super) fn upstream(body: Incoming, idle_timeout: Duration) -> Self {
         Self { kind: Kind::Upstream { body, idle_timeout, timer: None, waiting: false } }
     }
 
-    fn own(body: Full<Bytes>) -> Self {
+    pub(super) fn own(body: Full<Bytes>) -> Self {
         Self { kind: Kind::Own { body } }
     }
 }

@@ -40,6 +40,9 @@ pub const NOT_IMPLEMENTED: Problem = Problem {
 /// A service behind the transport failed without an answer of its own.
 pub const INTERNAL: Problem =
     Problem { slug: "internal", status: StatusCode::INTERNAL_SERVER_ERROR, title: "Internal error", retryable: false };
+/// No route covers the request, and there is no upstream for the rest.
+pub const NO_ROUTE: Problem =
+    Problem { slug: "no-route", status: StatusCode::NOT_FOUND, title: "No route", retryable: false };
 /// The upstream could not be reached: nothing was sent.
 pub const UPSTREAM_UNREACHABLE: Problem = Problem {
     slug: "upstream-unreachable",
