@@ -1,2 +1,3 @@
 //! Server.
+pub mod cli;
 pub mod config;

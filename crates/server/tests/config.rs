@@ -1,4 +1,5 @@
 //! The configuration from outside: what a file may say, and what is told of a wrong one.
+#![expect(clippy::unwrap_used, reason = "a test's helper may fail the test")]
 
 use std::time::Duration;
 
@@ -528,6 +529,33 @@ fn no_message_shows_a_secret() {
     ] {
         let told = complaint(with_upstream(&text));
         assert!(!told.contains(hidden), "{told}");
+    }
+}
+
+/// Goal: no file up to the limit costs a stack or minutes. Method: the shapes that would be quadratic
+/// or deep, at full size.
+#[test]
+fn a_hostile_file_of_full_size_is_answered() {
+    let fill = |unit: &str| unit.repeat((1 << 20) / unit.len());
+    let routes: String = (0..20_000).map(|n| format!("[[route]]\nname = \"r{n}\"\n")).collect();
+    for text in [
+        fill("[[route]]\n"),
+        fill("[[upstream]]\n"),
+        fill("["),
+        fill("a="),
+        fill("\""),
+        fill("{"),
+        format!("a = {}", fill("[")),
+        format!("a = {}", fill("{a=")),
+        fill("a."),
+        format!("{} = 1", fill("a.")),
+        (0..80_000).map(|n| format!("k{n} = 1\n")).collect(),
+        format!("{UPSTREAM}[defaults.record]\nrecord = [{0}]\nrelease = [{0}]\n", "200,".repeat(100_000)),
+        format!("{UPSTREAM}[defaults]\non_unknown = [{}]\n", "\"retry\",".repeat(80_000)),
+        format!("{UPSTREAM}{routes}"),
+    ] {
+        let report = report::check_text("f", &text, &Environment::default());
+        assert!(!report.ok() && report.text().len() < 100_000, "{}", &report.text()[..200]);
     }
 }
 
