@@ -307,6 +307,20 @@ fn principal(engine: &Engine, route: &Route, headers: &HeaderMap, trusted: bool)
     }
 }
 
+/// The principal of a caller with this `Authorization`, as it counts within a scope.
+pub(crate) fn principal_of(engine: &Engine, authorization: Option<&str>) -> Result<String, String> {
+    let mut headers = HeaderMap::new();
+    if let Some(value) = authorization {
+        let value = HeaderValue::from_str(value).map_err(|_| "the authorization is no header value".to_owned())?;
+        headers.insert(header::AUTHORIZATION, value);
+    }
+    match auto_principal(engine, &headers) {
+        Ok(who) => Ok(who.spelled),
+        Err(Problem::NoPrincipal(why)) => Err(why),
+        Err(other) => Err(other.slug().to_owned()),
+    }
+}
+
 fn auto_principal(engine: &Engine, headers: &HeaderMap) -> Result<Who, Problem> {
     const MEND: &str =
         "set scope.principal of the route to what stays the same in a retry, as in principal = [\"header:X-User\"]";

@@ -17,6 +17,7 @@ use super::{
         Match, Missing, Mode, Principal, PrincipalPart, Replay, ReplayBody, RouteConfig, RouteLimits, ScopeConfig,
         ScopePart,
     },
+    schema,
     tree::{Node, Value},
     units::{self, shown},
 };
@@ -42,6 +43,7 @@ pub(super) fn layers(root: &Node) -> Vec<(Layers<'_>, &Origin)> {
     let mut all: Vec<_> = items
         .iter()
         .filter(|node| matches!(node.value, Value::Table(_)))
+        .take(schema::ROUTES_MAX)
         .map(|node| (Layers::new(Some(node), defaults), &node.at))
         .collect();
     all.push((Layers::new(None, defaults), root.entry("defaults").map_or(&Origin::Whole, |entry| &entry.at)));
@@ -407,6 +409,7 @@ impl Reader<'_, '_, '_> {
             let items = table.node(key).map_or(&[][..], Node::items);
             items
                 .iter()
+                .take(schema::STATUSES_MAX)
                 .filter_map(|item| match item.value {
                     Value::Integer(Some(status)) => u16::try_from(status).ok(),
                     _ => None,
