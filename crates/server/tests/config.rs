@@ -219,6 +219,11 @@ fn several_problems_are_told_at_once_in_the_order_of_the_file() {
     let told = complaint(with_upstream(text));
     let lines: Vec<&str> = told.lines().map(|line| line.split(": ").next().unwrap()).collect();
     assert_eq!(lines, ["onceward.toml:5:1", "onceward.toml:7:9", "onceward.toml:10:1"], "{told}");
+    // What routes inherit is told once, of its owner.
+    let text =
+        "[defaults.fingerprint]\nstrip = [\"/a\"]\nkeep = [\"/b\"]\n[[route]]\nname = \"a\"\n[[route]]\nname = \"b\"\n";
+    let told = complaint(with_upstream(text));
+    assert!(told.lines().count() == 1 && told.contains("[defaults]"), "{told}");
     let many: String = (0..200).map(|n| format!("unknown_{n} = 1\n")).collect();
     let told = complaint(parse(&format!("{many}{UPSTREAM}")));
     assert_eq!(told.lines().count(), 51);
