@@ -10,9 +10,9 @@ use std::{
 };
 
 use onceward_core::{
+    decide::unattended,
     fingerprint::Fingerprinter,
     key::{RecordId, Scope, Secret},
-    decide::unattended,
     record::{ClaimId, Seen, SessionId},
 };
 use onceward_store::{Filter, Store, StoreError, Write};

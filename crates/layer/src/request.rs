@@ -185,7 +185,11 @@ pub(crate) struct Reread<'a> {
 
 // ===== key =====
 
-pub(crate) fn key_from_head(route: &Route, headers: &HeaderMap, query: Option<&str>) -> Result<Option<ClientKey>, Problem> {
+pub(crate) fn key_from_head(
+    route: &Route,
+    headers: &HeaderMap,
+    query: Option<&str>,
+) -> Result<Option<ClientKey>, Problem> {
     let mut key = None;
     for source in &route.key.from {
         let found = match source {

@@ -218,9 +218,8 @@ pub async fn open_store(config: &Config, accept_loss: bool) -> Result<(Embedded,
     {
         return Err(StartError::NotDurable { folder: folder.clone(), why });
     }
-    let store = Embedded::open(folder, options)
-        .await
-        .map_err(|source| StartError::Store { folder: folder.clone(), source })?;
+    let store =
+        Embedded::open(folder, options).await.map_err(|source| StartError::Store { folder: folder.clone(), source })?;
     let mut concerns = Vec::new();
     if let Some(why) = why {
         concerns.push(format!("the data folder {} {why}", folder.display()));
@@ -242,7 +241,10 @@ pub async fn open_store(config: &Config, accept_loss: bool) -> Result<(Embedded,
             before_us = loss.before_us,
             "a part of the log is lost: keys written between these times may run again"
         );
-        concerns.push(format!("{} bytes {} to {} were lost: keys written there may run again", loss.file, loss.from, loss.to));
+        concerns.push(format!(
+            "{} bytes {} to {} were lost: keys written there may run again",
+            loss.file, loss.from, loss.to
+        ));
     }
     for concern in &concerns {
         tracing::warn!("{concern}");
@@ -408,7 +410,8 @@ async fn sweep(store: Embedded, metrics: PrometheusHandle) {
         #[expect(clippy::cast_precision_loss, reason = "figures for people, and below 2^52")]
         {
             metrics::gauge!("onceward_records", "state" => "open").set(stats.open as f64);
-            metrics::gauge!("onceward_records", "state" => "settled").set(stats.records.saturating_sub(stats.open) as f64);
+            metrics::gauge!("onceward_records", "state" => "settled")
+                .set(stats.records.saturating_sub(stats.open) as f64);
             metrics::gauge!("onceward_store_disk_bytes").set(stats.bytes as f64);
         }
     }

@@ -99,7 +99,8 @@ fn parse(bytes: &[u8]) -> Result<Request<bytes::Bytes>, Failure> {
         Ok(httparse::Status::Partial) => return Err(wrong("the empty line after the headers is missing".into())),
         Err(error) => return Err(wrong(error.to_string())),
     };
-    let method = Method::from_bytes(head.method.unwrap_or_default().as_bytes()).map_err(|error| wrong(error.to_string()))?;
+    let method =
+        Method::from_bytes(head.method.unwrap_or_default().as_bytes()).map_err(|error| wrong(error.to_string()))?;
     let uri: Uri = head.path.unwrap_or_default().parse().map_err(|_| wrong("its target is no URI".into()))?;
     let mut fields = HeaderMap::new();
     for header in head.headers.iter() {

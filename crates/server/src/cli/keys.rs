@@ -16,7 +16,10 @@ use tower::ServiceExt;
 
 use super::{
     Failure,
-    args::{BodyFile, FilterArgs, KeysCommand, NameOrNone, OutputArgs, ResolveArgs, Settlement, Since, StateName, TargetArgs},
+    args::{
+        BodyFile, FilterArgs, KeysCommand, NameOrNone, OutputArgs, ResolveArgs, Settlement, Since, StateName,
+        TargetArgs,
+    },
 };
 use crate::{
     admin::{Admin, Answer, Find, ListQuery, Resolve, Settle},
@@ -85,8 +88,7 @@ async fn resolve(access: &Access, args: &ResolveArgs) -> Result<(Vec<Value>, &'s
         Settlement::Failed => Settle::Failed,
     };
     let records = if args.state.is_some() {
-        let filter =
-            FilterArgs { state: Some(StateName::Unknown), route: args.name.route.clone(), since: args.since };
+        let filter = FilterArgs { state: Some(StateName::Unknown), route: args.name.route.clone(), since: args.since };
         list(access, &query(&filter)).await?
     } else {
         vec![one(access, &args.name).await?]
@@ -226,7 +228,8 @@ fn print(records: &[Value], output: OutputArgs) {
         return;
     }
     const COLUMNS: [&str; 6] = ["record_id", "route", "state", "attempt", "status", "claimed_at"];
-    let rows: Vec<Vec<String>> = records.iter().map(|record| COLUMNS.map(|column| cell(record, column)).to_vec()).collect();
+    let rows: Vec<Vec<String>> =
+        records.iter().map(|record| COLUMNS.map(|column| cell(record, column)).to_vec()).collect();
     let width = |at: usize| {
         rows.iter().filter_map(|row| row.get(at)).map(String::len).chain(COLUMNS.get(at).map(|name| name.len())).max()
     };
@@ -274,7 +277,11 @@ fn cell(record: &Value, name: &str) -> String {
 /// A way to the records.
 enum Access {
     /// A running process.
-    Running { base: String, token: Option<Secret>, client: Client<hyper_util::client::legacy::connect::HttpConnector, Full<Bytes>> },
+    Running {
+        base: String,
+        token: Option<Secret>,
+        client: Client<hyper_util::client::legacy::connect::HttpConnector, Full<Bytes>>,
+    },
     /// The store itself, in this process.
     Here { router: Router, store: Embedded },
 }
@@ -283,9 +290,7 @@ impl Access {
     async fn open(target: &TargetArgs) -> Result<Self, Failure> {
         let environment = Environment::of_process();
         let token = match &target.token {
-            Some(token) => {
-                Some(token.follow(&environment).map_err(|why| Failure::usage(format!("--token: {why}")))?)
-            }
+            Some(token) => Some(token.follow(&environment).map_err(|why| Failure::usage(format!("--token: {why}")))?),
             None => None,
         };
         // The folder and the file name a store; an address names a process, which must have that store.
@@ -365,8 +370,7 @@ impl Access {
             }
             None => Full::default(),
         };
-        let request =
-            request.body(body).map_err(|error| Failure::usage(format!("--admin {base}: {error}")))?;
+        let request = request.body(body).map_err(|error| Failure::usage(format!("--admin {base}: {error}")))?;
         let (status, body) = match self {
             Self::Running { client, .. } => {
                 let failed = |error: &dyn std::fmt::Display| {

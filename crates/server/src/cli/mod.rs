@@ -93,7 +93,8 @@ async fn command(command: Command) -> Result<(), Failure> {
         Command::Proxy(args) => Ok(start::run(&args).await?),
         Command::Keys(command) => keys::run(command).await,
         Command::Key(KeyCommand::Explain { config, output }) => {
-            let flags = Flags { upstream: config.is_none().then(|| "http://127.0.0.1:9000".into()), ..Flags::default() };
+            let flags =
+                Flags { upstream: config.is_none().then(|| "http://127.0.0.1:9000".into()), ..Flags::default() };
             let config = Config::load(config.as_deref(), &flags, &Environment::of_process())?;
             explain::run(&config, std::io::stdin().lock(), output.json)
         }

@@ -213,7 +213,7 @@ impl Reader<'_, '_, '_> {
             ],
             Preset::Safe,
         );
-        Recording { preset, record, release, unknown, release_when, unverified_principal: false }
+        Recording { preset, record, release, unknown, release_when }
     }
 
     pub(super) fn on_unknown(&mut self, retry_max: u32, unknown_max: Duration) -> Vec<Step> {
