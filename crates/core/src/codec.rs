@@ -133,6 +133,9 @@ pub fn decode(bytes: &Bytes) -> Result<Record, DecodeError> {
     if version > VERSION {
         return Err(DecodeError::Newer(version));
     }
+    if version == 0 {
+        return Err(DecodeError::Content("format version 0 never existed"));
+    }
     let flags = u16::from_be_bytes(header.take()?);
     let _reserved: [u8; 2] = header.take()?;
     let fingerprint_policy = u32::from_be_bytes(header.take()?);

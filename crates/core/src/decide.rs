@@ -7,7 +7,7 @@
 use crate::{
     cas::Replacement,
     policy::{Policy, Step},
-    record::{Attempt, ClaimId, Fence, Micros, Phase, Record, Seen, SessionId},
+    record::{Attempt, ClaimId, Fence, Micros, NO_FINGERPRINT, Phase, Record, Seen, SessionId},
     transition::{self, Resolution, Taker},
 };
 
@@ -97,8 +97,11 @@ pub fn decide(there: &Record, ask: &Ask, policy: &Policy, now: Micros) -> (Decis
     if seen == Seen::Erased {
         return (Decision::Refuse(Refusal::KeyGone), Verified::Yes);
     }
-    let verified = if facts.fingerprint_policy == ask.fingerprint_policy { Verified::Yes } else { Verified::No };
-    if verified == Verified::Yes && facts.fingerprint != ask.fingerprint {
+    // A place held by an operator belongs to no request: there is nothing to compare.
+    let placed = facts.fingerprint_policy == NO_FINGERPRINT;
+    let same_rules = facts.fingerprint_policy == ask.fingerprint_policy;
+    let verified = if same_rules || placed { Verified::Yes } else { Verified::No };
+    if same_rules && !placed && facts.fingerprint != ask.fingerprint {
         return (Decision::Refuse(Refusal::KeyReused), verified);
     }
     (by_state(there, seen, ask, policy, now), verified)
@@ -107,8 +110,13 @@ pub fn decide(there: &Record, ask: &Ask, policy: &Policy, now: Micros) -> (Decis
 fn by_state(there: &Record, seen: Seen, ask: &Ask, policy: &Policy, now: Micros) -> Decision {
     let facts = &there.facts;
     match seen {
-        Seen::InFlight | Seen::Abandoned | Seen::Unknown if facts.claim_id == ask.claim_id => {
+        Seen::InFlight if facts.claim_id == ask.claim_id => {
             Decision::Mine { fence: there.stored.fence, attempt: facts.attempt }
+        }
+        // Its answer came after its lease: nothing was sent under it yet, and nothing may be
+        // before the lease runs again. Whoever settled it since the read wins.
+        Seen::Abandoned | Seen::Unknown if facts.claim_id == ask.claim_id => {
+            Decision::TakeOver(transition::resume(there, policy.lease))
         }
         Seen::InFlight => Decision::Wait(there.stored.lease_until),
         Seen::NotExecuted if facts.not_before > now => Decision::Refuse(Refusal::RetryLater(facts.not_before)),
@@ -178,5 +186,8 @@ fn take_over(there: &Record, ask: &Ask, policy: &Policy) -> Decision {
     let taker = Taker { claim_id: ask.claim_id, session: ask.session, phase };
     let mut write = transition::take_over(there, taker, policy.lease);
     write.facts.principal_proof = ask.principal_proof;
+    // What runs from here on is this request, also where the old one could not be compared.
+    write.facts.fingerprint_policy = ask.fingerprint_policy;
+    write.facts.fingerprint = ask.fingerprint;
     Decision::TakeOver(write)
 }

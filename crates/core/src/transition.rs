@@ -10,7 +10,7 @@ use core::time::Duration;
 use crate::{
     cas::{Expect, FenceRule, Keep, Lease, Replacement},
     outcome::{Checkpoint, Outcome},
-    record::{ClaimId, Facts, Fence, Micros, Phase, Record, Seen, SessionId, State},
+    record::{ClaimId, Facts, Fence, Micros, NO_FINGERPRINT, Phase, Record, Seen, SessionId, State},
 };
 
 /// The write that ends a transition.
@@ -26,8 +26,8 @@ pub enum Write {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refused {
-    /// Somebody holds the key and its lease runs.
-    #[error("the key is in flight: its holder's lease has not ended")]
+    /// Somebody holds the key, or held it and nobody knows what he did.
+    #[error("the key is in flight or its outcome unknown: only force erases it")]
     Busy,
     /// There is nothing to settle.
     #[error("the outcome is not unknown: the record is {}", .0.as_str())]
@@ -59,7 +59,7 @@ pub enum Refused {
 pub enum Lost {
     /// The same completion was applied before: its answer was lost.
     Already,
-    /// This holder completed it before with another outcome.
+    /// This holder settled it before, otherwise: with another outcome, or in another state.
     Conflict,
     /// Somebody else has the key: this holder did execute, and so perhaps did another.
     Fenced,
@@ -175,6 +175,19 @@ pub fn take_over(seen: &Record, taker: Taker, lease: Duration) -> Replacement {
     Replacement { expect: as_seen(seen), facts, fence: FenceRule::Next, lease: Lease::For(lease), keep: Keep::Open }
 }
 
+/// A claim whose own answer came only after its lease: the same claim under the same fence, with a
+/// lease again. Loses to any write since the read.
+#[must_use]
+pub fn resume(seen: &Record, lease: Duration) -> Replacement {
+    Replacement {
+        expect: as_seen(seen),
+        facts: seen.facts.clone(),
+        fence: FenceRule::Keep,
+        lease: Lease::For(lease),
+        keep: Keep::Open,
+    }
+}
+
 /// An unknown outcome, settled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resolution {
@@ -206,7 +219,7 @@ pub fn resolve(
         Resolution::NotExecuted => (State::NotExecuted, None),
         Resolution::Failed(outcome) => (State::Failed, outcome),
     };
-    let facts = Facts {
+    let mut facts = Facts {
         state,
         ambiguous: false,
         outcome,
@@ -215,6 +228,10 @@ pub fn resolve(
         reason: reason.into(),
         ..seen.facts.clone()
     };
+    // Only a further attempt has a use for a recovery point.
+    if state != State::NotExecuted {
+        facts.checkpoint = None;
+    }
     Ok(Replacement {
         expect: as_seen(seen),
         facts,
@@ -266,6 +283,33 @@ pub fn forget(
     })))
 }
 
+/// What an operator inserts to erase a key that has no record, before [`forget`] with force makes
+/// it a tombstone. Should the second write never come, the next claim takes it over as attempt 1.
+#[must_use]
+pub fn place(claim_id: ClaimId, session: SessionId) -> Facts {
+    Facts {
+        state: State::InFlight,
+        phase: Phase::Claimed,
+        ambiguous: false,
+        attempt: 0,
+        claim_id,
+        session,
+        principal_proof: None,
+        fingerprint_policy: NO_FINGERPRINT,
+        fingerprint: [0; 32],
+        fields: alloc::vec::Vec::new(),
+        route: String::new(),
+        tenant: String::new(),
+        env: String::new(),
+        claimed_at: Micros::ZERO,
+        settled_at: Micros::ZERO,
+        not_before: Micros::ZERO,
+        outcome: None,
+        checkpoint: None,
+        reason: String::new(),
+    }
+}
+
 /// `facts` with everything gone that says what the request or its answer was.
 #[must_use]
 pub fn erased(facts: Facts, reason: &str, now: Micros) -> Facts {
@@ -283,15 +327,17 @@ pub fn erased(facts: Facts, reason: &str, now: Micros) -> Facts {
     }
 }
 
-/// What it means that a holder's write was lost.
+/// What it means that a holder's write was lost. `wanted` is what it wanted to write; `None` for a
+/// removal.
 #[must_use]
-pub fn lost(there: Option<&Record>, fence: Fence, claim_id: ClaimId, outcome: Option<&Outcome>) -> Lost {
+pub fn lost(there: Option<&Record>, fence: Fence, claim_id: ClaimId, wanted: Option<&Facts>) -> Lost {
     let Some(record) = there else { return Lost::Absent };
     if record.facts.state == State::Erased {
         return Lost::Erased;
     }
     if record.stored.fence == fence && record.facts.claim_id == claim_id {
-        return if record.facts.outcome.as_ref() == outcome { Lost::Already } else { Lost::Conflict };
+        let same = |wanted: &Facts| record.facts.state == wanted.state && record.facts.outcome == wanted.outcome;
+        return if wanted.is_some_and(same) { Lost::Already } else { Lost::Conflict };
     }
     Lost::Fenced
 }

@@ -16,9 +16,9 @@ use std::{
 use bytes::Bytes;
 use onceward_core::{
     cas::{self, Expect, Replacement},
-    codec,
+    codec::{self, DecodeError},
     key::RecordId,
-    record::{Facts, Fence, Micros, Record, SessionId, State, Stored},
+    record::{Facts, Fence, Micros, Record, Revision, SessionId, State, Stored},
 };
 
 use crate::{Answer, Filter, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Watch, Write, watch::Watchers};
@@ -161,7 +161,10 @@ impl Memory {
             let Ok(Some(mut record)) = inner.read(&id) else { continue };
             if record.facts.session == session && record.facts.state == State::InFlight {
                 record.stored.lease_until = Micros::ZERO;
+                record.stored.revision = Revision(record.stored.revision.0 + 1);
                 inner.write(id, &record);
+                // Whoever waits for the holder waits for nothing.
+                self.shared.watchers.wake(&id);
             }
         }
     }
@@ -176,6 +179,13 @@ impl Memory {
         if let Some(byte) = self.lock().records.get_mut(id).and_then(|bytes| bytes.get_mut(codec::HEADER_BYTES)) {
             *byte ^= 1;
         }
+    }
+
+    /// Puts bytes in a record's place, as another version of this store would.
+    pub fn overwrite(&self, id: &RecordId, with: &[u8]) {
+        let mut inner = self.lock();
+        let Some(old) = inner.records.get_mut(id).map(|bytes| std::mem::replace(bytes, with.into())) else { return };
+        inner.bytes = (inner.bytes + with.len() as u64).saturating_sub(old.len() as u64);
     }
 
     /// A record's stored bytes.
@@ -200,9 +210,10 @@ impl Memory {
         }
         if let Some(session) = session {
             let is_member = inner.members.as_ref().is_none_or(|members| members.contains(&session));
-            if inner.over.contains(&session) || !is_member {
+            if !is_member {
                 return Err(StoreError::not_applied(Kind::SessionOver));
             }
+            inner.live(session)?;
         }
         let now = self.shared.clock.now();
         let behind = inner.seen_until.since(now);
@@ -250,13 +261,17 @@ impl Memory {
         &self,
         id: RecordId,
         expect: Expect,
+        claims_for: Option<SessionId>,
         step: impl FnOnce(&mut Inner, Record, Micros) -> Stored,
     ) -> Result<Write, StoreError> {
-        let (mut inner, now) = self.enter(None)?;
+        let (mut inner, now) = self.enter(claims_for)?;
         let there = inner.read(&id)?.filter(|record| !record.is_expired(now));
         let Some(record) = there else { return Ok(Write::Lost { record: None, now }) };
         if !cas::is_meant(expect, &record.stored, record.facts.state) {
             return Ok(Write::Lost { record: Some(Box::new(record)), now });
+        }
+        if matches!(expect, Expect::Holder(_)) {
+            inner.live(record.facts.session)?;
         }
         let stored = step(&mut inner, record, now);
         drop(inner);
@@ -268,9 +283,18 @@ impl Memory {
 impl Inner {
     fn read(&self, id: &RecordId) -> Result<Option<Record>, StoreError> {
         let Some(bytes) = self.records.get(id) else { return Ok(None) };
-        codec::decode(&Bytes::copy_from_slice(bytes))
-            .map(Some)
-            .map_err(|error| StoreError::not_applied(Kind::Damaged(error.to_string())).because(error))
+        codec::decode(&Bytes::copy_from_slice(bytes)).map(Some).map_err(|error| {
+            let kind = match error {
+                DecodeError::Newer(_) | DecodeError::Flags(_) => Kind::Newer(error.to_string()),
+                _ => Kind::Damaged(error.to_string()),
+            };
+            StoreError::not_applied(kind).because(error)
+        })
+    }
+
+    /// S16: a session that is over writes nothing more.
+    fn live(&self, session: SessionId) -> Result<(), StoreError> {
+        if self.over.contains(&session) { Err(StoreError::not_applied(Kind::SessionOver)) } else { Ok(()) }
     }
 
     fn write(&mut self, id: RecordId, record: &Record) {
@@ -315,7 +339,9 @@ impl Store for Memory {
     }
 
     fn replace<'a>(&'a self, id: RecordId, write: &'a Replacement) -> Answer<'a, Write> {
-        let written = self.meet(id, write.expect, |inner, there, now| {
+        // A takeover is a claim; a settling of somebody else's claim is not.
+        let claims = matches!(write.expect, Expect::Seen(..)) && write.facts.state == State::InFlight;
+        let written = self.meet(id, write.expect, claims.then_some(write.facts.session), |inner, there, now| {
             let stored = cas::replaced(write, &there.stored, now, inner.mark);
             inner.write(id, &Record { stored, facts: write.facts.clone() });
             stored
@@ -324,7 +350,7 @@ impl Store for Memory {
     }
 
     fn extend(&self, id: RecordId, holder: Fence, lease: Duration) -> Answer<'_, Write> {
-        let written = self.meet(id, Expect::Holder(holder), |inner, there, now| {
+        let written = self.meet(id, Expect::Holder(holder), None, |inner, there, now| {
             let stored = cas::extended(&there.stored, lease, now);
             inner.write(id, &Record { stored, ..there });
             stored
@@ -333,7 +359,7 @@ impl Store for Memory {
     }
 
     fn remove(&self, id: RecordId, expect: Expect) -> Answer<'_, Write> {
-        let written = self.meet(id, expect, |inner, there, _now| {
+        let written = self.meet(id, expect, None, |inner, there, _now| {
             inner.take(&id);
             there.stored
         });
@@ -369,10 +395,12 @@ impl Store for Memory {
 
     fn sweep(&self, limit: usize) -> Answer<'_, Swept> {
         let swept = self.enter(None).map(|(mut inner, now)| {
-            let ended: Vec<RecordId> =
-                inner.ends.iter().take_while(|(end, _)| *end <= now).take(limit).map(|(_, id)| *id).collect();
-            for id in &ended {
-                inner.take(id);
+            let ended: Vec<(Micros, RecordId)> =
+                inner.ends.iter().take_while(|(end, _)| *end <= now).take(limit).copied().collect();
+            for end in &ended {
+                inner.take(&end.1);
+                // One that cannot be read stays, as damage, but is not met again.
+                inner.ends.remove(end);
             }
             Swept { removed: ended.len() as u64, more: ended.len() == limit }
         });
