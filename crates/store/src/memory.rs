@@ -423,3 +423,189 @@ impl Store for Memory {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use onceward_core::{
+        outcome::Outcome,
+        record::ClaimId,
+        transition::{self, Write as Transition},
+    };
+
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(10);
+    const KEEP: Duration = Duration::from_secs(60);
+
+    fn bounded(records_max: usize) -> (Memory, Arc<AtomicU64>) {
+        let time = Arc::new(AtomicU64::new(1_750_000_000_000_000));
+        (Memory::new(Bounds { records_max, ..Bounds::default() }, Clock::Manual(Arc::clone(&time))), time)
+    }
+
+    fn pass(time: &AtomicU64, span: Duration) {
+        time.fetch_add(u64::try_from(span.as_micros()).unwrap(), Ordering::SeqCst);
+    }
+
+    fn id(of: u8) -> RecordId {
+        RecordId([of; 32])
+    }
+
+    fn facts() -> Facts {
+        transition::place(ClaimId([1; 16]), SessionId([1; 16]))
+    }
+
+    async fn claim(store: &Memory, of: u8) -> Result<Fence, Kind> {
+        match store.insert(id(of), &facts(), LEASE).await {
+            Ok(Insert::Inserted { fence, .. }) => Ok(fence),
+            Ok(Insert::Existing { .. }) => panic!("{of} is taken"),
+            Err(error) => Err(error.kind),
+        }
+    }
+
+    async fn complete(store: &Memory, of: u8, fence: Fence) {
+        let body = Bytes::from(vec![of; 1000]);
+        let outcome = Outcome { status: 200, body, ..Outcome::default() };
+        let Transition::Replace(write) = transition::complete(&facts(), fence, outcome, KEEP, Micros(1)) else {
+            panic!("a completion is a replacement")
+        };
+        assert!(matches!(store.replace(id(of), &write).await, Ok(Write::Applied { .. })));
+    }
+
+    async fn is_there(store: &Memory, of: u8) -> bool {
+        store.get(id(of)).await.unwrap().record.is_some()
+    }
+
+    #[tokio::test]
+    async fn a_full_store_refuses_new_claims_and_evicts_nothing_and_holders_still_finish() {
+        let (store, time) = bounded(3);
+        let mut fences = Vec::new();
+        for of in 0..3 {
+            fences.push(claim(&store, of).await.unwrap());
+        }
+        assert_eq!(claim(&store, 3).await, Err(Kind::Full));
+        assert!(!store.stats().accepts_claims && store.stats().concerns.len() == 1);
+        for (of, fence) in (0..3).zip(fences) {
+            assert!(store.extend(id(of), fence, LEASE).await.is_ok());
+            complete(&store, of, fence).await;
+            assert_eq!(claim(&store, 3).await, Err(Kind::Full), "a settled record is not evicted either");
+        }
+        // The records' end makes room, and then only as far as a sweep has come.
+        pass(&time, KEEP);
+        assert!(!is_there(&store, 0).await);
+        assert_eq!(store.sweep(2).await.unwrap(), Swept { removed: 2, more: true });
+        assert!(claim(&store, 3).await.is_ok() && store.stats().accepts_claims);
+        assert_eq!(store.sweep(2).await.unwrap(), Swept { removed: 1, more: false });
+    }
+
+    #[tokio::test]
+    async fn a_full_store_lets_an_ended_key_be_claimed_again() {
+        let (store, time) = bounded(1);
+        let fence = claim(&store, 0).await.unwrap();
+        complete(&store, 0, fence).await;
+        pass(&time, KEEP);
+        assert!(claim(&store, 0).await.unwrap() > fence);
+    }
+
+    #[tokio::test]
+    async fn a_sweep_takes_only_what_has_ended() {
+        let (store, time) = bounded(10);
+        let early = claim(&store, 0).await.unwrap();
+        complete(&store, 0, early).await;
+        pass(&time, KEEP / 2);
+        let late = claim(&store, 1).await.unwrap();
+        complete(&store, 1, late).await;
+        claim(&store, 2).await.unwrap();
+        assert_eq!(store.sweep(10).await.unwrap(), Swept::default());
+        pass(&time, KEEP / 2);
+        assert_eq!(store.sweep(10).await.unwrap().removed, 1);
+        assert!(!is_there(&store, 0).await && is_there(&store, 1).await && is_there(&store, 2).await);
+        pass(&time, 1000 * KEEP);
+        assert_eq!(store.sweep(10).await.unwrap().removed, 1);
+        assert!(is_there(&store, 2).await, "its lease is long over, its outcome unknown: it has no end");
+    }
+
+    #[tokio::test]
+    async fn what_is_counted_is_what_is_there() {
+        let (store, time) = bounded(10);
+        for of in 0..5 {
+            let fence = claim(&store, of).await.unwrap();
+            if of > 1 {
+                complete(&store, of, fence).await;
+            }
+        }
+        let bytes: usize = (0..5).map(|of| store.bytes_of(&id(of)).unwrap().len()).sum();
+        let stats = store.stats();
+        assert_eq!((stats.records, stats.open, stats.bytes), (5, 2, bytes as u64));
+        pass(&time, KEEP);
+        store.sweep(10).await.unwrap();
+        let stats = store.stats();
+        assert_eq!((stats.records, stats.open), (2, 2));
+        assert_eq!(store.lock().tenants.values().sum::<usize>(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_record_is_an_error_and_never_an_absence() {
+        let (store, time) = bounded(10);
+        let fence = claim(&store, 0).await.unwrap();
+        complete(&store, 0, fence).await;
+        store.damage(&id(0));
+        assert!(store.get(id(0)).await.is_err_and(|error| matches!(error.kind, Kind::Damaged(_))));
+        assert!(matches!(claim(&store, 0).await, Err(Kind::Damaged(_))));
+        pass(&time, KEEP);
+        store.sweep(10).await.unwrap();
+        assert!(matches!(claim(&store, 0).await, Err(Kind::Damaged(_))), "nor after a sweep");
+    }
+
+    #[tokio::test]
+    async fn a_watch_wakes_after_each_kind_of_write_also_one_before_it_is_awaited() {
+        let (store, _) = bounded(10);
+        let watch = store.watch(id(0));
+        let fence = claim(&store, 0).await.unwrap();
+        watch.await;
+        let watch = store.watch(id(0));
+        store.extend(id(0), fence, LEASE).await.unwrap();
+        watch.await;
+        let watch = store.watch(id(0));
+        complete(&store, 0, fence).await;
+        watch.await;
+        let fence = claim(&store, 1).await.unwrap();
+        let watch = store.watch(id(1));
+        store.remove(id(1), Expect::Holder(fence)).await.unwrap();
+        watch.await;
+        claim(&store, 2).await.unwrap();
+        let watch = store.watch(id(2));
+        store.end_session(SessionId([1; 16]));
+        watch.await;
+    }
+
+    #[tokio::test]
+    async fn a_write_wakes_all_who_wait_for_the_key_and_nobody_else() {
+        let (store, _) = bounded(10);
+        let all: Vec<_> = (0..20).map(|_| tokio::spawn(store.watch(id(0)))).collect();
+        let mut other = store.watch(id(1));
+        claim(&store, 0).await.unwrap();
+        for waiter in all {
+            waiter.await.unwrap();
+        }
+        assert!((&mut other).now_or_never().is_none());
+        // A write that is refused is none.
+        let mut same = store.watch(id(0));
+        store.extend(id(0), Fence(1), LEASE).await.unwrap();
+        assert!((&mut same).now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn those_who_stop_waiting_leave_nothing_behind() {
+        let (store, _) = bounded(10);
+        let (first, second) = (store.watch(id(0)), store.watch(id(0)));
+        let other = store.watch(id(1));
+        assert_eq!(store.shared.watchers.len(), 2);
+        drop(first);
+        assert_eq!(store.shared.watchers.len(), 2);
+        claim(&store, 0).await.unwrap();
+        second.await;
+        drop(other);
+        assert_eq!(store.shared.watchers.len(), 0);
+    }
+}

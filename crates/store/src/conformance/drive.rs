@@ -431,9 +431,8 @@ pub(super) async fn resolve(
         Err(said) => return said,
     };
     let Some(there) = there else { return Said::Absent };
-    let write = match transition::resolve(&there, resolution, "looked it up", retention, now) {
-        Ok(write) => write,
-        Err(_) => return Said::NotUnknown,
+    let Ok(write) = transition::resolve(&there, resolution, "looked it up", retention, now) else {
+        return Said::NotUnknown;
     };
     match store.replace(id, &write).await {
         Ok(Write::Applied { .. }) => Said::Resolved,

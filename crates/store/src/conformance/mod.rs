@@ -4,7 +4,7 @@
 //! done before, what is done, what it says, what a read shows afterwards. The rest are races and
 //! faults, in code. A store's tests implement [`Subject`] and say [`conformance_tests!`]:
 //!
-//! ```ignore
+//! ```no_run
 //! onceward_store::conformance_tests!(memory, onceward_store::conformance::OnMemory);
 //! ```
 //!
