@@ -6,8 +6,8 @@
 //!
 //! # Layout
 //!
-//! - `key`: the client's key, its scope, and the record id made of both
-//! - `canonical`, `fingerprint`: what makes two requests the same request
+//! - [`key`]: the client's key, its scope, and the record id made of both
+//! - [`canonical`], [`fingerprint`]: what makes two requests the same request
 //! - [`record`]: what a store keeps; [`outcome`]: the answer inside it; [`codec`]: its bytes
 //! - [`policy`]: what a route wants; [`decide`]: the one place that decides
 //! - [`claim`]: the state machine of one request; [`transition`]: the writes of a holder or an operator
@@ -17,10 +17,12 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod canonical;
 pub mod cas;
 pub mod claim;
 pub mod codec;
 pub mod decide;
+pub mod fingerprint;
 pub mod key;
 pub mod outcome;
 pub mod policy;

@@ -95,9 +95,6 @@ pub struct Recording {
     pub unknown: Vec<u16>,
     /// Answers of load balancers that have not forwarded the request.
     pub release_when: Vec<Predicate>,
-    /// The principal is not verified, so that a forged one cannot block a key: 400 and 404 are
-    /// released as well.
-    pub unverified_principal: bool,
 }
 
 /// An answer with this status and this header was not made by the upstream itself.
@@ -127,8 +124,14 @@ pub enum Preset {
 }
 
 impl Recording {
-    /// What `status` means. `header` looks a response header up.
-    pub fn class<'h>(&self, status: u16, header: impl Fn(&str) -> Option<&'h [u8]>) -> Class {
+    /// What `status` means. `header` looks a response header up. Where the principal is not
+    /// verified, 400 and 404 are released as well, so that a forged one cannot block a key.
+    pub fn class<'h>(
+        &self,
+        status: u16,
+        unverified_principal: bool,
+        header: impl Fn(&str) -> Option<&'h [u8]>,
+    ) -> Class {
         if self.release_when.iter().any(|predicate| predicate.holds(status, &header)) {
             return Class::Release;
         }
@@ -139,7 +142,7 @@ impl Recording {
                 return class;
             }
         }
-        if self.unverified_principal && matches!(status, 400 | 404) {
+        if unverified_principal && matches!(status, 400 | 404) {
             return Class::Release;
         }
         self.preset.class(status, header("retry-after").is_some())
@@ -228,14 +231,16 @@ mod tests {
             release_when: alloc::vec![Predicate { status: 503, header: "x-envoy-overloaded".into(), value: None }],
             ..Recording::default()
         };
-        assert_eq!(recording.class(503, |name| (name == "x-envoy-overloaded").then_some(b"true")), Class::Release);
-        assert_eq!(recording.class(503, |_| None), Class::Record);
+        assert_eq!(
+            recording.class(503, false, |name| (name == "x-envoy-overloaded").then_some(b"true")),
+            Class::Release
+        );
+        assert_eq!(recording.class(503, false, |_| None), Class::Record);
     }
 
     #[test]
     fn an_unverified_principal_cannot_block_a_key_with_a_bad_request() {
-        let recording = Recording { unverified_principal: true, ..Recording::default() };
-        assert_eq!(recording.class(404, |_| None), Class::Release);
-        assert_eq!(Recording::default().class(404, |_| None), Class::Record);
+        assert_eq!(Recording::default().class(404, true, |_| None), Class::Release);
+        assert_eq!(Recording::default().class(404, false, |_| None), Class::Record);
     }
 }

@@ -1,1 +1,71 @@
-//! Layer.
+//! Each request takes effect once: a client that gets no answer sends again, and every repetition
+//! gets the first one's answer.
+//!
+//! A tower [`Layer`] does it for axum, hyper and tonic servers, [`Jobs::run_once`] for jobs and
+//! message consumers. Both claim a key in a [`store`], execute, and record the outcome under the
+//! claim's fence.
+//!
+//! ```
+//! # use std::sync::Arc;
+//! use onceward::{Engine, Layer, Limits, Route, Routes, Secret, store::memory::Memory};
+//! use axum::{Router, routing::post};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() {
+//! let engine = Engine::new(
+//!     Arc::new(Memory::default()),
+//!     Secret::from_bytes([7; 32]),
+//!     Routes::new(vec![], Route::new("default")),
+//!     Limits::default(),
+//!     Engine::new_session(),
+//! );
+//! let app: Router = Router::new()
+//!     .route("/v1/payments", post(|| async { "charged" }))
+//!     .layer(Layer::new(engine.clone()));
+//! # let _ = app;
+//! # }
+//! ```
+//!
+//! # Layout, in the order of a request
+//!
+//! `service` is the route covered · `request` key, principal, bounded body, fingerprint · `drive`
+//! runs the claim against the store · `wait` where a duplicate in flight waits · `exchange` one
+//! execution · `capture` reads the answer · `replay` answers from a record · `refuse` the only
+//! place that says a status of our own · `detach` work that outlives its client · `run_once` jobs.
+
+mod body;
+mod capture;
+mod detach;
+mod drive;
+mod engine;
+mod exchange;
+pub mod failpoint;
+mod layer;
+mod metrics;
+mod refuse;
+mod replay;
+mod request;
+pub mod route;
+mod run_once;
+mod service;
+mod spool;
+mod wait;
+
+pub use onceward_core::{
+    canonical::{BodyRule, Pointer, RuleError, RuleSet, Rules},
+    fingerprint::Hash,
+    key::{KeyRules, RecordId, Secret},
+    policy::{Outage, Policy, Preset, Recording, Step},
+};
+pub use onceward_store as store;
+
+pub use self::{
+    body::{Body, BoxError},
+    engine::{Engine, Limits},
+    exchange::NotSent,
+    layer::Layer,
+    refuse::{Details, Problem},
+    request::TrustedPeer,
+    route::{Route, Routes},
+    run_once::{Done, JobError, Jobs, Run, RunError},
+    service::{Covered, Service},
+};

@@ -49,7 +49,11 @@ pub use self::watch::Watch;
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+#[cfg(feature = "embedded")]
+pub mod embedded;
 mod error;
+#[cfg(feature = "embedded")]
+pub mod log;
 pub mod memory;
 mod watch;
 

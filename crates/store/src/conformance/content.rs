@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use onceward_core::{
     codec,
-    key::RecordId,
+    key::{RecordId, Scope, Secret},
     outcome::Outcome,
     record::{Fence, Seen},
 };
@@ -124,17 +124,8 @@ async fn every_one_is_granted(harness: &Harness, ids: &[RecordId]) {
 }
 
 fn id_of(tenant: &str, principal: &str, key: &str) -> RecordId {
-    // Replaced by the derivation of core/key.rs.
-    let mut id = [0; 32];
-    let mut text = Vec::new();
-    for part in [tenant, principal, key] {
-        text.extend_from_slice(&(part.len() as u32).to_be_bytes());
-        text.extend_from_slice(part.as_bytes());
-    }
-    for (index, slot) in id.chunks_exact_mut(8).enumerate() {
-        slot.copy_from_slice(&xxhash_rust::xxh3::xxh3_64_with_seed(&text, index as u64).to_be_bytes());
-    }
-    RecordId(id)
+    let scope = Scope { tenant, env: "live", principal, route: "create-payment" };
+    RecordId::derive(&Secret::from_bytes([7; 32]), &scope, key)
 }
 
 fn max_size_body_boundary(harness: Harness) -> Run {

@@ -35,6 +35,8 @@ mod rows;
 mod script;
 mod subject;
 
+#[cfg(feature = "embedded")]
+pub use self::subject::OnEmbedded;
 pub use self::subject::{OnMemory, OnMemoryWaiting};
 
 /// What a case returns; it panics where a rule is broken.
@@ -142,11 +144,16 @@ impl Case {
     /// # Panics
     /// Where the store breaks the rule.
     #[must_use]
-    pub fn run(&self, harness: Harness) -> Run {
-        match self.act {
+    pub fn run(&self, mut harness: Harness) -> Run {
+        let keep = harness.keep.take();
+        let running = match self.act {
             Act::Row(row) => Box::pin(script::play(row, harness)),
             Act::Code(run) => run(harness),
-        }
+        };
+        Box::pin(async move {
+            running.await;
+            drop(keep);
+        })
     }
 }
 
@@ -164,7 +171,12 @@ pub fn cases() -> Vec<Case> {
 /// The stores of this crate.
 #[must_use]
 pub fn subjects() -> Vec<Box<dyn Subject>> {
-    vec![Box::new(OnMemory), Box::new(OnMemoryWaiting)]
+    vec![
+        Box::new(OnMemory),
+        Box::new(OnMemoryWaiting),
+        #[cfg(feature = "embedded")]
+        Box::new(OnEmbedded),
+    ]
 }
 
 /// Why `subject` does not run `case`; `None` where it does.

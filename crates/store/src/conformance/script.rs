@@ -489,5 +489,4 @@ pub(super) async fn play(row: &'static Row, harness: Harness) {
         let said = world.act(*op).await;
         assert_eq!(said, *says, "{}: what {op:?} says thereafter", row.name);
     }
-    drop(harness.keep);
 }

@@ -1,4 +1,4 @@
-//! The memory store as a subject.
+//! This crate's own stores as subjects.
 
 use std::{
     future::Future,
@@ -96,5 +96,61 @@ impl Subject for OnMemoryWaiting {
             ("fence_no_precision_loss_above_2p53", "its clock stands before 2255"),
             ("fence_increases_after_release_with_the_clock_set_back", "its clock cannot be set"),
         ]
+    }
+}
+
+/// The embedded store in a folder of its own, on a clock of the case's.
+#[cfg(feature = "embedded")]
+#[derive(Clone, Copy, Debug)]
+pub struct OnEmbedded;
+
+/// A folder that goes with the case.
+#[cfg(feature = "embedded")]
+struct Folder(std::path::PathBuf);
+
+#[cfg(feature = "embedded")]
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What is left behind lies in the machine's folder for such.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(feature = "embedded")]
+impl Subject for OnEmbedded {
+    fn name(&self) -> &'static str {
+        "embedded"
+    }
+
+    fn open(&self) -> Pin<Box<dyn Future<Output = Harness> + Send + '_>> {
+        use crate::{
+            embedded::{self, Embedded, Options},
+            log,
+        };
+        Box::pin(async {
+            let hand = StillClock::new();
+            let mut name = [0; 8];
+            getrandom::fill(&mut name).unwrap_or_else(|error| panic!("no randomness: {error}"));
+            let folder = std::env::temp_dir().join(format!("onceward-{:016x}", u64::from_le_bytes(name)));
+            let log =
+                log::Options { segment_bytes: 8 << 20, pause: std::time::Duration::ZERO, ..log::Options::default() };
+            let clock = embedded::Clock::Manual(Arc::clone(&hand.0));
+            let store = Embedded::open(&folder, Options { log, clock, ..Options::default() }).await;
+            let store = store.unwrap_or_else(|error| panic!("opening {}: {error}", folder.display()));
+            Harness {
+                store: Arc::new(store),
+                clock: Some(Arc::new(hand)),
+                raw: None,
+                rounds: 50,
+                keep: Some(Box::new(Folder(folder))),
+            }
+        })
+    }
+
+    fn cannot(&self) -> &'static [(&'static str, &'static str)] {
+        &[(
+            "schema_version_forward_refused",
+            "its bytes are under the log's own version and checksums: the tests of the log show it",
+        )]
     }
 }

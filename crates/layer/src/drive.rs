@@ -1,0 +1,444 @@
+//! Runs the claim machine: does what each action says, reports what happened, decides nothing.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use onceward_core::{
+    cas::{Keep, Replacement},
+    claim::{Action, Applied, Claim, Event},
+    decide::Refusal,
+    key::RecordId,
+    record::{Facts, Fence, Micros, Record, State, Stored},
+    transition::Write as Transition,
+};
+use onceward_store::{Answer, Insert, Read, StoreError, Write};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
+
+use crate::{
+    engine::Engine,
+    failpoint,
+    metrics::{StoreResult, StoreVerb},
+    wait::{News, NoSeat, Owner, Turn},
+};
+
+/// How long the background goes on trying to record an answer.
+const RECORD_TRIES_FOR: Duration = Duration::from_secs(60 * 60);
+const RECORD_BACKOFF: std::ops::RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(2);
+
+/// How the claim ended, before anything was executed.
+pub(crate) enum Obtained {
+    /// This request executes.
+    Granted(Grant),
+    /// The key has an answer.
+    Replay { record: Box<Record>, waited: bool },
+    /// No.
+    Refused { refusal: Refusal, record: Option<Box<Record>> },
+    /// The store is out, and the route says to go on without it.
+    Unprotected,
+    /// The upstream is busy, and the key is fresh: nothing was claimed.
+    Overloaded,
+}
+
+/// The right to execute.
+pub(crate) struct Grant {
+    pub(crate) owner: Owner,
+    pub(crate) fence: Fence,
+    pub(crate) attempt: u32,
+    pub(crate) clock: StoreClock,
+    /// One of the upstream's executions at a time.
+    pub(crate) permit: Option<OwnedSemaphorePermit>,
+}
+
+/// The store's time, as this process estimates it between two answers of the store.
+#[derive(Clone, Copy)]
+pub(crate) struct StoreClock {
+    pub(crate) said: Micros,
+    pub(crate) at: Instant,
+}
+
+impl StoreClock {
+    pub(crate) fn now(self) -> Micros {
+        self.said.plus(self.at.elapsed())
+    }
+
+    /// When the store's clock will say `time`.
+    fn instant(self, time: Micros) -> Instant {
+        self.at + time.since(self.said)
+    }
+}
+
+/// The terms of a claim.
+#[derive(Clone, Copy)]
+pub(crate) struct Terms<'a> {
+    pub(crate) lease: Duration,
+    /// How long a duplicate waits for the first.
+    pub(crate) wait: Duration,
+    /// With how many others, for one key.
+    pub(crate) waiters_per_key: usize,
+    /// Executions at a time.
+    pub(crate) in_flight: &'a Arc<Semaphore>,
+}
+
+/// Claims the key, waits for whoever holds it, or finds its answer.
+///
+/// `must_finish` is raised while dropping this future would leave a claim that nobody executes or
+/// frees, and lowered while it only waits.
+pub(crate) async fn obtain(
+    engine: &Engine,
+    id: RecordId,
+    claim: &mut Claim,
+    first: Action,
+    terms: Terms<'_>,
+    must_finish: &AtomicBool,
+) -> Obtained {
+    let shared = &engine.0;
+    let mut action = first;
+    let mut deadline = None;
+    let mut turn: Option<Turn> = None;
+    let mut watch = None;
+    let mut permit: Option<OwnedSemaphorePermit> = None;
+    let mut waited = false;
+    let mut clock = StoreClock { said: Micros::ZERO, at: Instant::now() };
+    loop {
+        let event = match action {
+            Action::Insert(facts) => {
+                if let Some(record) = shared.flights.unrecorded(&id) {
+                    Event::Existing { now: record.stored.written_at, record: Box::new(Record::clone(&record)) }
+                } else if !has_permit(&mut permit, terms.in_flight) {
+                    // Repeats are answered as ever: the key is only read.
+                    match shared.store.get(id).await {
+                        Ok(Read { record: Some(record), now }) => Event::Existing { record: Box::new(record), now },
+                        Ok(Read { record: None, .. }) => return Obtained::Overloaded,
+                        Err(error) => Event::StoreFailed(error.applied),
+                    }
+                } else {
+                    must_finish.store(true, Ordering::Relaxed);
+                    failpoint::hit(failpoint::CLAIM_BEGIN).await;
+                    let event = insert(engine, id, &facts, terms.lease, &mut clock).await;
+                    failpoint::hit(failpoint::CLAIM_END).await;
+                    event
+                }
+            }
+            Action::Replace(write) if write.facts.state == State::InFlight && permit.is_none() => {
+                drop(write);
+                return Obtained::Overloaded;
+            }
+            Action::Replace(write) => {
+                must_finish.store(true, Ordering::Relaxed);
+                let started = Instant::now();
+                let result = shared.store.replace(id, &write).await;
+                shared.metrics.store_operation(StoreVerb::Replace, result_of(&result), started.elapsed());
+                conditional(result, &mut clock)
+            }
+            Action::Wait(until) => {
+                must_finish.store(false, Ordering::Relaxed);
+                waited = true;
+                // A waiter takes nothing from those who execute.
+                permit = None;
+                let deadline = *deadline.get_or_insert_with(|| Instant::now() + terms.wait);
+                // Whoever had the turn and finds the key held again has no turn to pass on.
+                drop(turn.take());
+                match shared.flights.join(&id, terms.waiters_per_key, shared.limits.waiters) {
+                    Ok(seat) => match tokio::time::timeout_at(deadline, seat.news()).await {
+                        Err(_) => Event::WaitOver,
+                        Ok(Some(News::Settled(record))) => existing(&record),
+                        Ok(Some(News::YourTurn(mine))) => {
+                            turn = Some(mine);
+                            Event::Woken
+                        }
+                        Ok(None) => Event::Woken,
+                    },
+                    Err(NoSeat::Full) => Event::WaitOver,
+                    Err(NoSeat::Settled(record)) => existing(&record),
+                    Err(NoSeat::NotHere) => match watch.take() {
+                        // The record was read before the watch began: read once more first.
+                        None => {
+                            watch = Some(shared.store.watch(id));
+                            Event::Woken
+                        }
+                        Some(watch) => {
+                            let lease_end = clock.instant(until);
+                            tokio::select! {
+                                () = watch => Event::Woken,
+                                () = tokio::time::sleep_until(lease_end.min(deadline)) => {
+                                    if lease_end <= deadline { Event::Woken } else { Event::WaitOver }
+                                }
+                            }
+                        }
+                    },
+                }
+            }
+            Action::Execute { fence, attempt } => {
+                let owner = shared.flights.own(id, turn.take());
+                return Obtained::Granted(Grant { owner, fence, attempt, clock, permit });
+            }
+            Action::Replay(record) => return Obtained::Replay { record, waited },
+            Action::Refuse { refusal, abandon, record } => {
+                if abandon {
+                    abandon_claim(engine, id, claim);
+                }
+                return Obtained::Refused { refusal, record };
+            }
+            Action::PassThrough { abandon } => {
+                if abandon {
+                    abandon_claim(engine, id, claim);
+                }
+                return Obtained::Unprotected;
+            }
+            Action::Remove(_) | Action::Answer => {
+                debug_assert!(false, "nothing is recorded before it is executed");
+                return Obtained::Refused { refusal: Refusal::StoreUnavailable, record: None };
+            }
+        };
+        action = claim.on(event);
+    }
+}
+
+/// Takes the permit to execute, where there is one.
+fn has_permit(permit: &mut Option<OwnedSemaphorePermit>, in_flight: &Arc<Semaphore>) -> bool {
+    if permit.is_none() {
+        *permit = Arc::clone(in_flight).try_acquire_owned().ok();
+    }
+    permit.is_some()
+}
+
+fn existing(record: &Arc<Record>) -> Event {
+    Event::Existing { now: record.stored.written_at, record: Box::new(Record::clone(record)) }
+}
+
+async fn insert(engine: &Engine, id: RecordId, facts: &Facts, lease: Duration, clock: &mut StoreClock) -> Event {
+    let started = Instant::now();
+    let result = engine.0.store.insert(id, facts, lease).await;
+    engine.0.metrics.store_operation(StoreVerb::Insert, result_of(&result), started.elapsed());
+    let (said, event) = match result {
+        Ok(Insert::Inserted { fence, now }) => (now, Event::Inserted { fence, now }),
+        Ok(Insert::Existing { record, now }) => (now, Event::Existing { record, now }),
+        Err(error) => {
+            tracing::warn!(record = %id.short(), %error, "the store did not answer a claim");
+            return Event::StoreFailed(error.applied);
+        }
+    };
+    // The store said so no earlier than the call began: the lease counts from there.
+    *clock = StoreClock { said, at: started };
+    event
+}
+
+fn conditional(result: Result<Write, StoreError>, clock: &mut StoreClock) -> Event {
+    match result {
+        Ok(Write::Applied { fence, revision, now }) => {
+            *clock = StoreClock { said: now, at: Instant::now() };
+            Event::Applied { fence, revision, now }
+        }
+        Ok(Write::Lost { record, now }) => Event::Lost { record, now },
+        Err(error) => {
+            tracing::warn!(%error, "the store did not answer a write");
+            Event::StoreFailed(error.applied)
+        }
+    }
+}
+
+fn result_of<T>(result: &Result<T, StoreError>) -> StoreResult {
+    match result {
+        Ok(_) => StoreResult::Ok,
+        Err(error) if error.applied == Applied::Unknown => StoreResult::Unknown,
+        Err(_) => StoreResult::Failed,
+    }
+}
+
+/// A claim of this request may stand although nobody said so: free it in the background. Nothing
+/// was sent under it.
+fn abandon_claim(engine: &Engine, id: RecordId, claim: &Claim) {
+    let store = Arc::clone(&engine.0.store);
+    let claim_id = claim.facts().claim_id;
+    engine.0.tracker.spawn(async move {
+        let Ok(read) = store.get(id).await else { return };
+        let Some(record) = read.record else { return };
+        if record.facts.claim_id == claim_id && record.facts.state == State::InFlight {
+            let write = onceward_core::transition::release(&record.facts, record.stored.fence);
+            let freed = match &write {
+                Transition::Remove(expect) => store.remove(id, *expect).await,
+                Transition::Replace(write) => store.replace(id, write).await,
+            };
+            if let Err(error) = freed {
+                tracing::warn!(record = %id.short(), %error, "a claim that was never used could not be freed");
+            }
+        }
+    });
+}
+
+/// How the recording ended.
+pub(crate) enum Recorded {
+    /// The key says what the upstream said.
+    Answer,
+    /// The key says something else.
+    Replay(Box<Record>),
+    /// The claim was lost and there is no answer to give.
+    Lost,
+}
+
+/// Brings the record into the store, however long that takes. After `record_wait` without the
+/// store's word, `unrecorded` is called once, and waiters are answered from memory meanwhile.
+pub(crate) async fn record(
+    engine: &Engine,
+    id: RecordId,
+    claim: &mut Claim,
+    first: Action,
+    owner: Owner,
+    record_wait: Duration,
+    unrecorded: impl FnOnce(),
+) -> Recorded {
+    let shared = &engine.0;
+    let started = Instant::now();
+    let give_up = started + RECORD_TRIES_FOR;
+    let mut slow_at = Some(started + record_wait);
+    let mut unrecorded = Some(unrecorded);
+    let mut backoff = *RECORD_BACKOFF.start();
+    let mut kept_memory = None;
+    let mut action = first;
+    failpoint::hit(failpoint::COMPLETE_BEGIN).await;
+    loop {
+        let mut written = None;
+        let write = match action {
+            Action::Replace(write) => Transition::Replace(write),
+            Action::Remove(expect) => Transition::Remove(expect),
+            Action::Answer => return Recorded::Answer,
+            Action::Replay(record) => {
+                shared.metrics.fenced_completions.increment(1);
+                owner.forget_unrecorded();
+                owner.settle(Record::clone(&record));
+                return Recorded::Replay(record);
+            }
+            Action::Refuse { .. } => {
+                shared.metrics.fenced_completions.increment(1);
+                tracing::warn!(record = %id.short(), "an answer came after its claim was lost; it is not the key's");
+                return Recorded::Lost;
+            }
+            Action::Insert(_) | Action::Wait(_) | Action::Execute { .. } | Action::PassThrough { .. } => {
+                debug_assert!(false, "nothing is claimed once it was executed");
+                return Recorded::Lost;
+            }
+        };
+        let call: Answer<'_, Write> = match &write {
+            Transition::Replace(write) => shared.store.replace(id, write),
+            Transition::Remove(expect) => shared.store.remove(id, *expect),
+        };
+        let call_started = Instant::now();
+        let mut call = std::pin::pin!(call);
+        let result = loop {
+            let Some(at) = slow_at else { break call.as_mut().await };
+            tokio::select! {
+                biased;
+                result = call.as_mut() => break result,
+                () = tokio::time::sleep_until(at) => {
+                    slow_at = None;
+                    kept_memory = keep_unrecorded(engine, &owner, &write, claim);
+                    if let Some(unrecorded) = unrecorded.take() {
+                        shared.metrics.unrecorded.increment(1);
+                        unrecorded();
+                    }
+                }
+            }
+        };
+        let operation = if matches!(write, Transition::Replace(_)) { StoreVerb::Replace } else { StoreVerb::Remove };
+        shared.metrics.store_operation(operation, result_of(&result), call_started.elapsed());
+        let event = match result {
+            Ok(Write::Applied { fence, revision, now }) => {
+                if let Transition::Replace(write) = &write {
+                    written = settled_record(write, fence, revision, now);
+                }
+                Event::Applied { fence, revision, now }
+            }
+            Ok(Write::Lost { record, now }) => Event::Lost { record, now },
+            Err(error) => {
+                tracing::warn!(record = %id.short(), %error, "an answer could not be recorded; trying again");
+                if Instant::now() >= give_up {
+                    return Recorded::Lost;
+                }
+                let pause = tokio::time::sleep(backoff);
+                if let Some(at) = slow_at
+                    && Instant::now() + backoff >= at
+                {
+                    // The next try would begin after the client has waited long enough.
+                    tokio::time::sleep_until(at).await;
+                    slow_at = None;
+                    kept_memory = keep_unrecorded(engine, &owner, &write, claim);
+                    if let Some(unrecorded) = unrecorded.take() {
+                        shared.metrics.unrecorded.increment(1);
+                        unrecorded();
+                    }
+                } else {
+                    pause.await;
+                }
+                backoff = (backoff * 2).min(*RECORD_BACKOFF.end());
+                Event::StoreFailed(error.applied)
+            }
+        };
+        action = claim.on(event);
+        if action == Action::Answer {
+            drop(kept_memory.take());
+            failpoint::hit(failpoint::COMPLETE_END).await;
+            match written {
+                Some(record) => owner.settle(record),
+                // Released, or unknown: one waiter looks again.
+                None => drop(owner),
+            }
+            return Recorded::Answer;
+        }
+    }
+}
+
+/// Lets waiters and later repeats have the answer while the store does not confirm it, as long as
+/// there is room for it.
+fn keep_unrecorded(engine: &Engine, owner: &Owner, write: &Transition, claim: &Claim) -> Option<OwnedSemaphorePermit> {
+    let Transition::Replace(write) = write else { return None };
+    let bytes = write.facts.outcome.as_ref().map_or(0, |outcome| outcome.body.len()) + 1024;
+    let room = Arc::clone(&engine.0.unrecorded_memory).try_acquire_many_owned(u32::try_from(bytes).ok()?).ok()?;
+    let now = write.facts.settled_at;
+    let record = settled_record(write, claim.fence(), onceward_core::record::Revision(0), now)?;
+    owner.settle_unrecorded(record);
+    Some(room)
+}
+
+/// The record that waiters are given: only one with an outcome settles a flight.
+fn settled_record(
+    write: &Replacement,
+    fence: Fence,
+    revision: onceward_core::record::Revision,
+    now: Micros,
+) -> Option<Record> {
+    write.facts.outcome.as_ref()?;
+    let keep_until = match write.keep {
+        Keep::For(span) => now.plus(span),
+        Keep::Open => Micros::ZERO,
+    };
+    let stored = Stored { fence, revision, lease_until: Micros::ZERO, keep_until, written_at: now };
+    Some(Record { stored, facts: write.facts.clone() })
+}
+
+/// Renews the lease every third of it, for as long as this future is polled.
+pub(crate) async fn renew(engine: &Engine, id: RecordId, fence: Fence, lease: Duration) {
+    let third = lease / 3;
+    loop {
+        tokio::time::sleep(third).await;
+        let started = Instant::now();
+        let result = engine.0.store.extend(id, fence, lease).await;
+        engine.0.metrics.store_operation(StoreVerb::Extend, result_of(&result), started.elapsed());
+        match result {
+            Ok(Write::Applied { .. }) => {}
+            Ok(Write::Lost { .. }) => {
+                tracing::warn!(record = %id.short(), "the claim was lost while the upstream works");
+                // Its completion will find out what became of the key.
+                return std::future::pending().await;
+            }
+            Err(error) => tracing::warn!(record = %id.short(), %error, "a lease could not be renewed; trying again"),
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! What all requests of a process share: the store, the routes, the limits.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use onceward_core::{
+    fingerprint::Fingerprinter,
+    key::Secret,
+    record::{ClaimId, SessionId},
+};
+use onceward_store::Store;
+use tokio::sync::Semaphore;
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
+
+use crate::{metrics::Metrics, route::Routes, spool::SpoolBudget, wait::Flights};
+
+/// Limits of the whole process.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Duplicates that wait at a time, over all keys.
+    pub waiters: usize,
+    /// Answers up to this length are held until their record is safe; longer ones stream.
+    pub held_answer_bytes: u64,
+    /// Bodies up to this length are brought into canonical form; longer ones are hashed as they are.
+    pub canonical_body_bytes: usize,
+    /// Bodies being brought into canonical form, together.
+    pub canonical_memory_bytes: usize,
+    /// Request bodies above this length wait on disk.
+    pub spool_above_bytes: usize,
+    /// The disk they take together.
+    pub spool_bytes: u64,
+    /// Unrecorded answers that are replayed from memory, together.
+    pub unrecorded_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            waiters: 20_000,
+            held_answer_bytes: 64 << 10,
+            canonical_body_bytes: 1 << 20,
+            canonical_memory_bytes: 64 << 20,
+            spool_above_bytes: 256 << 10,
+            spool_bytes: 1 << 30,
+            unrecorded_bytes: 64 << 20,
+        }
+    }
+}
+
+/// The shared engine. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Engine(pub(crate) Arc<Shared>);
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) secret: Secret,
+    pub(crate) routes: Routes,
+    pub(crate) limits: Limits,
+    pub(crate) session: SessionId,
+    pub(crate) flights: Arc<Flights>,
+    pub(crate) tracker: TaskTracker,
+    pub(crate) spool: SpoolBudget,
+    pub(crate) canonical_memory: Arc<Semaphore>,
+    pub(crate) unrecorded_memory: Arc<Semaphore>,
+    pub(crate) fingerprinter: Fingerprinter,
+    pub(crate) metrics: Metrics,
+    executing: AtomicUsize,
+}
+
+impl Engine {
+    /// An engine over `store`. `session` must be the one that the store was opened with, where it
+    /// tells sessions apart.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, secret: Secret, routes: Routes, limits: Limits, session: SessionId) -> Self {
+        let metrics = Metrics::new(&routes, store.kind());
+        Self(Arc::new(Shared {
+            flights: Arc::new(Flights::default()),
+            tracker: TaskTracker::new(),
+            spool: SpoolBudget::new(limits.spool_bytes),
+            canonical_memory: Arc::new(Semaphore::new(limits.canonical_memory_bytes)),
+            unrecorded_memory: Arc::new(Semaphore::new(limits.unrecorded_bytes)),
+            fingerprinter: Fingerprinter::new(&secret),
+            store,
+            secret,
+            routes,
+            limits,
+            session,
+            metrics,
+            executing: AtomicUsize::new(0),
+        }))
+    }
+
+    /// A new session id: one life of one process.
+    ///
+    /// # Panics
+    /// Where the operating system has no random numbers to give, without which no claim is safe.
+    #[must_use]
+    pub fn new_session() -> SessionId {
+        SessionId(random_id())
+    }
+
+    /// The store beneath.
+    #[must_use]
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.0.store
+    }
+
+    /// The routes.
+    #[must_use]
+    pub fn routes(&self) -> &Routes {
+        &self.0.routes
+    }
+
+    /// The install secret, for deriving record ids.
+    #[must_use]
+    pub fn secret(&self) -> &Secret {
+        &self.0.secret
+    }
+
+    /// Executions that run or are being recorded now.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.0.executing.load(Ordering::Relaxed)
+    }
+
+    /// Duplicates that wait now.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.0.flights.waiting()
+    }
+
+    /// Sets the gauges that are read off the engine; called before metrics are rendered.
+    pub fn set_gauges(&self) {
+        crate::metrics::gauges(self.in_flight(), self.waiting());
+    }
+
+    /// Waits until every execution has ended and is recorded, at most `limit`. Returns how many
+    /// are left: their outcomes become unknown when the process ends.
+    pub async fn drain(&self, limit: Duration) -> usize {
+        self.0.tracker.close();
+        let _late = tokio::time::timeout(limit, self.0.tracker.wait()).await;
+        self.0.tracker.len()
+    }
+
+    /// Settles unknown outcomes whose route's list needs no request to go on: `fail`, and
+    /// `unknown_max`. Returns how many it settled. Safety does not depend on it.
+    ///
+    /// # Errors
+    /// Where the store does not answer.
+    pub async fn settle_unattended(&self) -> Result<u64, onceward_store::StoreError> {
+        use onceward_core::{decide::unattended, record::Seen};
+        let store = self.store();
+        let mut settled = 0;
+        let mut after = None;
+        let filter = onceward_store::Filter { state: Some(Seen::Unknown), ..Default::default() };
+        loop {
+            let page = store.scan(after, 256, filter.clone()).await?;
+            for (id, record) in &page.records {
+                let Some(route) = self.routes().named(&record.facts.route) else { continue };
+                let Some(write) = unattended(record, &route.policy, page.now) else { continue };
+                if let onceward_store::Write::Applied { .. } = store.replace(*id, &write).await? {
+                    self.0.metrics.unknown_settled(&route.name, "policy");
+                    settled += 1;
+                }
+            }
+            after = page.next;
+            if after.is_none() {
+                return Ok(settled);
+            }
+        }
+    }
+
+    /// An execution, counted until it is dropped; [`drain`](Self::drain) waits for it.
+    pub(crate) fn executing(&self) -> Executing {
+        self.0.executing.fetch_add(1, Ordering::Relaxed);
+        Executing { _drained: self.0.tracker.token(), shared: Arc::clone(&self.0) }
+    }
+}
+
+/// One execution that runs or is being recorded.
+pub(crate) struct Executing {
+    _drained: TaskTrackerToken,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Executing {
+    fn drop(&mut self) {
+        self.shared.executing.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A claim id, drawn for one request.
+pub(crate) fn new_claim_id() -> ClaimId {
+    ClaimId(random_id())
+}
+
+fn random_id() -> [u8; 16] {
+    // Version 4 of RFC 9562 leaves 122 random bits, from the operating system's generator through
+    // a generator of the thread: no call into the kernel for each request.
+    *uuid::Uuid::new_v4().as_bytes()
+}

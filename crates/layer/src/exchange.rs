@@ -1,0 +1,269 @@
+//! One execution: the request goes upstream, its answer into the record, then to the client.
+
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::{HeaderMap, HeaderValue, Request, Response, response::Parts};
+use http_body::Body as HttpBody;
+use onceward_core::{
+    claim::{Claim, Event, Sent},
+    decide::Refusal,
+    key::RecordId,
+    policy::Class,
+};
+use tokio::time::Instant;
+use tower_service::Service;
+
+use crate::{
+    body::{Body, BoxError},
+    capture::{self, Bounds, Captured, Plan, Rest, Tail},
+    detach::Handoff,
+    drive::{self, Grant, Recorded},
+    engine::Engine,
+    failpoint,
+    refuse::{Details, Problem},
+    replay::{self, EXPIRES, KEY_SOURCE, STATUS},
+    route::Route,
+};
+
+/// The inner service did not send a byte of the request: the key is free again.
+///
+/// An inner service that knows this for certain wraps its error in it; every other error counts
+/// as "may have been sent".
+#[derive(Debug, thiserror::Error)]
+#[error("nothing was sent upstream")]
+pub struct NotSent(#[source] pub BoxError);
+
+/// One protected request, once it is known what it is.
+pub(crate) struct Exchange {
+    pub(crate) engine: Engine,
+    pub(crate) route: Arc<Route>,
+    pub(crate) id: RecordId,
+    pub(crate) request_id: HeaderValue,
+    pub(crate) derived: bool,
+    pub(crate) unverified_principal: bool,
+    /// Time that the upstream took, in microseconds.
+    pub(crate) upstream: AtomicU64,
+}
+
+/// What the client is still owed.
+enum Owed {
+    /// It has got an answer, or gone.
+    Nothing,
+    /// A held answer.
+    Held(Box<Parts>, Vec<Bytes>, Option<HeaderMap>),
+    /// The end of a streamed one.
+    Tail(Tail, Option<HeaderMap>),
+    /// The upstream failed.
+    Problem(Problem),
+}
+
+impl Exchange {
+    /// Executes under `grant`. What it returns is for the client, unless it has handed an answer
+    /// over before.
+    pub(crate) async fn run<S, R>(
+        &self,
+        mut claim: Claim,
+        grant: Grant,
+        inner: S,
+        request: Request<Body>,
+        handoff: &Handoff,
+    ) -> Response<Body>
+    where
+        S: Service<Request<Body>, Response = Response<R>> + Send + 'static,
+        S::Error: Into<BoxError> + Send,
+        S::Future: Send,
+        R: HttpBody<Data = Bytes> + Send + 'static,
+        R::Error: Into<BoxError>,
+    {
+        let _executing = self.engine.executing();
+        let Grant { owner, fence, clock, permit: _permit, .. } = grant;
+        let started = Instant::now();
+        failpoint::hit(failpoint::DISPATCH_BEGIN).await;
+        let (event, owed) = {
+            let work = self.call(inner, request, started, clock, handoff);
+            tokio::select! {
+                biased;
+                done = work => done,
+                () = drive::renew(&self.engine, self.id, fence, self.route.policy.lease) => {
+                    unreachable!("renewal does not end by itself")
+                }
+            }
+        };
+        failpoint::hit(failpoint::DISPATCH_END).await;
+        let upstream = started.elapsed();
+        self.upstream.store(u64::try_from(upstream.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.engine.0.metrics.executed_in(&self.route.name, upstream);
+
+        let is_unknown =
+            matches!(event, Event::UpstreamFailed(Sent::Maybe) | Event::Answered { class: Class::Unknown, .. });
+        let action = claim.on(event);
+        let mut owed = Some(owed);
+        let recorded = drive::record(&self.engine, self.id, &mut claim, action, owner, self.route.record_wait, || {
+            match owed.take() {
+                Some(Owed::Held(parts, frames, trailers)) => {
+                    let mut response = held(*parts, frames, trailers);
+                    response.headers_mut().insert(STATUS, HeaderValue::from_static("unrecorded"));
+                    handoff.give(response);
+                }
+                Some(Owed::Tail(tail, trailers)) => {
+                    let mut trailers = trailers.unwrap_or_default();
+                    trailers.insert(STATUS, HeaderValue::from_static("unrecorded"));
+                    tail.finish(Some(trailers));
+                }
+                Some(Owed::Problem(problem)) => handoff.give(self.refuse(&problem)),
+                Some(Owed::Nothing) | None => {}
+            }
+        })
+        .await;
+        if is_unknown {
+            tracing::warn!(record = %self.id.short(), route = %self.route.name, "outcome unknown: the upstream may have executed the request");
+        }
+        match (recorded, owed) {
+            (Recorded::Answer, Some(Owed::Held(parts, frames, trailers))) => held(*parts, frames, trailers),
+            (Recorded::Answer, Some(Owed::Tail(tail, trailers))) => {
+                tail.finish(trailers);
+                Response::default()
+            }
+            (_, Some(Owed::Problem(problem))) => self.refuse(&problem),
+            (_, Some(Owed::Tail(tail, _))) => {
+                tail.break_off("the key was settled otherwise while the upstream answered");
+                Response::default()
+            }
+            (Recorded::Replay(record), Some(Owed::Held(..))) => {
+                replay::response(&record, &self.route, &self.request_id, clock.now())
+            }
+            (Recorded::Lost, Some(Owed::Held(..))) => {
+                self.refuse(&Problem::Refused(Refusal::ClaimLost, Details::default()))
+            }
+            (_, Some(Owed::Nothing) | None) => Response::default(),
+        }
+    }
+
+    /// Sends the request and reads the answer. The event is for the claim, the rest for the client.
+    async fn call<S, R>(
+        &self,
+        mut inner: S,
+        request: Request<Body>,
+        started: Instant,
+        clock: drive::StoreClock,
+        handoff: &Handoff,
+    ) -> (Event, Owed)
+    where
+        S: Service<Request<Body>, Response = Response<R>> + Send + 'static,
+        S::Error: Into<BoxError> + Send,
+        S::Future: Send,
+        R: HttpBody<Data = Bytes> + Send + 'static,
+        R::Error: Into<BoxError>,
+    {
+        let route = &self.route;
+        let deadline = started + route.execution_max;
+        // A handler that panics may have had its effect: its outcome is unknown, not gone.
+        let call = AssertUnwindSafe(async move { inner.call(request).await }).catch_unwind();
+        let mut call = std::pin::pin!(call);
+        let mut gave_up_on_client = false;
+        let head = match tokio::time::timeout_at(started + route.timeout, call.as_mut()).await {
+            Ok(head) => Some(head),
+            Err(_) => {
+                gave_up_on_client = true;
+                handoff.give(self.refuse(&Problem::UpstreamTimeout));
+                tokio::time::timeout_at(deadline, call).await.ok()
+            }
+        };
+        let owed = |problem| if gave_up_on_client { Owed::Nothing } else { Owed::Problem(problem) };
+        let response = match head {
+            Some(Ok(Ok(response))) => response,
+            Some(Ok(Err(error))) => {
+                let error = error.into();
+                let sent = sent_of(&*error);
+                tracing::warn!(record = %self.id.short(), route = %route.name, ?sent, error = %chain(&*error), "the upstream did not answer");
+                let problem = if sent == Sent::No { Problem::UpstreamUnreachable } else { Problem::UpstreamFailed };
+                return (Event::UpstreamFailed(sent), owed(problem));
+            }
+            Some(Err(_panic)) => return (Event::UpstreamFailed(Sent::Maybe), owed(Problem::UpstreamFailed)),
+            None => return (Event::UpstreamFailed(Sent::Maybe), Owed::Nothing),
+        };
+
+        let (mut parts, body) = response.into_parts();
+        let plan = capture::plan(parts.status, &mut parts.headers, route, self.unverified_principal);
+        let (status, recorded_headers) = (parts.status, parts.headers.clone());
+        self.mark(&mut parts.headers, &plan);
+        let bounds = Bounds {
+            held_bytes: self.engine.0.limits.held_answer_bytes.min(route.recorded_body_bytes_max as u64),
+            recorded_bytes: route.recorded_body_bytes_max,
+            deadline,
+            idle: route.idle_timeout,
+        };
+        let captured =
+            capture::capture(Response::from_parts(parts, body), &plan, bounds, |head| handoff.give(head)).await;
+        let Captured { body, trailers, complete, rest } = captured;
+        if let Err(error) = complete {
+            tracing::warn!(record = %self.id.short(), route = %route.name, error = %chain(&*error), "the upstream's answer broke off");
+            if let Rest::Tail(tail) = rest {
+                tail.break_off("the upstream broke off");
+                return (Event::UpstreamFailed(Sent::Maybe), Owed::Nothing);
+            }
+            return (Event::UpstreamFailed(Sent::Maybe), owed(Problem::UpstreamFailed));
+        }
+        let outcome = replay::outcome_of(status, &recorded_headers, body, trailers.as_ref(), route);
+        let event = Event::Answered { class: plan.class, outcome, retention: plan.retention, now: clock.now() };
+        let owed = match rest {
+            Rest::Held(..) if gave_up_on_client => Owed::Nothing,
+            Rest::Held(parts, frames) => Owed::Held(Box::new(parts), frames, trailers),
+            Rest::Tail(tail) => Owed::Tail(tail, trailers),
+        };
+        (event, owed)
+    }
+
+    /// Adds what a client is told of an answer that will be recorded.
+    fn mark(&self, headers: &mut HeaderMap, plan: &Plan) {
+        if matches!(plan.class, Class::Record | Class::Fail) {
+            let retention = plan.retention.unwrap_or(self.route.policy.retention);
+            if let Some(expires) = replay::expires_in(retention) {
+                headers.insert(EXPIRES, expires);
+            }
+        }
+        if self.derived {
+            headers.insert(KEY_SOURCE, HeaderValue::from_static("derived"));
+        }
+    }
+
+    pub(crate) fn refuse(&self, problem: &Problem) -> Response<Body> {
+        problem.response(Some(&self.route), self.request_id.to_str().unwrap_or_default())
+    }
+}
+
+fn held(parts: Parts, frames: Vec<Bytes>, trailers: Option<HeaderMap>) -> Response<Body> {
+    Response::from_parts(parts, Body::frames(frames, trailers))
+}
+
+/// Whether an inner service's error says that nothing was sent.
+fn sent_of(error: &(dyn std::error::Error + 'static)) -> Sent {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.is::<NotSent>() {
+            return Sent::No;
+        }
+        cause = error.source();
+    }
+    Sent::Maybe
+}
+
+/// An error with everything beneath it, for the log.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut said = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        said.push_str(": ");
+        said.push_str(&error.to_string());
+        cause = error.source();
+    }
+    said
+}

@@ -1,0 +1,205 @@
+//! The figures of PROTOCOL section 7, as handles that are looked up once.
+
+use std::{collections::HashMap, time::Duration};
+
+use metrics::{Counter, Histogram, counter, gauge, histogram};
+
+use crate::route::Routes;
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Outcome {
+    Executed,
+    Replayed,
+    Waited,
+    InFlight,
+    Mismatch,
+    Unknown,
+    Rejected,
+    Unprotected,
+    Bypassed,
+}
+
+impl Outcome {
+    const ALL: [Self; 9] = [
+        Self::Executed,
+        Self::Replayed,
+        Self::Waited,
+        Self::InFlight,
+        Self::Mismatch,
+        Self::Unknown,
+        Self::Rejected,
+        Self::Unprotected,
+        Self::Bypassed,
+    ];
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Executed => "executed",
+            Self::Replayed => "replayed",
+            Self::Waited => "waited",
+            Self::InFlight => "in_flight",
+            Self::Mismatch => "mismatch",
+            Self::Unknown => "unknown",
+            Self::Rejected => "rejected",
+            Self::Unprotected => "unprotected",
+            Self::Bypassed => "bypassed",
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    routes: HashMap<String, RouteMetrics>,
+    store: StoreMetrics,
+    pub(crate) fenced_completions: Counter,
+    pub(crate) fingerprint_unverified: Counter,
+    pub(crate) unrecorded: Counter,
+}
+
+struct RouteMetrics {
+    requests: [Counter; Outcome::ALL.len()],
+    overhead: Histogram,
+    mismatches: Counter,
+    usual: std::sync::atomic::AtomicU64,
+}
+
+impl std::fmt::Debug for RouteMetrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RouteMetrics")
+    }
+}
+
+/// A store call, as metrics name it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum StoreVerb {
+    Insert,
+    Replace,
+    Remove,
+    Extend,
+}
+
+/// How a store call ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum StoreResult {
+    Ok,
+    Failed,
+    Unknown,
+}
+
+/// A histogram for each verb and result.
+struct StoreMetrics([[Histogram; 3]; 4]);
+
+impl std::fmt::Debug for StoreMetrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("StoreMetrics")
+    }
+}
+
+impl StoreMetrics {
+    fn new(store: &'static str) -> Self {
+        Self(["insert", "replace", "remove", "extend"].map(|operation| {
+            ["ok", "failed", "unknown"].map(|result| {
+                histogram!(
+                    "onceward_store_operation_seconds",
+                    "store" => store, "operation" => operation, "result" => result
+                )
+            })
+        }))
+    }
+}
+
+impl Metrics {
+    pub(crate) fn new(routes: &Routes, store: &'static str) -> Self {
+        describe();
+        let of_route = |name: &str| {
+            RouteMetrics {
+            requests: Outcome::ALL.map(
+                |outcome| counter!("onceward_requests_total", "route" => name.to_owned(), "outcome" => outcome.as_str()),
+            ),
+            overhead: histogram!("onceward_request_overhead_seconds", "route" => name.to_owned()),
+            mismatches: counter!("onceward_fingerprint_mismatches_total", "route" => name.to_owned()),
+            usual: std::sync::atomic::AtomicU64::new(0),
+        }
+        };
+        Self {
+            routes: routes.all().map(|route| (route.name.clone(), of_route(&route.name))).collect(),
+            store: StoreMetrics::new(store),
+            fenced_completions: counter!("onceward_fenced_completions_total"),
+            fingerprint_unverified: counter!("onceward_fingerprint_unverified_total"),
+            unrecorded: counter!("onceward_unrecorded_answers_total"),
+        }
+    }
+
+    pub(crate) fn request(&self, route: &str, outcome: Outcome) {
+        let Some(metrics) = self.routes.get(route) else { return };
+        if let Some(counter) = metrics.requests.get(outcome as usize) {
+            counter.increment(1);
+        }
+        if outcome == Outcome::Mismatch {
+            metrics.mismatches.increment(1);
+        }
+    }
+
+    pub(crate) fn overhead(&self, route: &str, took: Duration) {
+        if let Some(metrics) = self.routes.get(route) {
+            metrics.overhead.record(took.as_secs_f64());
+        }
+    }
+
+    /// An execution of the route took so long: the usual time is a moving average.
+    pub(crate) fn executed_in(&self, route: &str, took: Duration) {
+        let Some(metrics) = self.routes.get(route) else { return };
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
+        let usual = metrics.usual.load(std::sync::atomic::Ordering::Relaxed);
+        let next = if usual == 0 { took } else { usual - usual / 8 + took / 8 };
+        metrics.usual.store(next, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// How long an execution of the route usually takes.
+    pub(crate) fn usual(&self, route: &str) -> Duration {
+        let usual =
+            self.routes.get(route).map_or(0, |metrics| metrics.usual.load(std::sync::atomic::Ordering::Relaxed));
+        Duration::from_micros(usual)
+    }
+
+    pub(crate) fn unknown_settled(&self, route: &str, by: &'static str) {
+        counter!("onceward_unknown_outcomes_total", "route" => route.to_owned(), "settled_by" => by).increment(1);
+    }
+
+    pub(crate) fn store_operation(&self, verb: StoreVerb, result: StoreResult, took: Duration) {
+        if let Some(histogram) = self.store.0.get(verb as usize).and_then(|results| results.get(result as usize)) {
+            histogram.record(took.as_secs_f64());
+        }
+    }
+}
+
+/// Gauges that are read off the engine when metrics are scraped.
+pub(crate) fn gauges(in_flight: usize, waiting: usize) {
+    #[expect(clippy::cast_precision_loss, reason = "counts of requests at a time are far below 2^52")]
+    {
+        gauge!("onceward_in_flight").set(in_flight as f64);
+        gauge!("onceward_waiters").set(waiting as f64);
+    }
+}
+
+fn describe() {
+    use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+    describe_counter!("onceward_requests_total", "Requests on covered routes, by what became of them");
+    describe_histogram!(
+        "onceward_request_overhead_seconds",
+        Unit::Seconds,
+        "Time of Onceward's own, upstream and waiting excluded"
+    );
+    describe_histogram!("onceward_store_operation_seconds", Unit::Seconds, "Store calls");
+    describe_counter!("onceward_fingerprint_mismatches_total", "Keys that came again with another request");
+    describe_counter!(
+        "onceward_fingerprint_unverified_total",
+        "Requests told by their key alone, their rules being gone"
+    );
+    describe_counter!("onceward_fenced_completions_total", "Answers that came after the claim was lost");
+    describe_counter!("onceward_unrecorded_answers_total", "Answers given before the store confirmed their record");
+    describe_counter!("onceward_unknown_outcomes_total", "Unknown outcomes settled");
+    describe_gauge!("onceward_in_flight", "Executions that run now");
+    describe_gauge!("onceward_waiters", "Duplicates that wait now");
+}

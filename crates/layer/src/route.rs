@@ -1,0 +1,457 @@
+//! Which requests are covered, and how each is treated.
+
+use std::{sync::Arc, time::Duration};
+
+use http::{HeaderName, Method, Uri};
+use onceward_core::{
+    canonical::{Pointer, Rules},
+    key::KeyRules,
+    policy::{Policy, Preset},
+};
+use tokio::sync::Semaphore;
+
+/// How requests of one route are treated. Names and defaults are those of the configuration.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Route {
+    /// Unique among the routes; part of every key's scope.
+    pub name: String,
+    /// Methods it covers.
+    pub methods: Vec<Method>,
+    /// Paths it covers; `None` for all.
+    pub path: Option<Pattern>,
+    /// Host it covers; `None` for all.
+    pub host: Option<String>,
+    /// `false` passes everything through.
+    pub enforce: bool,
+    /// Where the key comes from.
+    pub key: KeyRule,
+    /// Whom a key belongs to.
+    pub scope: ScopeRule,
+    /// What makes two requests the same.
+    pub fingerprint: Rules,
+    /// Lifetimes, recording and what to do with unknown outcomes.
+    pub policy: Arc<Policy>,
+    /// To the upstream's head; after it the client gets 504 and the execution goes on.
+    pub timeout: Duration,
+    /// To the end of an answer that is kept; after it the outcome is unknown.
+    pub execution_max: Duration,
+    /// Between two frames of an answer that is not kept.
+    pub idle_timeout: Duration,
+    /// How long a duplicate waits for the first.
+    pub wait: Duration,
+    /// How many wait for one key.
+    pub waiters_per_key: usize,
+    /// Longer request bodies are refused.
+    pub request_body_bytes_max: u64,
+    /// Longer answers are recorded without their body.
+    pub recorded_body_bytes_max: usize,
+    /// 422, 409 or 400.
+    pub mismatch_status: u16,
+    /// Replays are 200 without a body.
+    pub replay_ack: bool,
+    /// Marks replays.
+    pub replay_header: HeaderName,
+    /// Whether `Set-Cookie` is recorded and replayed.
+    pub set_cookie: bool,
+    /// Executions at a time; routes with one upstream share it.
+    pub in_flight: Arc<Semaphore>,
+    /// The upstream gets a child key for this step instead of the client's key.
+    pub forward_derived: Option<String>,
+    /// How long a completed answer is withheld while the store does not confirm its record.
+    pub record_wait: Duration,
+}
+
+/// Where a route's key comes from.
+#[derive(Clone, Debug)]
+pub struct KeyRule {
+    /// All that are present must agree.
+    pub from: Vec<Source>,
+    /// What to do without one.
+    pub missing: Missing,
+    /// How it may be spelled.
+    pub rules: KeyRules,
+    /// Documentation of the route's keys, for the refusal of a missing one.
+    pub docs: Option<String>,
+}
+
+/// One place where a key may stand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A header.
+    Header(HeaderName),
+    /// A string in a JSON body, by RFC 6901 pointer.
+    Json(Pointer),
+    /// A field of a form body.
+    Form(String),
+    /// A parameter of the query.
+    Query(String),
+}
+
+/// What to do with a request without a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// Forward it unprotected.
+    Optional,
+    /// Refuse it.
+    Required,
+    /// Its fingerprint is its key, for so long.
+    Derive(Duration),
+}
+
+/// Whom a key belongs to.
+#[derive(Clone, Debug)]
+pub struct ScopeRule {
+    /// The tenant.
+    pub tenant: Part,
+    /// The environment.
+    pub env: Part,
+    /// The caller.
+    pub principal: Principal,
+}
+
+/// A part of the scope.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Always this.
+    Fixed(String),
+    /// From a header that a trusted hop sets.
+    Header(HeaderName),
+}
+
+/// How the caller is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Principal {
+    /// By the credential that is there, as PROTOCOL section 3 says.
+    Auto,
+    /// One principal for all.
+    None,
+    /// By these, joined in order.
+    List(Vec<PrincipalSource>),
+}
+
+/// One part of a listed principal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PrincipalSource {
+    /// A header; one that is no credential counts only from trusted peers.
+    Header(HeaderName),
+    /// A cookie.
+    Cookie(String),
+}
+
+impl Route {
+    /// Whether it protects requests of this method. Safe ones have no effect to protect.
+    #[must_use]
+    pub fn covers(&self, method: &Method) -> bool {
+        self.enforce && is_protectable(method) && self.methods.contains(method)
+    }
+
+    /// A route with the defaults of the configuration: POST and PATCH, any path.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            methods: vec![Method::POST, Method::PATCH],
+            path: None,
+            host: None,
+            enforce: true,
+            key: KeyRule {
+                from: vec![
+                    Source::Header(HeaderName::from_static("idempotency-key")),
+                    Source::Header(HeaderName::from_static("x-idempotency-key")),
+                ],
+                missing: Missing::Optional,
+                rules: KeyRules::default(),
+                docs: None,
+            },
+            scope: ScopeRule {
+                tenant: Part::Fixed("default".into()),
+                env: Part::Fixed("default".into()),
+                principal: Principal::Auto,
+            },
+            fingerprint: Rules::default(),
+            in_flight: Arc::new(Semaphore::new(1000)),
+            policy: Arc::new(Policy::default()),
+            timeout: Duration::from_secs(30),
+            execution_max: Duration::from_secs(600),
+            idle_timeout: Duration::from_secs(60),
+            wait: Duration::from_secs(20),
+            waiters_per_key: 1024,
+            request_body_bytes_max: 10 << 20,
+            recorded_body_bytes_max: 1 << 20,
+            mismatch_status: 422,
+            replay_ack: false,
+            replay_header: HeaderName::from_static("idempotent-replayed"),
+            set_cookie: false,
+            forward_derived: None,
+            record_wait: Duration::from_secs(2),
+        }
+    }
+
+    /// Whether Stripe's hint header goes with answers of our own.
+    pub(crate) fn says_should_retry(&self) -> bool {
+        self.policy.recording.preset == Preset::Stripe
+    }
+}
+
+/// A path pattern: `{name}` is one segment, `{*rest}` none or more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pattern {
+    text: String,
+    segments: Vec<Segment>,
+    rest: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Segment {
+    Literal(String),
+    Any,
+}
+
+/// Why a text is no pattern.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidPattern {
+    /// It must be absolute.
+    #[error("a path pattern begins with `/`")]
+    NotAbsolute,
+    /// `{` and `}` enclose whole segments.
+    #[error("`{0}`: braces enclose a whole segment, as in /v1/orders/{{id}}/pay")]
+    Braces(String),
+    /// Only the last segment takes the rest.
+    #[error("`{{*rest}}` can only be the last segment")]
+    RestNotLast,
+}
+
+impl Pattern {
+    /// Reads a pattern.
+    ///
+    /// # Errors
+    /// See [`InvalidPattern`].
+    pub fn parse(text: &str) -> Result<Self, InvalidPattern> {
+        let Some(relative) = text.strip_prefix('/') else { return Err(InvalidPattern::NotAbsolute) };
+        let mut pattern = Self { text: text.into(), segments: Vec::new(), rest: false };
+        for segment in relative.split('/') {
+            if pattern.rest {
+                return Err(InvalidPattern::RestNotLast);
+            }
+            let inner = segment.strip_prefix('{').and_then(|segment| segment.strip_suffix('}'));
+            match inner {
+                Some(name) if name.contains(['{', '}']) => return Err(InvalidPattern::Braces(segment.into())),
+                Some(name) if name.starts_with('*') => pattern.rest = true,
+                Some(_) => pattern.segments.push(Segment::Any),
+                None if segment.contains(['{', '}']) => return Err(InvalidPattern::Braces(segment.into())),
+                None => pattern.segments.push(Segment::Literal(segment.into())),
+            }
+        }
+        Ok(pattern)
+    }
+
+    /// Whether it covers `path`, whose unreserved characters are not percent-encoded.
+    #[must_use]
+    pub fn matches(&self, path: &str) -> bool {
+        let Some(relative) = path.strip_prefix('/') else { return false };
+        let mut segments = relative.split('/');
+        for want in &self.segments {
+            let Some(have) = segments.next() else { return false };
+            match want {
+                Segment::Literal(literal) if literal != have => return false,
+                Segment::Any if have.is_empty() => return false,
+                Segment::Literal(_) | Segment::Any => {}
+            }
+        }
+        self.rest || segments.next().is_none()
+    }
+
+    fn literals(&self) -> usize {
+        self.segments.iter().filter(|segment| matches!(segment, Segment::Literal(_))).count()
+    }
+}
+
+impl std::fmt::Display for Pattern {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// All routes of a process, the closest first, and the one for everything else.
+#[derive(Clone, Debug)]
+pub struct Routes {
+    /// By precedence.
+    routes: Vec<Arc<Route>>,
+    fallback: Arc<Route>,
+}
+
+impl Routes {
+    /// `fallback` is the route named `default`; `routes` are in the order of the file.
+    #[must_use]
+    pub fn new(routes: Vec<Route>, fallback: Route) -> Self {
+        let mut routes: Vec<Arc<Route>> = routes.into_iter().map(Arc::new).collect();
+        // More literal segments win, then `{name}` before `{*rest}`, then a host before none; a
+        // stable sort leaves the rest to the order in the file.
+        routes.sort_by_key(|route| {
+            let literals = route.path.as_ref().map_or(0, Pattern::literals);
+            let rest = route.path.as_ref().is_none_or(|pattern| pattern.rest);
+            (std::cmp::Reverse(literals), rest, route.host.is_none())
+        });
+        Self { routes, fallback: Arc::new(fallback) }
+    }
+
+    /// The route of a request: the closest that names its method, path and host, else the fallback.
+    #[must_use]
+    pub fn of(&self, method: &Method, path: &str, host: Option<&str>) -> &Arc<Route> {
+        if self.routes.is_empty() {
+            return &self.fallback;
+        }
+        let decoded = decode_unreserved(path);
+        let named = self.routes.iter().find(|route| {
+            route.methods.contains(method)
+                && route.path.as_ref().is_none_or(|pattern| pattern.matches(&decoded))
+                && route.host.as_deref().is_none_or(|want| host.is_some_and(|have| is_host(want, have)))
+        });
+        named.unwrap_or(&self.fallback)
+    }
+
+    /// The route named `name`.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Option<&Arc<Route>> {
+        self.all().find(|route| route.name == name)
+    }
+
+    /// All of them, the fallback last.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Route>> {
+        self.routes.iter().chain(std::iter::once(&self.fallback))
+    }
+
+    /// Whether `route` is the one for everything that no other covers.
+    #[must_use]
+    pub fn is_fallback(&self, route: &Arc<Route>) -> bool {
+        Arc::ptr_eq(route, &self.fallback)
+    }
+}
+
+/// The host that a request names, without its port.
+#[must_use]
+pub fn host_of<'r>(uri: &'r Uri, headers: &'r http::HeaderMap) -> Option<&'r str> {
+    uri.host().or_else(|| headers.get(http::header::HOST).and_then(|host| host.to_str().ok()))
+}
+
+fn is_host(want: &str, have: &str) -> bool {
+    let without_port = match have.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => have,
+    };
+    want.eq_ignore_ascii_case(without_port)
+}
+
+/// GET, HEAD, OPTIONS and TRACE have no effect to protect, CONNECT is a tunnel.
+fn is_protectable(method: &Method) -> bool {
+    !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::CONNECT)
+}
+
+/// `path` with percent-encoded unreserved characters (RFC 3986, 2.3) decoded, and no others.
+#[must_use]
+pub fn decode_unreserved(path: &str) -> std::borrow::Cow<'_, str> {
+    if !path.contains('%') {
+        return path.into();
+    }
+    let mut out = String::with_capacity(path.len());
+    let mut rest = path;
+    while let Some(at) = rest.find('%') {
+        let (before, after) = rest.split_at(at);
+        out.push_str(before);
+        let decoded = after.get(1..3).and_then(|hex| u8::from_str_radix(hex, 16).ok()).map(char::from);
+        match decoded {
+            Some(char) if char.is_ascii_alphanumeric() || "-._~".contains(char) => {
+                out.push(char);
+                rest = after.get(3..).unwrap_or_default();
+            }
+            _ => {
+                out.push('%');
+                rest = after.get(1..).unwrap_or_default();
+            }
+        }
+    }
+    out.push_str(rest);
+    out.into()
+}
+
+/// Whether servers may read `path` in more than one way: dot segments, encoded separators, NUL.
+#[must_use]
+pub fn is_ambiguous(path: &str) -> bool {
+    let decoded = decode_unreserved(path);
+    if decoded.split('/').any(|segment| segment == "." || segment == "..") {
+        return true;
+    }
+    let mut rest: &str = &decoded;
+    while let Some(at) = rest.find('%') {
+        let after = rest.get(at + 1..).unwrap_or_default();
+        if after.get(..2).is_some_and(|hex| ["2f", "5c", "00"].iter().any(|bad| hex.eq_ignore_ascii_case(bad))) {
+            return true;
+        }
+        rest = after;
+    }
+    decoded.contains(['\\', '\0'])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(name: &str, path: &str, host: Option<&str>) -> Route {
+        Route { path: Some(Pattern::parse(path).unwrap()), host: host.map(Into::into), ..Route::new(name) }
+    }
+
+    #[test]
+    fn the_closest_route_covers_a_request() {
+        let routes = Routes::new(
+            vec![
+                route("all", "/{*rest}", None),
+                route("any-order", "/v1/orders/{id}", None),
+                route("new-order", "/v1/orders/new", None),
+                route("orders-rest", "/v1/orders/{*rest}", None),
+                route("order-at-host", "/v1/orders/{id}", Some("api.example")),
+            ],
+            Route::new("default"),
+        );
+        let rows = [
+            ("/v1/orders/new", None, "new-order"),
+            ("/v1/orders/7", None, "any-order"),
+            ("/v1/orders/7", Some("API.example:8080"), "order-at-host"),
+            ("/v1/orders/7/pay", None, "orders-rest"),
+            ("/v1/orders", None, "orders-rest"),
+            ("/v1/%6Frders/ne%77", None, "new-order"),
+            ("/v1/orders//", None, "orders-rest"),
+            ("/", None, "all"),
+        ];
+        for (path, host, name) in rows {
+            assert_eq!(routes.of(&Method::POST, path, host).name, name, "{path} {host:?}");
+        }
+    }
+
+    #[test]
+    fn safe_methods_and_unlisted_ones_pass_through() {
+        let routes = Routes::new(vec![], Route::new("default"));
+        for method in [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE, Method::PUT, Method::DELETE] {
+            assert!(!routes.of(&method, "/", None).covers(&method), "{method}");
+        }
+        assert!(routes.of(&Method::PATCH, "/", None).covers(&Method::PATCH));
+    }
+
+    #[test]
+    fn paths_that_servers_read_differently_are_told() {
+        for path in ["/a/../b", "/a/./b", "/a/%2e%2E/b", "/a%2Fb", "/a%2fb", "/a%5cb", "/a%00", "/a\\b", "/a%2e"] {
+            let ambiguous = is_ambiguous(path);
+            assert_eq!(ambiguous, path != "/a%2e", "{path}");
+        }
+        for path in ["/a//b", "/a%20b", "/a.b/..c", "/%7Eme"] {
+            assert!(!is_ambiguous(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn bad_patterns_are_refused() {
+        assert_eq!(Pattern::parse("v1"), Err(InvalidPattern::NotAbsolute));
+        assert!(matches!(Pattern::parse("/a{b}"), Err(InvalidPattern::Braces(_))));
+        assert_eq!(Pattern::parse("/{*rest}/x"), Err(InvalidPattern::RestNotLast));
+    }
+}

@@ -1,0 +1,326 @@
+//! The tower service: which requests are covered, and the way of one that is.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{HeaderName, HeaderValue, Request, Response};
+use http_body::Body as HttpBody;
+use onceward_core::{
+    claim::Claim,
+    decide::Refusal,
+    key::{self, ClientKey},
+    policy::Policy,
+};
+use tokio::time::Instant;
+use tower_service::Service as TowerService;
+
+use crate::{
+    body::{Body, BoxError},
+    detach::{Detach, Handoff},
+    drive::{self, Grant, Obtained, Terms},
+    engine::Engine,
+    exchange::Exchange,
+    metrics::Outcome,
+    refuse::{Details, Problem},
+    replay::{self, STATUS},
+    request::{self, Asked, Reading, Reread},
+    route::{self, Missing, Route, Source},
+};
+
+const ATTEMPT: HeaderName = HeaderName::from_static("idempotency-attempt");
+const RECORD: HeaderName = HeaderName::from_static("idempotency-record");
+const FENCE: HeaderName = HeaderName::from_static("idempotency-fence");
+
+/// Request extension for the inner service: the route, and whether this is an execution under a
+/// claim, whose errors decide what becomes of the key.
+#[derive(Clone, Debug)]
+pub struct Covered {
+    /// The route of the request.
+    pub route: Arc<Route>,
+    /// Whether a claim stands behind it.
+    pub protected: bool,
+}
+
+/// An inner service whose covered requests take effect once.
+#[derive(Clone, Debug)]
+pub struct Service<S> {
+    inner: S,
+    engine: Engine,
+}
+
+impl<S> Service<S> {
+    /// `inner` behind `engine`.
+    pub fn new(inner: S, engine: Engine) -> Self {
+        Self { inner, engine }
+    }
+}
+
+impl<S, B, R> TowerService<Request<B>> for Service<S>
+where
+    S: TowerService<Request<Body>, Response = Response<R>> + Clone + Send + 'static,
+    S::Error: Into<BoxError> + Send,
+    S::Future: Send,
+    B: HttpBody<Data = bytes::Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+    R: HttpBody<Data = bytes::Bytes> + Send + 'static,
+    R::Error: Into<BoxError>,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        // The clone that was polled ready is the one called.
+        let clone = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, clone);
+        let host = route::host_of(request.uri(), request.headers());
+        let route = Arc::clone(self.engine.routes().of(request.method(), request.uri().path(), host));
+        let covered = route.covers(request.method());
+        // Only this layer says these, of whatever request.
+        for name in [&ATTEMPT, &RECORD, &FENCE] {
+            request.headers_mut().remove(name);
+        }
+        request.extensions_mut().insert(Covered { route: Arc::clone(&route), protected: false });
+        if !covered {
+            let call = inner.call(request.map(Body::wrap));
+            return Box::pin(async move { Ok(call.await?.map(Body::wrap)) });
+        }
+        let engine = self.engine.clone();
+        Box::pin(serve(engine, route, inner, request))
+    }
+}
+
+async fn serve<S, B, R>(
+    engine: Engine,
+    route: Arc<Route>,
+    mut inner: S,
+    mut request: Request<B>,
+) -> Result<Response<Body>, S::Error>
+where
+    S: TowerService<Request<Body>, Response = Response<R>> + Send + 'static,
+    S::Error: Into<BoxError> + Send,
+    S::Future: Send,
+    B: HttpBody<Data = bytes::Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+    R: HttpBody<Data = bytes::Bytes> + Send + 'static,
+    R::Error: Into<BoxError>,
+{
+    let request_id = request::request_id(request.headers());
+    request.headers_mut().insert(replay::REQUEST_ID, request_id.clone());
+    let started = Instant::now();
+    let reading = if route::is_ambiguous(request.uri().path()) {
+        Err(Problem::InvalidPath)
+    } else {
+        request::read(&engine, &route, request).await
+    };
+    let asked = match reading {
+        Ok(Reading::Protected(asked)) => asked,
+        Ok(Reading::Unprotected(request)) => {
+            engine.0.metrics.request(&route.name, Outcome::Unprotected);
+            tracing::info!(route = %route.name, decision = "unprotected", "request");
+            let mut response = inner.call(request).await?.map(Body::wrap);
+            replay::strip_own(response.headers_mut(), &route);
+            return Ok(response);
+        }
+        Err(problem) => {
+            engine.0.metrics.request(&route.name, Outcome::Rejected);
+            tracing::info!(route = %route.name, decision = problem.slug(), "request");
+            return Ok(problem.response(Some(&route), request_id.to_str().unwrap_or_default()));
+        }
+    };
+    let handoff = Handoff::default();
+    let tracker = engine.0.tracker.clone();
+    let work = protected(engine, route, inner, asked, request_id, started, handoff.clone());
+    Ok(Detach::new(work, handoff, tracker).await)
+}
+
+async fn protected<S, R>(
+    engine: Engine,
+    route: Arc<Route>,
+    mut inner: S,
+    asked: Box<Asked>,
+    request_id: HeaderValue,
+    started: Instant,
+    handoff: Handoff,
+) -> Response<Body>
+where
+    S: TowerService<Request<Body>, Response = Response<R>> + Send + 'static,
+    S::Error: Into<BoxError> + Send,
+    S::Future: Send,
+    R: HttpBody<Data = bytes::Bytes> + Send + 'static,
+    R::Error: Into<BoxError>,
+{
+    let Asked { id, ask, belongs, fields, key, mut request, body, derived, unverified_principal } = *asked;
+    let policy = policy_for(&route, derived);
+    let terms = Terms {
+        lease: policy.lease,
+        wait: route.wait,
+        waiters_per_key: route.waiters_per_key,
+        in_flight: &route.in_flight,
+    };
+    let (mut claim, first) = Claim::new(policy, ask, belongs, fields);
+    let obtained = drive::obtain(&engine, id, &mut claim, first, terms, handoff.must_finish()).await;
+    if claim.unverified() {
+        engine.0.metrics.fingerprint_unverified.increment(1);
+    }
+    let exchange =
+        Exchange { engine, route, id, request_id, derived, unverified_principal, upstream: AtomicU64::new(0) };
+    let (engine, route) = (&exchange.engine, &exchange.route);
+    let (outcome, response) = match obtained {
+        Obtained::Granted(grant) => {
+            let claimed_in = started.elapsed();
+            announce(&mut request, route, &grant, &id, &key);
+            let (fence, attempt) = (grant.fence.0, grant.attempt);
+            let response = exchange.run(claim, grant, inner, request, &handoff).await;
+            let upstream = Duration::from_micros(exchange.upstream.load(Ordering::Relaxed));
+            let overhead = started.elapsed().saturating_sub(upstream);
+            engine.0.metrics.request(&route.name, Outcome::Executed);
+            engine.0.metrics.overhead(&route.name, overhead);
+            tracing::info!(
+                route = %route.name, record = %id.short(), key = %key.tail(), decision = "executed",
+                attempt, fence, status = response.status().as_u16(),
+                claim_us = micros(claimed_in), upstream_us = micros(upstream), overhead_us = micros(overhead),
+                "request"
+            );
+            // From here on there is nothing left that must be finished.
+            handoff.must_finish().store(false, Ordering::Relaxed);
+            return response;
+        }
+        Obtained::Replay { record, waited } => {
+            let outcome = if waited { Outcome::Waited } else { Outcome::Replayed };
+            if !waited {
+                engine.0.metrics.overhead(&route.name, started.elapsed());
+            }
+            let now = record.stored.written_at;
+            extend_retention(engine, route, id, &record);
+            (outcome, replay::response(&record, route, &exchange.request_id, now))
+        }
+        Obtained::Refused { refusal, record } => {
+            let stored = record.as_ref().map(|record| record.facts.fields.as_slice()).unwrap_or_default();
+            let details = Details {
+                fields: if refusal == Refusal::KeyReused {
+                    let asked = Reread {
+                        id: &id,
+                        method: request.method().as_str(),
+                        path: request.uri().path(),
+                        query: request.uri().query(),
+                        headers: request.headers(),
+                        body: body.as_deref().unwrap_or_default(),
+                    };
+                    request::differing(engine, route, &asked, stored)
+                } else {
+                    Vec::new()
+                },
+                retry_after: (refusal == Refusal::InFlight).then(|| usual_time_left(engine, route)),
+            };
+            (outcome_of(refusal), exchange.refuse(&Problem::Refused(refusal, details)))
+        }
+        Obtained::Overloaded => (Outcome::Rejected, exchange.refuse(&Problem::Overloaded)),
+        Obtained::Unprotected => {
+            let response = match inner.call(request).await {
+                Ok(response) => {
+                    let mut response = response.map(Body::wrap);
+                    replay::strip_own(response.headers_mut(), route);
+                    response.headers_mut().insert(STATUS, HeaderValue::from_static("bypassed"));
+                    response
+                }
+                Err(_) => exchange.refuse(&Problem::UpstreamFailed),
+            };
+            (Outcome::Bypassed, response)
+        }
+    };
+    handoff.must_finish().store(false, Ordering::Relaxed);
+    engine.0.metrics.request(&route.name, outcome);
+    tracing::info!(
+        route = %route.name, record = %id.short(), key = %key.tail(), decision = outcome.as_str(),
+        status = response.status().as_u16(), total_us = micros(started.elapsed()),
+        "request"
+    );
+    response
+}
+
+/// A derived key is remembered for its own, shorter time.
+fn policy_for(route: &Route, derived: bool) -> Arc<Policy> {
+    match route.key.missing {
+        Missing::Derive(retention) if derived => Arc::new(Policy { retention, ..Policy::clone(&route.policy) }),
+        _ => Arc::clone(&route.policy),
+    }
+}
+
+/// Tells the upstream which execution this is.
+fn announce(request: &mut Request<Body>, route: &Arc<Route>, grant: &Grant, id: &key::RecordId, key: &ClientKey) {
+    request.extensions_mut().insert(Covered { route: Arc::clone(route), protected: true });
+    let headers = request.headers_mut();
+    let number = |n: u64| HeaderValue::from(n);
+    headers.insert(ATTEMPT, number(u64::from(grant.attempt)));
+    headers.insert(FENCE, number(grant.fence.0));
+    if let Ok(id) = HeaderValue::from_str(&id.to_string()) {
+        headers.insert(RECORD, id);
+    }
+    if let Some(step) = &route.forward_derived
+        && let Ok(child) = HeaderValue::from_str(&key::child_key(key.as_str(), step))
+    {
+        for source in &route.key.from {
+            if let Source::Header(name) = source
+                && headers.contains_key(name)
+            {
+                headers.insert(name.clone(), child.clone());
+            }
+        }
+    }
+}
+
+/// The route's usual time, give or take a fifth, so that those who come back do not meet.
+fn usual_time_left(engine: &Engine, route: &Route) -> Duration {
+    let usual = engine.0.metrics.usual(&route.name).max(Duration::from_secs(1));
+    let [draw, ..] = *uuid::Uuid::new_v4().as_bytes();
+    usual.mul_f64(0.8 + 0.4 * f64::from(draw) / 255.0)
+}
+
+/// Where the retention slides, each replay extends it, in the background.
+fn extend_retention(engine: &Engine, route: &Route, id: key::RecordId, record: &onceward_core::record::Record) {
+    use onceward_core::cas::{Expect, FenceRule, Keep, Lease, Replacement};
+    let Some(most) = route.policy.sliding_max else { return };
+    let age = record.stored.written_at.since(record.facts.settled_at);
+    let left = most.saturating_sub(age).min(route.policy.retention);
+    let write = Replacement {
+        expect: Expect::Seen(record.stored.fence, record.stored.revision),
+        facts: record.facts.clone(),
+        fence: FenceRule::Keep,
+        lease: Lease::Over,
+        keep: Keep::For(left),
+    };
+    let store = Arc::clone(engine.store());
+    engine.0.tracker.spawn(async move {
+        // Losing to another replay's extension is as good as winning.
+        if let Err(error) = store.replace(id, &write).await {
+            tracing::warn!(%error, "a retention could not be extended");
+        }
+    });
+}
+
+fn outcome_of(refusal: Refusal) -> Outcome {
+    match refusal {
+        Refusal::KeyReused => Outcome::Mismatch,
+        Refusal::InFlight | Refusal::RetryLater(_) => Outcome::InFlight,
+        Refusal::OutcomeUnknown => Outcome::Unknown,
+        Refusal::Failed | Refusal::ResponseNotKept { .. } | Refusal::KeyGone => Outcome::Replayed,
+        _ => Outcome::Rejected,
+    }
+}
+
+fn micros(span: Duration) -> u64 {
+    u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
+}

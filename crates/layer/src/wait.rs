@@ -1,0 +1,333 @@
+//! Where a duplicate in flight waits: woken by the owner in this process, never polling.
+//!
+//! Each key that is executed here has a flight. Its owner settles it with the record, and every
+//! waiter gets that. When the owner releases the key instead, exactly one waiter gets the turn; a
+//! turn that is dropped, because its client went away, passes to the next.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::{BuildHasherDefault, Hasher},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use onceward_core::{key::RecordId, record::Record};
+use tokio::sync::oneshot;
+
+/// What a waiter hears.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// The key's record.
+    Settled(Arc<Record>),
+    /// This waiter, and no other, is to look again.
+    YourTurn(Turn),
+}
+
+/// Everything that executes, or is waited for, in this process.
+#[derive(Debug, Default)]
+pub(crate) struct Flights {
+    shards: [Mutex<Shard>; 16],
+    waiting: AtomicUsize,
+    unrecorded: AtomicU64,
+}
+
+type Shard = HashMap<RecordId, Flight, BuildHasherDefault<IdHasher>>;
+
+#[derive(Debug, Default)]
+struct Flight {
+    /// Whether somebody executes it, or has the turn to look again.
+    owned: bool,
+    /// The record, while the store has not confirmed it.
+    unrecorded: Option<Arc<Record>>,
+    waiters: VecDeque<oneshot::Sender<News>>,
+}
+
+/// Record ids are keyed hashes already: their first bytes serve.
+#[derive(Default)]
+pub(crate) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(first) = bytes.last_chunk::<8>() {
+            self.0 = u64::from_le_bytes(*first);
+        }
+    }
+
+    fn write_usize(&mut self, _length: usize) {}
+}
+
+/// The right to execute, inside this process. Dropping it without a word passes it on.
+#[derive(Debug)]
+pub(crate) struct Owner {
+    flights: Arc<Flights>,
+    id: RecordId,
+    live: bool,
+}
+
+/// The right to look again, after the owner let go.
+#[derive(Debug)]
+pub(crate) struct Turn(Owner);
+
+/// A place in the queue.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    news: oneshot::Receiver<News>,
+    flights: Arc<Flights>,
+}
+
+/// Why there is no seat.
+#[derive(Debug)]
+pub(crate) enum NoSeat {
+    /// Nobody executes it in this process.
+    NotHere,
+    /// Too many wait already.
+    Full,
+    /// It is settled, though the store has not confirmed it.
+    Settled(Arc<Record>),
+}
+
+impl Flights {
+    /// Whoever was granted the key owns its flight. Its turn, if it had one, becomes that.
+    pub(crate) fn own(self: &Arc<Self>, id: RecordId, turn: Option<Turn>) -> Owner {
+        if let Some(mut turn) = turn {
+            // The flight is there, with the others that wait.
+            turn.0.live = false;
+        }
+        self.shard(&id).entry(id).or_default().owned = true;
+        Owner { flights: Arc::clone(self), id, live: true }
+    }
+
+    /// A place among those who wait for `id`.
+    pub(crate) fn join(
+        self: &Arc<Self>,
+        id: &RecordId,
+        per_key_max: usize,
+        process_max: usize,
+    ) -> Result<Seat, NoSeat> {
+        let mut shard = self.shard(id);
+        let Some(flight) = shard.get_mut(id) else { return Err(NoSeat::NotHere) };
+        if let Some(record) = &flight.unrecorded {
+            return Err(NoSeat::Settled(Arc::clone(record)));
+        }
+        if !flight.owned {
+            return Err(NoSeat::NotHere);
+        }
+        if flight.waiters.len() >= per_key_max {
+            flight.waiters.retain(|waiter| !waiter.is_closed());
+        }
+        if flight.waiters.len() >= per_key_max || self.waiting.load(Ordering::Relaxed) >= process_max {
+            return Err(NoSeat::Full);
+        }
+        let (sender, news) = oneshot::channel();
+        flight.waiters.push_back(sender);
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Ok(Seat { news, flights: Arc::clone(self) })
+    }
+
+    /// The record of `id`, where it is settled here and the store has not confirmed it.
+    pub(crate) fn unrecorded(&self, id: &RecordId) -> Option<Arc<Record>> {
+        if self.unrecorded.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        self.shard(id).get(id).and_then(|flight| flight.unrecorded.clone())
+    }
+
+    /// How many wait now.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    fn shard(&self, id: &RecordId) -> MutexGuard<'_, Shard> {
+        let [first, ..] = id.0;
+        let index = usize::from(first) % self.shards.len();
+        #[expect(clippy::indexing_slicing, reason = "the index is taken modulo the length")]
+        self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The owner let go: the first waiter that is still there gets the turn.
+    fn pass(self: &Arc<Self>, id: &RecordId) {
+        loop {
+            let waiter = {
+                let mut shard = self.shard(id);
+                let Some(flight) = shard.get_mut(id) else { return };
+                let Some(waiter) = flight.waiters.pop_front() else {
+                    if flight.unrecorded.is_none() {
+                        shard.remove(id);
+                    } else {
+                        flight.owned = false;
+                    }
+                    return;
+                };
+                waiter
+            };
+            let turn = Turn(Owner { flights: Arc::clone(self), id: *id, live: true });
+            match waiter.send(News::YourTurn(turn)) {
+                Ok(()) => return,
+                // Its client has gone; the turn must not pass itself on while we loop.
+                Err(News::YourTurn(mut turn)) => turn.0.live = false,
+                Err(News::Settled(_)) => {}
+            }
+        }
+    }
+}
+
+impl Owner {
+    /// The key has its record: every waiter gets it.
+    pub(crate) fn settle(mut self, record: Record) {
+        self.live = false;
+        let flight = self.flights.shard(&self.id).remove(&self.id);
+        let Some(flight) = flight else { return };
+        if flight.unrecorded.is_some() {
+            self.flights.unrecorded.fetch_sub(1, Ordering::Relaxed);
+        }
+        tell(flight.waiters, &Arc::new(record));
+    }
+
+    /// The key has its record, and the store does not confirm it: waiters and later repeats are
+    /// answered from memory until it does.
+    pub(crate) fn settle_unrecorded(&self, record: Record) {
+        let record = Arc::new(record);
+        let waiters = {
+            let mut shard = self.flights.shard(&self.id);
+            let flight = shard.entry(self.id).or_default();
+            if flight.unrecorded.replace(Arc::clone(&record)).is_none() {
+                self.flights.unrecorded.fetch_add(1, Ordering::Relaxed);
+            }
+            std::mem::take(&mut flight.waiters)
+        };
+        tell(waiters, &record);
+    }
+
+    /// Forgets what [`settle_unrecorded`](Self::settle_unrecorded) kept.
+    pub(crate) fn forget_unrecorded(&self) {
+        if let Some(flight) = self.flights.shard(&self.id).get_mut(&self.id)
+            && flight.unrecorded.take().is_some()
+        {
+            self.flights.unrecorded.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn tell(waiters: VecDeque<oneshot::Sender<News>>, record: &Arc<Record>) {
+    for waiter in waiters {
+        // One whose client has gone hears nothing; that is all.
+        let _gone = waiter.send(News::Settled(Arc::clone(record)));
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        if self.live {
+            self.forget_unrecorded();
+            self.flights.pass(&self.id);
+        }
+    }
+}
+
+impl Seat {
+    /// Waits. `None` where the flight is gone without a word, which no owner does.
+    pub(crate) async fn news(mut self) -> Option<News> {
+        (&mut self.news).await.ok()
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.flights.waiting.fetch_sub(1, Ordering::Relaxed);
+        // A turn that arrived and was not read passes itself on when the channel is dropped.
+        self.news.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use onceward_core::{
+        claim::{Belongs, Claim},
+        decide::Ask,
+        policy::Policy,
+        record::{ClaimId, SessionId, Stored},
+    };
+
+    use super::*;
+
+    const ID: RecordId = RecordId([7; 32]);
+
+    fn record() -> Record {
+        let ask = Ask {
+            claim_id: ClaimId([1; 16]),
+            session: SessionId([2; 16]),
+            principal_proof: None,
+            fingerprint_policy: 0,
+            fingerprint: [0; 32],
+        };
+        let (claim, _) = Claim::new(Arc::new(Policy::default()), ask, Belongs::default(), Vec::new());
+        Record { stored: Stored::default(), facts: claim.facts().clone() }
+    }
+
+    #[tokio::test]
+    async fn a_settled_flight_wakes_every_waiter_and_is_gone() {
+        let flights = Arc::new(Flights::default());
+        let owner = flights.own(ID, None);
+        let seats: Vec<Seat> = (0..5).map(|_| flights.join(&ID, 10, 10).unwrap()).collect();
+        assert_eq!(flights.waiting(), 5);
+        owner.settle(record());
+        for seat in seats {
+            assert!(matches!(seat.news().await, Some(News::Settled(_))));
+        }
+        assert_eq!(flights.waiting(), 0);
+        assert!(matches!(flights.join(&ID, 10, 10), Err(NoSeat::NotHere)));
+    }
+
+    #[tokio::test]
+    async fn on_a_release_exactly_one_waiter_gets_the_turn_and_the_others_wait_on() {
+        let flights = Arc::new(Flights::default());
+        let owner = flights.own(ID, None);
+        let first = flights.join(&ID, 10, 10).unwrap();
+        let mut second = flights.join(&ID, 10, 10).unwrap();
+        drop(owner);
+        let Some(News::YourTurn(turn)) = first.news().await else { panic!("no turn") };
+        assert!(second.news.try_recv().is_err());
+        flights.own(ID, Some(turn)).settle(record());
+        assert!(matches!(second.news().await, Some(News::Settled(_))));
+    }
+
+    #[tokio::test]
+    async fn a_turn_whose_client_goes_away_passes_to_the_next() {
+        let flights = Arc::new(Flights::default());
+        let owner = flights.own(ID, None);
+        let gone_before = flights.join(&ID, 10, 10).unwrap();
+        let gone_after = flights.join(&ID, 10, 10).unwrap();
+        let last = flights.join(&ID, 10, 10).unwrap();
+        drop(gone_before);
+        drop(owner);
+        drop(gone_after);
+        assert!(matches!(last.news().await, Some(News::YourTurn(_))));
+        assert_eq!(flights.waiting(), 0);
+    }
+
+    #[test]
+    fn waiters_are_bounded_by_key_and_by_process() {
+        let flights = Arc::new(Flights::default());
+        let _owner = flights.own(ID, None);
+        let _seats: Vec<Seat> = (0..3).map(|_| flights.join(&ID, 3, 10).unwrap()).collect();
+        assert!(matches!(flights.join(&ID, 3, 10), Err(NoSeat::Full)));
+        assert!(matches!(flights.join(&ID, 10, 3), Err(NoSeat::Full)));
+    }
+
+    #[test]
+    fn an_unrecorded_answer_serves_later_repeats_until_it_is_forgotten() {
+        let flights = Arc::new(Flights::default());
+        let owner = flights.own(ID, None);
+        owner.settle_unrecorded(record());
+        assert!(matches!(flights.join(&ID, 10, 10), Err(NoSeat::Settled(_))));
+        assert!(flights.unrecorded(&ID).is_some());
+        drop(owner);
+        assert!(flights.unrecorded(&ID).is_none());
+    }
+}

@@ -1,0 +1,125 @@
+//! Hints: what a sealed segment holds, without its payloads, so that opening a log need not read it.
+//!
+//! A hint is bound to its segment by number, salt, end, digest and count of frames, all of which the next segment's
+//! header names too. One that is missing, torn, or of something else is not used: the segment is read instead.
+//!
+//! ```text
+//! magic 8 | format 2 | 0 2 | entries 4 | number 4 | frames 4 | salt 8 | end 8 | digest 8 | 0 8 | check 8
+//! entry: half of the id 16 | offset 4 | length in 16 bytes 3, kind 1 | keep-until 4
+//! ```
+
+use std::collections::HashMap;
+use std::io;
+
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::batch::{ALIGN, Kind, array, put, u32_at, u64_at};
+use super::file::{Disk, read_vec};
+use super::scan::Scan;
+use super::segment::{Ending, FORMAT, Segment};
+use super::{Entry, Position};
+
+const MAGIC: &[u8; 8] = b"ONCEHNT\n";
+const HEADER: usize = 64;
+const ENTRY: usize = 28;
+
+/// The name of a segment's hint.
+pub(crate) fn hint_name(number: u32) -> String {
+    format!("hint-{number:010}")
+}
+
+/// The segment a file name is the hint of.
+pub(crate) fn hinted(name: &str) -> Option<u32> {
+    name.strip_prefix("hint-").filter(|digits| digits.len() == 10)?.parse().ok()
+}
+
+/// Reads a sealed segment and writes its hint. False where the segment is not as `ending` has it, which then gets none.
+pub(crate) fn write_hint(disk: &dyn Disk, segment: &Segment, ending: &Ending, sequence: u64) -> io::Result<bool> {
+    let mut entries: Vec<Entry> = Vec::new();
+    let mut latest: HashMap<[u8; 16], usize> = HashMap::new();
+    let mut scan = Scan::new(&*segment.file, segment.number, segment.salt, ending.end, sequence);
+    // Only the last frame of an id matters: whoever reads the hint would let it win anyway.
+    scan.run(&mut |entry| match latest.get(&entry.id).and_then(|at| entries.get_mut(*at)) {
+        Some(earlier) => *earlier = entry,
+        None => {
+            latest.insert(entry.id, entries.len());
+            entries.push(entry);
+        }
+    })?;
+    let progress = scan.progress;
+    if (progress.end, progress.digest, progress.frames) != (ending.end, ending.digest, ending.frames) {
+        return Ok(false);
+    }
+    let bytes = encode(&entries, ending);
+    let name = hint_name(segment.number);
+    let new = format!("{name}.new");
+    let file = disk.create(&new)?;
+    file.write_at(&bytes, 0)?;
+    file.sync()?;
+    disk.rename(&new, &name)?;
+    Ok(true)
+}
+
+fn encode(entries: &[Entry], ending: &Ending) -> Vec<u8> {
+    let mut bytes = vec![0; HEADER];
+    for entry in entries {
+        bytes.extend_from_slice(&entry.id);
+        bytes.extend_from_slice(&entry.position.offset.to_le_bytes());
+        let units = u32::try_from(entry.len / ALIGN).unwrap_or_default();
+        bytes.extend_from_slice(&(units | u32::from(entry.kind.to_byte()) << 24).to_le_bytes());
+        bytes.extend_from_slice(&entry.keep_until_s.to_le_bytes());
+    }
+    put(&mut bytes, 0, MAGIC);
+    put(&mut bytes, 8, &FORMAT.to_le_bytes());
+    put(&mut bytes, 12, &u32::try_from(entries.len()).unwrap_or_default().to_le_bytes());
+    put(&mut bytes, 16, &ending.number.to_le_bytes());
+    put(&mut bytes, 20, &ending.frames.to_le_bytes());
+    put(&mut bytes, 24, &ending.salt.to_le_bytes());
+    put(&mut bytes, 32, &ending.end.to_le_bytes());
+    put(&mut bytes, 40, &ending.digest.to_le_bytes());
+    let check = check_of(&bytes);
+    put(&mut bytes, 56, &check.to_le_bytes());
+    bytes
+}
+
+/// Over everything but the check itself.
+fn check_of(bytes: &[u8]) -> u64 {
+    let head = xxh3_64_with_seed(bytes.get(..56).unwrap_or_default(), 0);
+    xxh3_64_with_seed(bytes.get(HEADER..).unwrap_or_default(), head)
+}
+
+/// The entries of the segment that ends so, or nothing where its hint cannot be used.
+pub(crate) fn read_hint(disk: &dyn Disk, ending: &Ending) -> Option<Vec<Entry>> {
+    let file = disk.open(&hint_name(ending.number)).ok()?;
+    let len = usize::try_from(file.len().ok()?).ok()?;
+    // A foreign file of that name is not read into memory whole.
+    (len <= HEADER + ending.frames as usize * ENTRY).then_some(())?;
+    let bytes = read_vec(&*file, 0, len).ok()?;
+    decode(&bytes, ending)
+}
+
+fn decode(bytes: &[u8], ending: &Ending) -> Option<Vec<Entry>> {
+    let bound = bytes.get(..8)? == MAGIC
+        && array(bytes, 8).map(u16::from_le_bytes)? == FORMAT
+        && u32_at(bytes, 16)? == ending.number
+        && u32_at(bytes, 20)? == ending.frames
+        && u64_at(bytes, 24)? == ending.salt
+        && u64_at(bytes, 32)? == ending.end
+        && u64_at(bytes, 40)? == ending.digest
+        && u64_at(bytes, 56)? == check_of(bytes);
+    bound.then_some(())?;
+    let body = bytes.get(HEADER..)?;
+    (body.len() == u32_at(bytes, 12)? as usize * ENTRY).then_some(())?;
+    body.chunks_exact(ENTRY)
+        .map(|entry| {
+            let word = u32_at(entry, 20)?;
+            Some(Entry {
+                id: array(entry, 0)?,
+                kind: Kind::from_byte((word >> 24) as u8)?,
+                keep_until_s: u32_at(entry, 24)?,
+                position: Position { segment: ending.number, offset: u32_at(entry, 16)? },
+                len: (word & 0x00ff_ffff) as usize * ALIGN,
+            })
+        })
+        .collect()
+}
