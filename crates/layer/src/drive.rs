@@ -75,11 +75,16 @@ impl StoreClock {
     }
 }
 
-/// How long, and with how many others, a duplicate waits.
+/// The terms of a claim.
 #[derive(Clone, Copy)]
-pub(crate) struct WaitRule {
+pub(crate) struct Terms<'a> {
+    pub(crate) lease: Duration,
+    /// How long a duplicate waits for the first.
     pub(crate) wait: Duration,
-    pub(crate) per_key_max: usize,
+    /// With how many others, for one key.
+    pub(crate) waiters_per_key: usize,
+    /// Executions at a time.
+    pub(crate) in_flight: &'a Arc<Semaphore>,
 }
 
 /// Claims the key, waits for whoever holds it, or finds its answer.
@@ -91,9 +96,7 @@ pub(crate) async fn obtain(
     id: RecordId,
     claim: &mut Claim,
     first: Action,
-    lease: Duration,
-    rule: WaitRule,
-    in_flight: &Arc<Semaphore>,
+    terms: Terms<'_>,
     must_finish: &AtomicBool,
 ) -> Obtained {
     let shared = &engine.0;
@@ -109,7 +112,7 @@ pub(crate) async fn obtain(
             Action::Insert(facts) => {
                 if let Some(record) = shared.flights.unrecorded(&id) {
                     Event::Existing { now: record.stored.written_at, record: Box::new(Record::clone(&record)) }
-                } else if !has_permit(&mut permit, in_flight) {
+                } else if !has_permit(&mut permit, terms.in_flight) {
                     // Repeats are answered as ever: the key is only read.
                     match shared.store.get(id).await {
                         Ok(Read { record: Some(record), now }) => Event::Existing { record: Box::new(record), now },
@@ -119,7 +122,7 @@ pub(crate) async fn obtain(
                 } else {
                     must_finish.store(true, Ordering::Relaxed);
                     failpoint::hit(failpoint::CLAIM_BEGIN).await;
-                    let event = insert(engine, id, &facts, lease, &mut clock).await;
+                    let event = insert(engine, id, &facts, terms.lease, &mut clock).await;
                     failpoint::hit(failpoint::CLAIM_END).await;
                     event
                 }
@@ -140,10 +143,10 @@ pub(crate) async fn obtain(
                 waited = true;
                 // A waiter takes nothing from those who execute.
                 permit = None;
-                let deadline = *deadline.get_or_insert_with(|| Instant::now() + rule.wait);
+                let deadline = *deadline.get_or_insert_with(|| Instant::now() + terms.wait);
                 // Whoever had the turn and finds the key held again has no turn to pass on.
                 drop(turn.take());
-                match shared.flights.join(&id, rule.per_key_max, shared.limits.waiters) {
+                match shared.flights.join(&id, terms.waiters_per_key, shared.limits.waiters) {
                     Ok(seat) => match tokio::time::timeout_at(deadline, seat.news()).await {
                         Err(_) => Event::WaitOver,
                         Ok(Some(News::Settled(record))) => existing(&record),
@@ -289,12 +292,13 @@ pub(crate) async fn record(
     claim: &mut Claim,
     first: Action,
     owner: Owner,
+    record_wait: Duration,
     unrecorded: impl FnOnce(),
 ) -> Recorded {
     let shared = &engine.0;
     let started = Instant::now();
     let give_up = started + RECORD_TRIES_FOR;
-    let mut slow_at = Some(started + shared.limits.record_wait);
+    let mut slow_at = Some(started + record_wait);
     let mut unrecorded = Some(unrecorded);
     let mut backoff = *RECORD_BACKOFF.start();
     let mut kept_memory = None;

@@ -1,6 +1,12 @@
 //! What all requests of a process share: the store, the routes, the limits.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use onceward_core::{
     fingerprint::Fingerprinter,
@@ -15,7 +21,6 @@ use crate::{metrics::Metrics, route::Routes, spool::SpoolBudget, wait::Flights};
 
 /// Limits of the whole process.
 #[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
 pub struct Limits {
     /// Duplicates that wait at a time, over all keys.
     pub waiters: usize,
@@ -29,8 +34,6 @@ pub struct Limits {
     pub spool_above_bytes: usize,
     /// The disk they take together.
     pub spool_bytes: u64,
-    /// How long a completed answer is withheld while the store does not confirm its record.
-    pub record_wait: Duration,
     /// Unrecorded answers that are replayed from memory, together.
     pub unrecorded_bytes: usize,
 }
@@ -44,7 +47,6 @@ impl Default for Limits {
             canonical_memory_bytes: 64 << 20,
             spool_above_bytes: 256 << 10,
             spool_bytes: 1 << 30,
-            record_wait: Duration::from_secs(2),
             unrecorded_bytes: 64 << 20,
         }
     }
@@ -68,6 +70,7 @@ pub(crate) struct Shared {
     pub(crate) unrecorded_memory: Arc<Semaphore>,
     pub(crate) fingerprinter: Fingerprinter,
     pub(crate) metrics: Metrics,
+    executing: AtomicUsize,
 }
 
 impl Engine {
@@ -89,6 +92,7 @@ impl Engine {
             limits,
             session,
             metrics,
+            executing: AtomicUsize::new(0),
         }))
     }
 
@@ -122,7 +126,7 @@ impl Engine {
     /// Executions that run or are being recorded now.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.0.tracker.len()
+        self.0.executing.load(Ordering::Relaxed)
     }
 
     /// Duplicates that wait now.
@@ -172,9 +176,22 @@ impl Engine {
         }
     }
 
-    /// Counted among the executions that [`drain`](Self::drain) waits for.
-    pub(crate) fn token(&self) -> TaskTrackerToken {
-        self.0.tracker.token()
+    /// An execution, counted until it is dropped; [`drain`](Self::drain) waits for it.
+    pub(crate) fn executing(&self) -> Executing {
+        self.0.executing.fetch_add(1, Ordering::Relaxed);
+        Executing { _drained: self.0.tracker.token(), shared: Arc::clone(&self.0) }
+    }
+}
+
+/// One execution that runs or is being recorded.
+pub(crate) struct Executing {
+    _drained: TaskTrackerToken,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Executing {
+    fn drop(&mut self) {
+        self.shared.executing.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -83,7 +83,7 @@ impl Exchange {
         R: HttpBody<Data = Bytes> + Send + 'static,
         R::Error: Into<BoxError>,
     {
-        let _token = self.engine.token();
+        let _executing = self.engine.executing();
         let Grant { owner, fence, clock, permit: _permit, .. } = grant;
         let started = Instant::now();
         failpoint::hit(failpoint::DISPATCH_BEGIN).await;
@@ -106,19 +106,21 @@ impl Exchange {
             matches!(event, Event::UpstreamFailed(Sent::Maybe) | Event::Answered { class: Class::Unknown, .. });
         let action = claim.on(event);
         let mut owed = Some(owed);
-        let recorded = drive::record(&self.engine, self.id, &mut claim, action, owner, || match owed.take() {
-            Some(Owed::Held(parts, frames, trailers)) => {
-                let mut response = held(*parts, frames, trailers);
-                response.headers_mut().insert(STATUS, HeaderValue::from_static("unrecorded"));
-                handoff.give(response);
+        let recorded = drive::record(&self.engine, self.id, &mut claim, action, owner, self.route.record_wait, || {
+            match owed.take() {
+                Some(Owed::Held(parts, frames, trailers)) => {
+                    let mut response = held(*parts, frames, trailers);
+                    response.headers_mut().insert(STATUS, HeaderValue::from_static("unrecorded"));
+                    handoff.give(response);
+                }
+                Some(Owed::Tail(tail, trailers)) => {
+                    let mut trailers = trailers.unwrap_or_default();
+                    trailers.insert(STATUS, HeaderValue::from_static("unrecorded"));
+                    tail.finish(Some(trailers));
+                }
+                Some(Owed::Problem(problem)) => handoff.give(self.refuse(&problem)),
+                Some(Owed::Nothing) | None => {}
             }
-            Some(Owed::Tail(tail, trailers)) => {
-                let mut trailers = trailers.unwrap_or_default();
-                trailers.insert(STATUS, HeaderValue::from_static("unrecorded"));
-                tail.finish(Some(trailers));
-            }
-            Some(Owed::Problem(problem)) => handoff.give(self.refuse(&problem)),
-            Some(Owed::Nothing) | None => {}
         })
         .await;
         if is_unknown {

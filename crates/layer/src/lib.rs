@@ -51,8 +51,9 @@ mod spool;
 mod wait;
 
 pub use onceward_core::{
-    canonical::{RuleSet, Rules},
-    key::{RecordId, Secret},
+    canonical::{BodyRule, Pointer, RuleError, RuleSet, Rules},
+    fingerprint::Hash,
+    key::{KeyRules, RecordId, Secret},
     policy::{Outage, Policy, Preset, Recording, Step},
 };
 pub use onceward_store as store;
@@ -66,5 +67,5 @@ pub use self::{
     request::TrustedPeer,
     route::{Route, Routes},
     run_once::{Done, JobError, Jobs, Run, RunError},
-    service::Service,
+    service::{Covered, Service},
 };

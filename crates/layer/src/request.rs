@@ -44,6 +44,7 @@ pub(crate) struct Asked {
 }
 
 /// What became of reading a request.
+#[expect(clippy::large_enum_variant, reason = "moved once, to whoever reads it")]
 pub(crate) enum Reading {
     /// It has a key.
     Protected(Box<Asked>),

@@ -56,8 +56,10 @@ pub struct Route {
     pub set_cookie: bool,
     /// Executions at a time; routes with one upstream share it.
     pub in_flight: Arc<Semaphore>,
-    /// The upstream gets a child key instead of the client's.
-    pub forward_derived: bool,
+    /// The upstream gets a child key for this step instead of the client's key.
+    pub forward_derived: Option<String>,
+    /// How long a completed answer is withheld while the store does not confirm its record.
+    pub record_wait: Duration,
 }
 
 /// Where a route's key comes from.
@@ -138,6 +140,12 @@ pub enum PrincipalSource {
 }
 
 impl Route {
+    /// Whether it protects requests of this method. Safe ones have no effect to protect.
+    #[must_use]
+    pub fn covers(&self, method: &Method) -> bool {
+        self.enforce && is_protectable(method) && self.methods.contains(method)
+    }
+
     /// A route with the defaults of the configuration: POST and PATCH, any path.
     pub fn new(name: impl Into<String>) -> Self {
         Self {
@@ -174,7 +182,8 @@ impl Route {
             replay_ack: false,
             replay_header: HeaderName::from_static("idempotent-replayed"),
             set_cookie: false,
-            forward_derived: false,
+            forward_derived: None,
+            record_wait: Duration::from_secs(2),
         }
     }
 
@@ -287,19 +296,19 @@ impl Routes {
         Self { routes, fallback: Arc::new(fallback) }
     }
 
-    /// The route that covers a request, or `None` where it passes through untouched.
+    /// The route of a request: the closest that names its method, path and host, else the fallback.
     #[must_use]
-    pub fn covering(&self, method: &Method, path: &str, host: Option<&str>) -> Option<&Arc<Route>> {
-        if !is_protectable(method) {
-            return None;
+    pub fn of(&self, method: &Method, path: &str, host: Option<&str>) -> &Arc<Route> {
+        if self.routes.is_empty() {
+            return &self.fallback;
         }
         let decoded = decode_unreserved(path);
         let named = self.routes.iter().find(|route| {
-            route.path.as_ref().is_none_or(|pattern| pattern.matches(&decoded))
+            route.methods.contains(method)
+                && route.path.as_ref().is_none_or(|pattern| pattern.matches(&decoded))
                 && route.host.as_deref().is_none_or(|want| host.is_some_and(|have| is_host(want, have)))
         });
-        let route = named.unwrap_or(&self.fallback);
-        (route.enforce && route.methods.contains(method)).then_some(route)
+        named.unwrap_or(&self.fallback)
     }
 
     /// The route named `name`.
@@ -415,7 +424,7 @@ mod tests {
             ("/", None, "all"),
         ];
         for (path, host, name) in rows {
-            assert_eq!(routes.covering(&Method::POST, path, host).unwrap().name, name, "{path} {host:?}");
+            assert_eq!(routes.of(&Method::POST, path, host).name, name, "{path} {host:?}");
         }
     }
 
@@ -423,9 +432,9 @@ mod tests {
     fn safe_methods_and_unlisted_ones_pass_through() {
         let routes = Routes::new(vec![], Route::new("default"));
         for method in [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE, Method::PUT, Method::DELETE] {
-            assert!(routes.covering(&method, "/", None).is_none(), "{method}");
+            assert!(!routes.of(&method, "/", None).covers(&method), "{method}");
         }
-        assert_eq!(routes.covering(&Method::PATCH, "/", None).unwrap().name, "default");
+        assert!(routes.of(&Method::PATCH, "/", None).covers(&Method::PATCH));
     }
 
     #[test]

@@ -14,9 +14,12 @@ use std::sync::atomic::AtomicBool;
 use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
-    drive::{self, Grant, Obtained, Recorded, WaitRule},
+    drive::{self, Grant, Obtained, Recorded, Terms},
     engine::{Engine, new_claim_id},
 };
+
+/// A job's caller waits for the record anyway; after so long it is said in the log.
+const RECORD_WAIT: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Jobs of one queue: each key's work is done once within the policy's retention.
 ///
@@ -162,10 +165,10 @@ impl Jobs {
         };
         let belongs = Belongs { route: self.queue.to_string(), tenant: "default".into(), env: "default".into() };
         let (mut claim, first) = Claim::new(Arc::clone(&self.policy), ask, belongs, Vec::new());
-        let rule = WaitRule { wait: self.wait, per_key_max: 1024 };
-        let lease = self.policy.lease;
+        let terms =
+            Terms { lease: self.policy.lease, wait: self.wait, waiters_per_key: 1024, in_flight: &self.in_flight };
         let finish = AtomicBool::new(true);
-        let obtained = drive::obtain(&self.engine, id, &mut claim, first, lease, rule, &self.in_flight, &finish).await;
+        let obtained = drive::obtain(&self.engine, id, &mut claim, first, terms, &finish).await;
         match obtained {
             Obtained::Granted(grant) => self.execute(id, claim, grant, work).await,
             Obtained::Replay { record, .. } => match record.facts.outcome {
@@ -194,6 +197,7 @@ impl Jobs {
         E: std::error::Error + Send + 'static,
     {
         use futures_util::FutureExt;
+        let _executing = self.engine.executing();
         let Grant { owner, fence, attempt, clock, .. } = grant;
         let started = Instant::now();
         let run = Run { attempt, fence: fence.0, record: id };
@@ -217,7 +221,7 @@ impl Jobs {
             Ok(Err(JobError::Unknown(_))) | Err(_) => Event::UpstreamFailed(Sent::Maybe),
         };
         let action = claim.on(event);
-        let recorded = drive::record(&self.engine, id, &mut claim, action, owner, || {}).await;
+        let recorded = drive::record(&self.engine, id, &mut claim, action, owner, RECORD_WAIT, || {}).await;
         match (result, recorded) {
             (Err(_), _) => Err(RunError::Panicked),
             (Ok(Err(error)), _) => Err(RunError::Job(error)),

@@ -25,7 +25,7 @@ use tower_service::Service as TowerService;
 use crate::{
     body::{Body, BoxError},
     detach::{Detach, Handoff},
-    drive::{self, Grant, Obtained, WaitRule},
+    drive::{self, Grant, Obtained, Terms},
     engine::Engine,
     exchange::Exchange,
     metrics::Outcome,
@@ -38,6 +38,16 @@ use crate::{
 const ATTEMPT: HeaderName = HeaderName::from_static("idempotency-attempt");
 const RECORD: HeaderName = HeaderName::from_static("idempotency-record");
 const FENCE: HeaderName = HeaderName::from_static("idempotency-fence");
+
+/// Request extension for the inner service: the route, and whether this is an execution under a
+/// claim, whose errors decide what becomes of the key.
+#[derive(Clone, Debug)]
+pub struct Covered {
+    /// The route of the request.
+    pub route: Arc<Route>,
+    /// Whether a claim stands behind it.
+    pub protected: bool,
+}
 
 /// An inner service whose covered requests take effect once.
 #[derive(Clone, Debug)]
@@ -71,16 +81,22 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
         // The clone that was polled ready is the one called.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
         let host = route::host_of(request.uri(), request.headers());
-        let covering = self.engine.routes().covering(request.method(), request.uri().path(), host);
-        let Some(route) = covering.cloned() else {
+        let route = Arc::clone(self.engine.routes().of(request.method(), request.uri().path(), host));
+        let covered = route.covers(request.method());
+        // Only this layer says these, of whatever request.
+        for name in [&ATTEMPT, &RECORD, &FENCE] {
+            request.headers_mut().remove(name);
+        }
+        request.extensions_mut().insert(Covered { route: Arc::clone(&route), protected: false });
+        if !covered {
             let call = inner.call(request.map(Body::wrap));
             return Box::pin(async move { Ok(call.await?.map(Body::wrap)) });
-        };
+        }
         let engine = self.engine.clone();
         Box::pin(serve(engine, route, inner, request))
     }
@@ -102,11 +118,7 @@ where
     R::Error: Into<BoxError>,
 {
     let request_id = request::request_id(request.headers());
-    let headers = request.headers_mut();
-    for name in [&ATTEMPT, &RECORD, &FENCE] {
-        headers.remove(name);
-    }
-    headers.insert(replay::REQUEST_ID, request_id.clone());
+    request.headers_mut().insert(replay::REQUEST_ID, request_id.clone());
     let started = Instant::now();
     let reading = if route::is_ambiguous(request.uri().path()) {
         Err(Problem::InvalidPath)
@@ -152,11 +164,14 @@ where
 {
     let Asked { id, ask, belongs, fields, key, mut request, body, derived, unverified_principal } = *asked;
     let policy = policy_for(&route, derived);
-    let lease = policy.lease;
-    let rule = WaitRule { wait: route.wait, per_key_max: route.waiters_per_key };
+    let terms = Terms {
+        lease: policy.lease,
+        wait: route.wait,
+        waiters_per_key: route.waiters_per_key,
+        in_flight: &route.in_flight,
+    };
     let (mut claim, first) = Claim::new(policy, ask, belongs, fields);
-    let obtained =
-        drive::obtain(&engine, id, &mut claim, first, lease, rule, &route.in_flight, handoff.must_finish()).await;
+    let obtained = drive::obtain(&engine, id, &mut claim, first, terms, handoff.must_finish()).await;
     if claim.unverified() {
         engine.0.metrics.fingerprint_unverified.increment(1);
     }
@@ -245,7 +260,8 @@ fn policy_for(route: &Route, derived: bool) -> Arc<Policy> {
 }
 
 /// Tells the upstream which execution this is.
-fn announce(request: &mut Request<Body>, route: &Route, grant: &Grant, id: &key::RecordId, key: &ClientKey) {
+fn announce(request: &mut Request<Body>, route: &Arc<Route>, grant: &Grant, id: &key::RecordId, key: &ClientKey) {
+    request.extensions_mut().insert(Covered { route: Arc::clone(route), protected: true });
     let headers = request.headers_mut();
     let number = |n: u64| HeaderValue::from(n);
     headers.insert(ATTEMPT, number(u64::from(grant.attempt)));
@@ -253,8 +269,8 @@ fn announce(request: &mut Request<Body>, route: &Route, grant: &Grant, id: &key:
     if let Ok(id) = HeaderValue::from_str(&id.to_string()) {
         headers.insert(RECORD, id);
     }
-    if route.forward_derived
-        && let Ok(child) = HeaderValue::from_str(&key::child_key(key.as_str(), &route.name))
+    if let Some(step) = &route.forward_derived
+        && let Ok(child) = HeaderValue::from_str(&key::child_key(key.as_str(), step))
     {
         for source in &route.key.from {
             if let Source::Header(name) = source

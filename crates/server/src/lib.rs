@@ -1,1 +1,5 @@
-//! Server.
+//! Onceward as one binary.
+pub mod assemble;
+pub mod config;
+pub mod demo;
+pub mod proxy;

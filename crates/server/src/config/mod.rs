@@ -1,0 +1,315 @@
+//! The configuration: one TOML file, the environment over it, the flags over both.
+//!
+//! [`Config::load`] reads all three, or tells everything that is wrong at once, each with file, line
+//! and column. The result is plain data: every value is there, resolved from the route, else from
+//! `[defaults]`, else from the product's default.
+//!
+//! # Layout
+//!
+//! - `tree`: TOML as a tree that remembers where each value stood; `overlay`: environment and flags
+//! - `schema`: every key there is; `check`: a tree held to it; `forms`, [`units`], [`pattern`],
+//!   [`secret`]: how single values are spelled
+//! - `read`, `read_route`: the checked tree as [`Config`] and [`route::RouteConfig`]; `align`: the
+//!   inequalities between a route's times
+//! - [`report`]: `config check`, `config timeouts` and `config example`
+//!
+//! # Example
+//!
+//! ```
+//! use onceward_server::config::{Config, Environment, Flags};
+//!
+//! let flags = Flags { upstream: Some("http://127.0.0.1:9000".into()), ..Flags::default() };
+//! let config = Config::load(None, &flags, &Environment::default())?;
+//! assert_eq!(config.default_route.upstream.as_deref(), Some("upstream"));
+//! # Ok::<(), onceward_server::config::ConfigError>(())
+//! ```
+
+use std::{
+    io::Read as _,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use http::Uri;
+use ipnet::IpNet;
+
+pub mod align;
+mod check;
+mod forms;
+mod overlay;
+pub mod pattern;
+mod problem;
+mod read;
+mod read_route;
+pub mod report;
+pub mod route;
+mod schema;
+pub mod secret;
+mod tree;
+pub mod units;
+
+pub use overlay::{Environment, Flags};
+pub use problem::{ConfigError, PROBLEMS_MAX, Place, Problem};
+pub use route::RouteConfig;
+pub use schema::NOT_AVAILABLE;
+use secret::{InstallSecret, Secret};
+
+use problem::{Origin, Problems, Source};
+
+/// The largest file that is read, in bytes.
+pub const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Everything that can be said, resolved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// `[identity]`
+    pub identity: Identity,
+    /// `[listen]`
+    pub listen: Listen,
+    /// `[admin]`
+    pub admin: Admin,
+    /// `[store]`
+    pub store: Store,
+    /// `[[upstream]]`, in the order of the file, names unique. At least one.
+    pub upstreams: Vec<Upstream>,
+    /// `[[route]]`, in the order of the file, names unique. Each one's upstream is there.
+    pub routes: Vec<RouteConfig>,
+    /// `[defaults]` as the route of what no other route matches.
+    pub default_route: RouteConfig,
+    /// `[limits]`
+    pub limits: Limits,
+}
+
+/// `[identity]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The install secret; where `None`, the one in the store's folder, drawn on first start.
+    pub secret: Option<InstallSecret>,
+}
+
+/// `[listen]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// Port 0 is any free one.
+    pub address: SocketAddr,
+    /// Peers whose `Forwarded`, principal and tenant headers count.
+    pub trusted: Vec<IpNet>,
+    /// How long requests may still run after the signal to stop; may be zero.
+    pub drain: Duration,
+}
+
+/// `[admin]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    /// Port 0 is any free one. Beyond loopback only with a token.
+    pub address: SocketAddr,
+    /// Visible ASCII; where `None`, the one in the store's folder, drawn on first start.
+    pub token: Option<Secret>,
+}
+
+/// `[store]`, embedded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Store {
+    /// Its folder; a relative one starts at the working directory.
+    pub path: PathBuf,
+    /// Refuse a folder that a restart of a container may empty, instead of warning.
+    pub durable_required: bool,
+    /// For each operation.
+    pub deadline: Duration,
+    /// Kept free for completions: below it, new claims are refused. In bytes.
+    pub reserve: u64,
+    /// How many records there may be; the store's own bound where `None`.
+    pub max_records: Option<u64>,
+}
+
+/// `[[upstream]]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    /// `[a-z0-9-]`, 1 to 64, unique.
+    pub name: String,
+    /// Scheme `http`, host and perhaps a port; no path but `/`, no query.
+    pub url: Uri,
+    /// Requests at a time, at least 1.
+    pub max_in_flight: usize,
+    /// For a new connection.
+    pub connect_timeout: Duration,
+}
+
+/// `[limits]`: for the whole process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Client connections at a time.
+    pub connections: usize,
+    /// A request's header section, in bytes.
+    pub headers: u64,
+    /// Requests that wait for another one.
+    pub waiters: usize,
+    /// An answer up to this size is held until its record is safe, in bytes.
+    pub held_answer: u64,
+    /// A body up to this size is brought to canonical form, in bytes.
+    pub canonical_body: u64,
+    /// Bodies on disk at a time, in bytes.
+    pub spool: u64,
+    /// Answers whose record is not confirmed yet, in bytes.
+    pub unrecorded: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 10_000,
+            headers: 64 << 10,
+            waiters: 20_000,
+            held_answer: 64 << 10,
+            canonical_body: 1 << 20,
+            spool: 1 << 30,
+            unrecorded: 64 << 20,
+        }
+    }
+}
+
+impl Config {
+    /// Reads `file`, where one is named, puts `environment` over it and `flags` over both, follows
+    /// secrets, and holds it all to the rules.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, or something in it, in the environment or in the flags is wrong.
+    pub fn load(file: Option<&Path>, flags: &Flags, environment: &Environment) -> Result<Self, ConfigError> {
+        let inputs = Inputs { flags, environment, secrets: Secrets::Needed };
+        match file {
+            None => Self::read(None, &inputs).into_result(),
+            Some(path) => match read_file(path)? {
+                Ok(text) => {
+                    let name = path.display().to_string();
+                    Self::read(Some(&Source { name: &name, text: &text }), &inputs).into_result()
+                }
+                Err(problem) => Err(ConfigError::Invalid { problems: vec![problem] }),
+            },
+        }
+    }
+
+    /// The configuration of a process without a file.
+    ///
+    /// # Errors
+    ///
+    /// A flag is wrong, or there is no upstream.
+    pub fn from_flags(flags: &Flags) -> Result<Self, ConfigError> {
+        Self::load(None, flags, &Environment::default())
+    }
+
+    /// Reads `text` as a file named `name`.
+    ///
+    /// # Errors
+    ///
+    /// Something in it is wrong.
+    pub fn parse(name: &str, text: &str, flags: &Flags, environment: &Environment) -> Result<Self, ConfigError> {
+        let inputs = Inputs { flags, environment, secrets: Secrets::Needed };
+        Self::read(Some(&Source { name, text }), &inputs).into_result()
+    }
+
+    /// The route of this name, [`route::DEFAULT_ROUTE`] included.
+    #[must_use]
+    pub fn route(&self, name: &str) -> Option<&RouteConfig> {
+        self.routes.iter().chain([&self.default_route]).find(|route| route.name == name)
+    }
+
+    /// The upstream of this name.
+    #[must_use]
+    pub fn upstream(&self, name: &str) -> Option<&Upstream> {
+        self.upstreams.iter().find(|upstream| upstream.name == name)
+    }
+
+    fn read(source: Option<&Source<'_>>, inputs: &Inputs<'_>) -> Outcome {
+        let mut problems = Problems::new(source.map(|source| Source { name: source.name, text: source.text }));
+        let root = match source {
+            None => Some(tree::Node::empty_table(Origin::Whole)),
+            Some(source) => tree::parse(source, &mut problems),
+        };
+        let config = root.and_then(|mut root| {
+            overlay::apply(&mut root, inputs.environment, inputs.flags, &mut problems);
+            check::check(&root, &mut problems);
+            // What is wrong by itself is left out of what follows, so that one slip is told once.
+            let clean = problems.count() == 0;
+            let config = read::config(&root, inputs, &mut problems);
+            if clean && let Some(config) = &config {
+                align::check(config, &root, &mut problems);
+            }
+            config
+        });
+        let (errors, warnings) = problems.finish();
+        Outcome { config, errors, warnings }
+    }
+}
+
+/// What a configuration is read with.
+struct Inputs<'a> {
+    flags: &'a Flags,
+    environment: &'a Environment,
+    secrets: Secrets,
+}
+
+/// Whether a secret that is not there is an error.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Secrets {
+    /// At start.
+    Needed,
+    /// For `config check`, which may run where they are not.
+    Absent,
+}
+
+/// What reading came to.
+struct Outcome {
+    /// There whenever it could be read, even with errors: for `config timeouts`.
+    config: Option<Config>,
+    errors: Vec<Problem>,
+    warnings: Vec<Problem>,
+}
+
+impl Outcome {
+    fn into_result(self) -> Result<Config, ConfigError> {
+        match self.config {
+            Some(config) if self.errors.is_empty() => {
+                for warning in &self.warnings {
+                    tracing::warn!("{warning}");
+                }
+                Ok(config)
+            }
+            _ => Err(ConfigError::Invalid { problems: self.errors }),
+        }
+    }
+}
+
+/// The file's text, or what is wrong with the file as such.
+fn read_file(path: &Path) -> Result<Result<String, Problem>, ConfigError> {
+    let name = path.display().to_string();
+    let unreadable = |source: std::io::Error| {
+        let hint = match source.kind() {
+            std::io::ErrorKind::NotFound => "; write a first one with `onceward config example > onceward.toml`",
+            std::io::ErrorKind::PermissionDenied => "; let this user read it",
+            _ => "",
+        };
+        ConfigError::Unreadable { file: path.to_owned(), hint, source }
+    };
+    let whole = |message: String| Ok(Err(Problem { place: Place::File(name.clone()), message }));
+    if std::fs::metadata(path).map_err(unreadable)?.is_dir() {
+        return whole("is a directory; name the file in it".to_owned());
+    }
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return whole(format!("is larger than {}; is it the right file?", units::spell_size(FILE_BYTES_MAX)));
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(Ok(text)),
+        Err(error) => {
+            let good = error.utf8_error().valid_up_to();
+            let text = String::from_utf8_lossy(error.as_bytes().get(..good).unwrap_or_default()).into_owned();
+            let place = Source { name: &name, text: &text }.place(good);
+            let message = "is not UTF-8 from here on; save the file in that encoding".to_owned();
+            Ok(Err(Problem { place, message }))
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! A checked tree as [`Config`]. Values that are wrong by themselves have been told by the check
+//! and are read as their defaults here; what is told here is what is wrong between values.
+
+use core::time::Duration;
+use std::{collections::HashMap, path::PathBuf};
+
+use super::{
+    Admin, Config, Identity, Inputs, Limits, Listen, Secrets, Store, Upstream, forms,
+    problem::{Origin, Problems},
+    read_route,
+    secret::{self, InstallSecret, Secret},
+    tree::{Node, Value},
+    units::{self, shown},
+};
+
+/// A table over another one: what the first does not say, the second may.
+#[derive(Clone, Copy)]
+pub(super) struct Layers<'a> {
+    own: Option<&'a Node>,
+    base: Option<&'a Node>,
+}
+
+impl<'a> Layers<'a> {
+    pub(super) fn new(own: Option<&'a Node>, base: Option<&'a Node>) -> Self {
+        Self { own, base }
+    }
+
+    pub(super) fn node(self, key: &str) -> Option<&'a Node> {
+        self.own.and_then(|node| node.get(key)).or_else(|| self.base.and_then(|node| node.get(key)))
+    }
+
+    /// Whether the upper table itself says it.
+    pub(super) fn own(self, key: &str) -> Option<&'a Node> {
+        self.own.and_then(|node| node.get(key))
+    }
+
+    /// The tables under `key`, key by key over each other.
+    pub(super) fn sub(self, key: &str) -> Self {
+        Self::new(self.own.and_then(|node| node.get(key)), self.base.and_then(|node| node.get(key)))
+    }
+
+    /// Where a key stands, with the name before the value.
+    pub(super) fn at(self, key: &str) -> Option<&'a Origin> {
+        let find = |node: Option<&'a Node>| node.and_then(|node| node.entry(key)).map(|entry| &entry.at);
+        find(self.own).or_else(|| find(self.base))
+    }
+
+    /// As [`Self::at`], in the upper table only.
+    pub(super) fn own_at(self, key: &str) -> Option<&'a Origin> {
+        self.own.and_then(|node| node.entry(key)).map(|entry| &entry.at)
+    }
+
+    pub(super) fn text(self, key: &str) -> Option<&'a str> {
+        self.node(key).and_then(Node::text)
+    }
+
+    /// A text in the form that the check has seen to.
+    pub(super) fn form<T>(self, key: &str, form: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        self.text(key).and_then(|text| form(text).ok())
+    }
+
+    pub(super) fn list<T>(self, key: &str, form: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
+        let items = self.node(key).map_or(&[][..], Node::items);
+        items.iter().filter_map(Node::text).filter_map(|text| form(text).ok()).collect()
+    }
+
+    pub(super) fn bool(self, key: &str) -> bool {
+        matches!(self.node(key).map(|node| &node.value), Some(Value::Bool(true)))
+    }
+
+    pub(super) fn integer<T: TryFrom<i64>>(self, key: &str, default: T) -> T {
+        match self.node(key).map(|node| &node.value) {
+            Some(Value::Integer(Some(number))) => T::try_from(*number).unwrap_or(default),
+            _ => default,
+        }
+    }
+
+    pub(super) fn duration(self, key: &str, default: Duration) -> Duration {
+        self.form(key, units::duration).unwrap_or(default)
+    }
+
+    pub(super) fn size(self, key: &str, default: u64) -> u64 {
+        self.form(key, units::size).unwrap_or(default)
+    }
+
+    pub(super) fn choice<T: Copy>(self, key: &str, choices: &[(&str, T)], default: T) -> T {
+        let said = self.text(key);
+        choices.iter().find(|(word, _)| Some(*word) == said).map_or(default, |(_, choice)| *choice)
+    }
+}
+
+/// The whole configuration; none where there is no upstream to speak of.
+pub(super) fn config(root: &Node, inputs: &Inputs<'_>, problems: &mut Problems<'_>) -> Option<Config> {
+    let section = |name: &str| Layers::new(root.get(name), None);
+    let listen = listen(section("listen"));
+    let admin = admin(section("admin"), inputs, problems);
+    if listen.address == admin.address && listen.address.port() != 0 {
+        let at = section("admin").at("address").or_else(|| section("listen").at("address"));
+        let why = format!("the proxy and the admin listener are both at {}: give one another port", listen.address);
+        problems.error(at.unwrap_or(&Origin::Whole), why);
+    }
+    let limits = section("limits");
+    let bounds = Limits::default();
+    let limits = Limits {
+        connections: limits.integer("connections", bounds.connections),
+        headers: limits.size("headers", bounds.headers),
+        waiters: limits.integer("waiters", bounds.waiters),
+        held_answer: limits.size("held_answer", bounds.held_answer),
+        canonical_body: limits.size("canonical_body", bounds.canonical_body),
+        spool: limits.size("spool", bounds.spool),
+        unrecorded: limits.size("unrecorded", bounds.unrecorded),
+    };
+    let store = section("store");
+    let store = Store {
+        path: PathBuf::from(store.text("path").unwrap_or("onceward-data")),
+        durable_required: store.text("durable") == Some("required"),
+        deadline: store.duration("deadline", Duration::from_millis(500)),
+        reserve: store.size("reserve", 64 << 20),
+        max_records: store.node("max_records").map(|_| store.integer("max_records", u64::MAX)),
+    };
+    let identity = identity(section("identity"), inputs, problems);
+    let upstreams = upstreams(root, problems);
+    let routes = read_route::routes(root, &upstreams, &listen, problems)?;
+    Some(Config {
+        identity,
+        listen,
+        admin,
+        store,
+        upstreams,
+        routes: routes.routes,
+        default_route: routes.default,
+        limits,
+    })
+}
+
+fn listen(section: Layers<'_>) -> Listen {
+    Listen {
+        address: section.form("address", forms::address).unwrap_or(([127, 0, 0, 1], 8080).into()),
+        trusted: section.list("trusted", forms::network),
+        drain: section.duration("drain", Duration::from_secs(25)),
+    }
+}
+
+fn admin(section: Layers<'_>, inputs: &Inputs<'_>, problems: &mut Problems<'_>) -> Admin {
+    const WEAK_BYTES: usize = 16;
+    let address = section.form("address", forms::address).unwrap_or(([127, 0, 0, 1], 8081).into());
+    let token = follow(section, "token", "[admin]", inputs, problems).and_then(|token| {
+        let at = section.at("token").unwrap_or(&Origin::Whole);
+        if !token.bytes().all(|b| b.is_ascii_graphic()) {
+            problems.error(at, r#""token" in [admin] must be of visible ASCII characters, without spaces"#.to_owned());
+            return None;
+        }
+        if token.len() < WEAK_BYTES {
+            problems
+                .warn(at, format!(r#""token" in [admin] is shorter than {WEAK_BYTES} characters: it can be guessed"#));
+        }
+        Some(Secret::new(token))
+    });
+    // One that could not be followed has been told already.
+    if !address.ip().is_loopback() && section.node("token").is_none() {
+        let why = format!(
+            r#"the admin listener at {address} is reachable from other machines and has no token: set "token" in [admin], for example "env:ONCEWARD_ADMIN_TOKEN", or keep it on 127.0.0.1"#
+        );
+        problems.error(section.at("address").unwrap_or(&Origin::Whole), why);
+    }
+    Admin { address, token }
+}
+
+fn identity(section: Layers<'_>, inputs: &Inputs<'_>, problems: &mut Problems<'_>) -> Identity {
+    let secret = follow(section, "secret", "[identity]", inputs, problems).and_then(|text| {
+        InstallSecret::from_base64(&text)
+            .map_err(|why| {
+                let at = section.at("secret").unwrap_or(&Origin::Whole);
+                problems.error(at, format!(r#""secret" in [identity] {why}"#));
+            })
+            .ok()
+    });
+    Identity { secret }
+}
+
+/// A secret's text, from where the file says it is.
+fn follow(
+    section: Layers<'_>,
+    key: &str,
+    whose: &str,
+    inputs: &Inputs<'_>,
+    problems: &mut Problems<'_>,
+) -> Option<String> {
+    let text = section.text(key)?;
+    match secret::resolve(text, inputs.environment) {
+        Ok(value) => Some(value),
+        Err(why) => {
+            let at = section.at(key).unwrap_or(&Origin::Whole);
+            let message = format!("{key:?} in {whose}: {why}");
+            // A literal is wrong anywhere, what it points to may be missing here only.
+            if inputs.secrets == Secrets::Absent && (text.starts_with("env:") || text.starts_with("file:")) {
+                problems.warn(at, message);
+            } else {
+                problems.error(at, message);
+            }
+            None
+        }
+    }
+}
+
+fn upstreams(root: &Node, problems: &mut Problems<'_>) -> Vec<Upstream> {
+    let mut upstreams = Vec::new();
+    let mut names: HashMap<&str, &Origin> = HashMap::new();
+    for node in root.get("upstream").map_or(&[][..], Node::items) {
+        let table = Layers::new(Some(node), None);
+        for key in ["name", "url"] {
+            if table.node(key).is_none() && matches!(node.value, Value::Table(_)) {
+                problems.error(&node.at, format!("[[upstream]] lacks {key:?}"));
+            }
+        }
+        if let (Some(name), Some(at)) = (table.text("name"), table.at("name")) {
+            if let Some(first) = names.get(name) {
+                let first = problems.place(first);
+                problems.error(at, format!("two upstreams are named {}; the first is at {first}", shown(name)));
+            } else {
+                names.insert(name, at);
+            }
+        }
+        if let (Some(name), Some(url)) = (table.form("name", forms::plain_name), table.form("url", forms::upstream_url))
+        {
+            upstreams.push(Upstream {
+                name,
+                url,
+                max_in_flight: table.integer("max_in_flight", 1000),
+                connect_timeout: table.duration("connect_timeout", Duration::from_secs(5)),
+            });
+        }
+    }
+    if upstreams.is_empty() && root.get("upstream").is_none_or(|node| node.items().is_empty()) {
+        let why = r#"no upstream: add [[upstream]] with name = "api" and url = "http://127.0.0.1:9000", or give --upstream URL"#;
+        problems.error(&Origin::Whole, why.to_owned());
+    }
+    upstreams
+}

@@ -1,0 +1,296 @@
+//! What a route says, every value resolved: from the route, else from `[defaults]`, else the
+//! product's default. Plain data; the meaning of each key stands in PROTOCOL sections 3 to 5.
+
+use core::time::Duration;
+
+use http::{HeaderName, Method};
+use onceward_core::policy::{Outage, Policy, Recording, Step};
+
+use super::pattern::Pattern;
+
+/// The name of the route that treats what no other route matches.
+pub const DEFAULT_ROUTE: &str = "default";
+
+/// A route. All durations are positive unless said otherwise, and aligned with each other as
+/// `config timeouts` shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteConfig {
+    /// `[a-z0-9-]`, 1 to 64, unique. [`DEFAULT_ROUTE`] for the one made of `[defaults]` alone.
+    pub name: String,
+    /// Which requests are this route's. For the route `default` only its methods count.
+    pub matching: Match,
+    /// The name of one of the configuration's upstreams. `None` only on the route `default`, where
+    /// there are several upstreams and no `default_upstream`: such a request is 404 `no-route`.
+    pub upstream: Option<String>,
+    /// Whether requests are protected, only watched, or let through.
+    pub mode: Mode,
+    /// Where the key comes from, and what it must be.
+    pub key: KeyConfig,
+    /// Within what a key counts.
+    pub scope: ScopeConfig,
+    /// What makes two requests the same.
+    pub fingerprint: FingerprintConfig,
+    /// How long a settled key is remembered, from its completion.
+    pub retention: Duration,
+    /// Each replay extends the retention.
+    pub sliding: bool,
+    /// So long after completion at most, where `sliding`. Not less than `retention` then.
+    pub retention_max: Duration,
+    /// After so long an unknown outcome is settled as failed.
+    pub unknown_max: Duration,
+    /// How long clients keep trying; may be zero.
+    pub client_retries: Duration,
+    /// How long a holder's right lasts without renewal.
+    pub lease: Duration,
+    /// Spends a write to tell a claim that was never sent from one that was.
+    pub two_phase_dispatch: bool,
+    /// To the upstream's head.
+    pub timeout: Duration,
+    /// To the end of an answer that is kept.
+    pub execution_max: Duration,
+    /// Between two bytes of an answer that is not kept.
+    pub idle_timeout: Duration,
+    /// How long an answer waits for its record to be safe.
+    pub record_wait: Duration,
+    /// What a repetition does while the first one runs.
+    pub in_flight: InFlight,
+    /// Which answers are recorded.
+    pub recording: Recording,
+    /// `Set-Cookie` is recorded and replayed.
+    pub set_cookie: bool,
+    /// What a replay looks like.
+    pub replay: Replay,
+    /// The status for a key that comes back with another request: 422, 409 or 400.
+    pub mismatch_status: u16,
+    /// What a request does that meets an unknown outcome, in order. Not empty; a step that ends
+    /// the list comes last.
+    pub on_unknown: Vec<Step>,
+    /// How many attempts [`Step::Retry`] adds at most.
+    pub retry_max: u32,
+    /// What to do when the store does not answer before a claim.
+    pub on_store_outage: Outage,
+    /// How large bodies may be.
+    pub limits: RouteLimits,
+    /// Which key the upstream is sent.
+    pub forward_key: ForwardKey,
+}
+
+impl RouteConfig {
+    /// What the core's decision needs of it.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        Policy {
+            retention: self.retention,
+            sliding_max: self.sliding.then_some(self.retention_max),
+            lease: self.lease,
+            two_phase_dispatch: self.two_phase_dispatch,
+            on_unknown: self.on_unknown.clone(),
+            retry_max: self.retry_max,
+            unknown_max: self.unknown_max,
+            on_store_outage: self.on_store_outage,
+            recording: self.recording.clone(),
+        }
+    }
+}
+
+/// Which requests are a route's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Match {
+    /// Not empty. GET, HEAD, OPTIONS and TRACE are routed by it and never protected.
+    pub methods: Vec<Method>,
+    /// `/{*rest}` where the route names none.
+    pub path: Pattern,
+    /// In lower case, without a port. Any where `None`.
+    pub host: Option<String>,
+}
+
+/// Whether requests are protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Protected.
+    Enforce,
+    /// Claimed and compared, but always forwarded and never made to wait.
+    Observe,
+    /// Forwarded as if there were no key.
+    Off,
+}
+
+/// Where the key comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyConfig {
+    /// Not empty, at most 16. Those present in a request must agree.
+    pub from: Vec<KeySource>,
+    /// What to do with a request that has none.
+    pub missing: Missing,
+    /// Only an RFC 9651 String is taken.
+    pub strict: bool,
+    /// In bytes, 1 to 255.
+    pub min_length: usize,
+    /// The retention of derived keys.
+    pub derived_retention: Duration,
+    /// A URL that describes the route's keys, for the answer to a missing one.
+    pub docs: Option<String>,
+}
+
+/// One place where a key may stand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeySource {
+    /// `header:NAME`
+    Header(HeaderName),
+    /// `json:/pointer`: an RFC 6901 pointer, not empty, without `*`.
+    Json(String),
+    /// `form:NAME`
+    Form(String),
+    /// `query:NAME`
+    Query(String),
+}
+
+/// What to do with a request that has no key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// Forward it unprotected.
+    Optional,
+    /// 400 `missing-key`.
+    Required,
+    /// Its fingerprint is its key.
+    Derive,
+}
+
+/// Within what a key counts, besides the route's name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScopeConfig {
+    /// Whose it is.
+    pub tenant: ScopePart,
+    /// Production, staging, a test.
+    pub env: ScopePart,
+    /// Who asks.
+    pub principal: Principal,
+}
+
+/// A part of the scope.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ScopePart {
+    /// `fixed:VALUE`: the same for every request. 1 to 64 bytes of visible ASCII.
+    Fixed(String),
+    /// `header:NAME`, believed from trusted peers only.
+    Header(HeaderName),
+}
+
+/// Who asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Principal {
+    /// `auto`: by the stable credential in the request.
+    Auto,
+    /// `none`: all callers are one.
+    None,
+    /// Joined in order; not empty, at most 8.
+    Parts(Vec<PrincipalPart>),
+}
+
+/// A part of the principal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PrincipalPart {
+    /// `header:NAME`
+    Header(HeaderName),
+    /// `cookie:NAME`
+    Cookie(String),
+}
+
+/// What makes two requests the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FingerprintConfig {
+    /// Keyed with the install secret.
+    pub hash: Hash,
+    /// How the body counts.
+    pub body: FingerprintBody,
+    /// These do not count. Empty where `keep` is not.
+    pub strip: Vec<Field>,
+    /// Only these count, where there are any.
+    pub keep: Vec<Field>,
+    /// These must be there.
+    pub require: Vec<Field>,
+    /// Pointers of arrays that are multisets.
+    pub unordered: Vec<String>,
+    /// Headers that count, sorted, each once.
+    pub headers: Vec<HeaderName>,
+    /// The query counts with its pairs sorted.
+    pub sort_query: bool,
+    /// How many members a record keeps digests of, so that a mismatch can name them. 0 to 64.
+    pub fields: usize,
+}
+
+/// A part of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// An RFC 6901 pointer into the JSON body, not empty; a token `*` stands for any element.
+    Pointer(String),
+    /// `query:NAME`
+    Query(String),
+    /// `form:NAME`
+    Form(String),
+}
+
+/// A keyed hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hash {
+    /// BLAKE3, keyed.
+    Blake3,
+    /// HMAC-SHA-256.
+    Sha256,
+}
+
+/// How the body counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FingerprintBody {
+    /// In canonical form.
+    Canonical,
+    /// Byte for byte.
+    Raw,
+    /// Not at all.
+    None,
+}
+
+/// What a repetition does while the first one runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InFlight {
+    /// How long it waits, at most `timeout`; zero: not at all.
+    pub wait: Duration,
+    /// How many wait for one key at most.
+    pub waiters_per_key: usize,
+}
+
+/// What a replay looks like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replay {
+    /// Its body.
+    pub body: ReplayBody,
+    /// The header that marks it.
+    pub header: HeaderName,
+}
+
+/// The body of a replay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplayBody {
+    /// Status, headers and body as recorded.
+    Recorded,
+    /// 200 and an empty body.
+    Ack,
+}
+
+/// How large bodies may be, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteLimits {
+    /// A larger request is 413 `body-too-large`.
+    pub request_body: u64,
+    /// A larger answer is recorded without its body.
+    pub recorded_body: u64,
+}
+
+/// Which key the upstream is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForwardKey {
+    /// As the client spelled it.
+    Same,
+    /// A child key named after the upstream.
+    Derived,
+}

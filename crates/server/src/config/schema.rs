@@ -1,0 +1,341 @@
+//! Every key there is, what its value must be, and which are not built yet. The parser, the
+//! overrides and the suggestions all read this one table.
+
+use core::time::Duration;
+
+use super::{forms, pattern::Pattern};
+
+/// What parses and is refused, by name, with line and column: where it is given and what it is. The
+/// first is `section.key`, with `route` for `[defaults]` too, and with ` = value` where only that
+/// value is missing. The README lists the same.
+pub const NOT_AVAILABLE: &[(&str, &str)] = &[
+    ("identity.previous", "a second install secret"),
+    ("listen.tls", "TLS on the listener"),
+    (r#"store.kind = "redis""#, "the Redis store"),
+    (r#"store.kind = "postgres""#, "the Postgres store"),
+    (r#"store.kind = "tiered""#, "the tiered store"),
+    ("store.redis", "the Redis store"),
+    ("store.postgres", "the Postgres store"),
+    ("store.fallback", "a fallback store"),
+    ("store.breaker", "the circuit breaker"),
+    (r#"upstream.url = "https://…""#, "TLS to an upstream"),
+    ("upstream.ca", "TLS to an upstream"),
+    ("upstream.client_cert", "TLS to an upstream"),
+    ("upstream.http2 = true", "HTTP/2 to an upstream"),
+    ("route.auth", "authorization before replay"),
+    ("route.probe", "asking the upstream for an unknown outcome"),
+    (r#"route.on_unknown = "probe""#, "asking the upstream for an unknown outcome"),
+    (r#"route.on_unknown = "effect""#, "looking for the effect in Postgres"),
+    ("route.retention_body", "a shorter retention of bodies"),
+    (r#"route.durability = "cache""#, "durability other than strict"),
+    (r#"route.durability = "journaled""#, "durability other than strict"),
+    ("route.on_cache_loss", "durability other than strict"),
+    (r#"route.on_store_outage = "fallback""#, "a fallback store"),
+    ("route.fingerprint.decode = true", "fingerprints of decoded bodies"),
+    (r#"route.scope.principal = "mtls""#, "client certificates"),
+    ("limits.decode_ratio", "fingerprints of decoded bodies"),
+    ("quota", "quotas"),
+    ("maintenance", "maintenance windows"),
+    ("telemetry", "OTLP"),
+    ("regions", "regions"),
+    ("encryption", "encryption of records"),
+];
+
+/// What is missing at `path`, if it is on the list.
+pub(super) fn missing_feature(path: &str) -> Option<&'static str> {
+    NOT_AVAILABLE.iter().find(|(at, _)| *at == path).map(|(_, what)| *what)
+}
+
+/// A key and what its value must be.
+pub(super) struct Key {
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+}
+
+pub(super) type Form = fn(&str) -> Result<(), String>;
+
+/// What a value must be.
+pub(super) enum Kind {
+    /// A text that this accepts, and what it is called.
+    Text(Form, &'static str),
+    /// A text that no message shows.
+    Secret,
+    Bool,
+    Integer(i64, i64),
+    OneOf(&'static [i64]),
+    Duration(Duration, Duration),
+    Size(u64, u64),
+    Choice(&'static [&'static str]),
+    /// So many at most.
+    List(usize, &'static Self),
+    /// One text, or a list of so many.
+    OneOrMore(usize, &'static Self),
+    /// A text of the first, or a table.
+    TextOrTable(&'static Self, &'static [Key]),
+    Table(&'static [Key]),
+    /// `[[name]]`, so many at most.
+    Tables(usize, &'static [Key]),
+    /// Not looked into: nothing of it is built.
+    Any,
+}
+
+const fn key(name: &'static str, kind: Kind) -> Key {
+    Key { name, kind }
+}
+
+const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+const fn days(days: u64) -> Duration {
+    Duration::from_secs(days * 24 * 60 * 60)
+}
+
+/// Ten years: longer waits are a slip of the pen.
+const LONG: Duration = days(3650);
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+const NAME: Kind = Kind::Text(|text| forms::plain_name(text).map(drop), "a name");
+const HEADER: Kind = Kind::Text(|text| forms::header(text).map(drop), "the name of a header");
+const FIELD: Kind = Kind::Text(|text| forms::field(text).map(drop), "a part of a request");
+const STATUS: Kind = Kind::Integer(200, 599);
+const STATUSES: Kind = Kind::List(64, &STATUS);
+const FIELDS: Kind = Kind::List(256, &FIELD);
+const ADDRESS: Kind = Kind::Text(|text| forms::address(text).map(drop), "an address and a port");
+const PATH: Kind = Kind::Text(path, "a path");
+const SCOPE: Kind = Kind::Text(|text| forms::scope_part(text).map(drop), r#""fixed:VALUE" or "header:NAME""#);
+
+fn path(text: &str) -> Result<(), String> {
+    if text.is_empty() || text.contains('\0') { Err("must name a path".to_owned()) } else { Ok(()) }
+}
+
+/// The whole file.
+pub(super) const ROOT: &[Key] = &[
+    key("default_upstream", NAME),
+    key("identity", Kind::Table(&[key("secret", Kind::Secret), key("previous", Kind::Any)])),
+    key(
+        "listen",
+        Kind::Table(&[
+            key("address", ADDRESS),
+            key("tls", Kind::Any),
+            key(
+                "trusted",
+                Kind::List(1024, &Kind::Text(|text| forms::network(text).map(drop), "a network such as 10.0.0.0/8")),
+            ),
+            key("drain", Kind::Duration(Duration::ZERO, secs(3600))),
+        ]),
+    ),
+    key("admin", Kind::Table(&[key("address", ADDRESS), key("token", Kind::Secret)])),
+    key(
+        "store",
+        Kind::Table(&[
+            key("kind", Kind::Choice(&["embedded", "redis", "postgres", "tiered"])),
+            key("path", PATH),
+            key("durable", Kind::Choice(&["preferred", "required"])),
+            key("deadline", Kind::Duration(ms(10), secs(60))),
+            key("breaker", Kind::Any),
+            key("reserve", Kind::Size(MIB, 1024 * GIB)),
+            key("max_records", Kind::Integer(1, 1_000_000_000)),
+            key("redis", Kind::Any),
+            key("postgres", Kind::Any),
+            key("fallback", Kind::Any),
+        ]),
+    ),
+    key("upstream", Kind::Tables(256, UPSTREAM)),
+    key("defaults", Kind::Table(ROUTE)),
+    key("route", Kind::Tables(4096, ROUTE)),
+    key(
+        "limits",
+        Kind::Table(&[
+            key("connections", Kind::Integer(1, 1_000_000)),
+            key("headers", Kind::Size(8 << 10, MIB)),
+            key("waiters", Kind::Integer(0, 1_000_000)),
+            key("held_answer", Kind::Size(0, 16 * MIB)),
+            key("canonical_body", Kind::Size(0, 64 * MIB)),
+            key("spool", Kind::Size(0, 1024 * GIB)),
+            key("unrecorded", Kind::Size(0, 16 * GIB)),
+            key("decode_ratio", Kind::Any),
+        ]),
+    ),
+    key("quota", Kind::Any),
+    key("maintenance", Kind::Any),
+    key("telemetry", Kind::Any),
+    key("regions", Kind::Any),
+    key("encryption", Kind::Any),
+];
+
+const UPSTREAM: &[Key] = &[
+    key("name", NAME),
+    key("url", Kind::Text(|text| forms::upstream_url(text).map(drop), r#"a URL such as "http://127.0.0.1:9000""#)),
+    key("max_in_flight", Kind::Integer(1, 1_000_000)),
+    key("connect_timeout", Kind::Duration(ms(1), secs(300))),
+    key("ca", Kind::Any),
+    key("client_cert", Kind::Any),
+    key("http2", Kind::Bool),
+];
+
+/// A route, and `[defaults]`.
+pub(super) const ROUTE: &[Key] = &[
+    key("name", Kind::Text(|text| forms::route_name(text).map(drop), "a name")),
+    key(
+        "match",
+        Kind::Table(&[
+            key(
+                "methods",
+                Kind::List(16, &Kind::Choice(&["POST", "PATCH", "PUT", "DELETE", "GET", "HEAD", "OPTIONS", "TRACE"])),
+            ),
+            key("path", Kind::Text(|text| Pattern::parse(text).map(drop), "a path")),
+            key("host", Kind::Text(|text| forms::host(text).map(drop), "a host")),
+        ]),
+    ),
+    key("upstream", NAME),
+    key("mode", Kind::Choice(&["enforce", "observe", "off"])),
+    key(
+        "key",
+        Kind::Table(&[
+            key("from", Kind::List(16, &Kind::Text(|text| forms::key_source(text).map(drop), "a source"))),
+            key("missing", Kind::Choice(&["optional", "required", "derive"])),
+            key("strict", Kind::Bool),
+            key("min_length", Kind::Integer(1, 255)),
+            key("derived_retention", Kind::Duration(secs(1), LONG)),
+            key("docs", Kind::Text(|text| forms::docs_url(text).map(drop), "a URL")),
+        ]),
+    ),
+    key(
+        "scope",
+        Kind::Table(&[
+            key("tenant", SCOPE),
+            key("env", SCOPE),
+            key(
+                "principal",
+                Kind::OneOrMore(
+                    8,
+                    &Kind::Text(
+                        |text| forms::principal(text).map(drop),
+                        r#""auto", or a list such as ["header:X-User"]"#,
+                    ),
+                ),
+            ),
+        ]),
+    ),
+    key("auth", Kind::Any),
+    key(
+        "fingerprint",
+        Kind::Table(&[
+            key("hash", Kind::Choice(&["blake3", "sha256"])),
+            key("body", Kind::Choice(&["canonical", "raw", "none"])),
+            key("strip", FIELDS),
+            key("keep", FIELDS),
+            key("require", FIELDS),
+            key("unordered", Kind::List(256, &Kind::Text(|text| forms::pointer(text).map(drop), "a pointer"))),
+            key("headers", Kind::List(64, &HEADER)),
+            key("sort_query", Kind::Bool),
+            key("decode", Kind::Bool),
+            key("fields", Kind::Integer(0, 64)),
+        ]),
+    ),
+    key("retention", Kind::Duration(secs(1), LONG)),
+    key("retention_body", Kind::Any),
+    key("sliding", Kind::Bool),
+    key("retention_max", Kind::Duration(secs(1), LONG)),
+    key("unknown_max", Kind::Duration(secs(1), LONG)),
+    key("client_retries", Kind::Duration(Duration::ZERO, LONG)),
+    key("lease", Kind::Duration(ms(100), secs(3600))),
+    key("two_phase_dispatch", Kind::Bool),
+    key("timeout", Kind::Duration(ms(1), days(1))),
+    key("execution_max", Kind::Duration(ms(1), days(7))),
+    key("idle_timeout", Kind::Duration(ms(1), days(1))),
+    key("record_wait", Kind::Duration(ms(1), secs(300))),
+    key(
+        "in_flight",
+        Kind::Table(&[
+            key("wait", Kind::Duration(Duration::ZERO, days(1))),
+            key("waiters_per_key", Kind::Integer(0, 1_000_000)),
+        ]),
+    ),
+    key(
+        "record",
+        Kind::Table(&[
+            key("preset", Kind::Choice(&["safe", "rollback", "success", "stripe"])),
+            key("record", STATUSES),
+            key("release", STATUSES),
+            key("unknown", STATUSES),
+            key(
+                "release_when",
+                Kind::List(
+                    64,
+                    &Kind::Table(&[
+                        key("status", STATUS),
+                        key("header", HEADER),
+                        key("value", Kind::Text(header_value, "a header's value")),
+                    ]),
+                ),
+            ),
+            key("set_cookie", Kind::Bool),
+        ]),
+    ),
+    key(
+        "replay",
+        Kind::Table(&[
+            key("body", Kind::Choice(&["recorded", "ack"])),
+            key("header", Kind::Text(|text| forms::replay_header(text).map(drop), "the name of a header")),
+        ]),
+    ),
+    key("mismatch_status", Kind::OneOf(&[422, 409, 400])),
+    key(
+        "on_unknown",
+        Kind::List(
+            8,
+            &Kind::TextOrTable(
+                &Kind::Choice(&["hold", "retry", "fail", "probe", "effect"]),
+                &[key("hold", Kind::Duration(secs(1), LONG))],
+            ),
+        ),
+    ),
+    key("probe", Kind::Any),
+    key("retry_max", Kind::Integer(0, 100)),
+    key("on_store_outage", Kind::Choice(&["deny", "bypass", "fallback"])),
+    key("durability", Kind::Choice(&["strict", "journaled", "cache"])),
+    key("on_cache_loss", Kind::Any),
+    key(
+        "limits",
+        Kind::Table(&[
+            key("request_body", Kind::Size(0, 1024 * GIB)),
+            key("recorded_body", Kind::Size(0, RECORDED_BODY_MAX)),
+        ]),
+    ),
+    key("forward_key", Kind::Choice(&["same", "derived"])),
+];
+
+/// Well below the embedded store's segments of 64 MiB, in one of which a record must fit.
+const RECORDED_BODY_MAX: u64 = 16 * MIB;
+
+fn header_value(text: &str) -> Result<(), String> {
+    if text.len() <= 256 && http::HeaderValue::from_str(text).is_ok() {
+        Ok(())
+    } else {
+        Err(format!("{} is not the value of a header", super::units::shown(text)))
+    }
+}
+
+impl Kind {
+    /// The keys below it, where it is a table.
+    pub(super) fn keys(&self) -> Option<&'static [Key]> {
+        match self {
+            Self::Table(keys) | Self::Tables(_, keys) | Self::TextOrTable(_, keys) => Some(keys),
+            Self::List(_, inner) | Self::OneOrMore(_, inner) => inner.keys(),
+            _ => None,
+        }
+    }
+
+    /// Whether an environment variable gives it as it is, without quotes.
+    pub(super) fn is_text(&self) -> bool {
+        matches!(
+            self,
+            Self::Text(..) | Self::Secret | Self::Duration(..) | Self::Size(..) | Self::Choice(_) | Self::Any
+        )
+    }
+}

@@ -1,0 +1,86 @@
+//! What stands behind the layer: each request goes to its route's upstream, or to none.
+
+use std::{
+    collections::HashMap, error::Error as StdError, future::Future, pin::Pin, sync::Arc, task::Context, task::Poll,
+};
+
+use http::{Request, Response};
+use onceward::{Body, BoxError, Covered, NotSent};
+use tower::Service;
+
+use super::passthrough::{self, Passthrough, PassthroughBody};
+use super::problem;
+use super::upstream::{Upstream, UpstreamError};
+
+/// Where the requests of a route go.
+#[derive(Debug)]
+pub struct Target {
+    /// For executions under a claim, which the layer times.
+    pub upstream: Upstream<Body>,
+    /// Between two pieces of an answer's body.
+    pub idle_timeout: std::time::Duration,
+    /// For everything else.
+    pub plain: Passthrough<Body>,
+}
+
+/// The service behind the layer. A request under a claim fails with an error that says whether it was sent; every
+/// other request is always answered.
+#[derive(Debug, Clone)]
+pub struct Dispatch {
+    targets: Arc<HashMap<String, Target>>,
+}
+
+impl Dispatch {
+    /// `targets` by the name of the route; a route without one is 404 `no-route`.
+    #[must_use]
+    pub fn new(targets: HashMap<String, Target>) -> Self {
+        Self { targets: Arc::new(targets) }
+    }
+}
+
+impl Service<Request<Body>> for Dispatch {
+    type Response = Response<PassthroughBody>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let covered = request.extensions_mut().remove::<Covered>();
+        let is_protected = covered.as_ref().is_some_and(|covered| covered.protected);
+        let target = covered.and_then(|covered| self.targets.get(&covered.route.name));
+        let id = request.headers().get("x-request-id").cloned();
+        let Some(target) = target else {
+            return Box::pin(async move {
+                let detail = "no route of the configuration matches this request; add one, or set default_upstream";
+                if is_protected {
+                    return Err(NotSent(detail.into()).into());
+                }
+                Ok(problem::NO_ROUTE.response(detail, &passthrough::with(id)).map(PassthroughBody::own))
+            });
+        };
+        if !is_protected {
+            let answer = target.plain.clone().call(request);
+            return Box::pin(async move { answer.await.map_err(|never| match never {}) });
+        }
+        let idle_timeout = target.idle_timeout;
+        let exchange = target.upstream.clone().call(request);
+        Box::pin(async move {
+            match exchange.await {
+                Ok(response) => Ok(response.map(|body| PassthroughBody::upstream(body, idle_timeout))),
+                Err(error) => Err(classed(error)),
+            }
+        })
+    }
+}
+
+/// As the layer reads it: nothing sent, or perhaps sent.
+fn classed(error: UpstreamError) -> BoxError {
+    if error.not_sent() {
+        let cause: Box<dyn StdError + Send + Sync> = Box::new(error);
+        return NotSent(cause).into();
+    }
+    error.into()
+}

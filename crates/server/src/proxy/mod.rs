@@ -1,0 +1,43 @@
+//! The HTTP transport on both sides of the proxy: the client's connections and the upstream's. It knows nothing of
+//! idempotency; the layer stands between its two ends.
+//!
+//! # Layout
+//!
+//! A request comes through, in this order: `serve` (connections, limits, drain) · `socket` and `framing` (a stricter
+//! reading of HTTP/1, time limits) · `entry` (checks, one form, `headers` for what may cross) · **your service** ·
+//! `dispatch` (which upstream, and what its failure means) · `upstream` and `connector` (at most one dispatch, and what is certain when it fails). `passthrough` is the service
+//! for what is not protected, `tunnel` what a WebSocket becomes, `peer` who the client is, `problem` the few error
+//! answers of the transport itself.
+//!
+//! ```no_run
+//! use onceward_server::proxy::{self, Limits, Passthrough, PassthroughTimes, Trusted, Upstream, UpstreamOptions};
+//!
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let upstream = Upstream::new("http://127.0.0.1:9000", &UpstreamOptions::default())?;
+//! let service = Passthrough::new(upstream, PassthroughTimes::default());
+//! let listener = tokio::net::TcpListener::bind("127.0.0.1:8080").await?;
+//! let shutdown = async { drop(tokio::signal::ctrl_c().await) };
+//! let report = proxy::serve(listener, service, Limits::default(), Trusted::default(), shutdown).await;
+//! println!("{} connections were cut", report.connections_cut);
+//! # Ok(())
+//! # }
+//! ```
+
+mod connector;
+mod dispatch;
+mod entry;
+mod framing;
+mod headers;
+mod passthrough;
+mod peer;
+pub mod problem;
+mod serve;
+mod socket;
+mod tunnel;
+mod upstream;
+
+pub use dispatch::{Dispatch, Target};
+pub use passthrough::{Passthrough, PassthroughBody, PassthroughBodyError, PassthroughTimes};
+pub use peer::{NetworkError, Peer, Trusted};
+pub use serve::{Limits, Report, serve};
+pub use upstream::{Exchange, POOL_IDLE_DEFAULT, Upstream, UpstreamError, UpstreamOptions, UpstreamUrlError};

@@ -1,0 +1,318 @@
+//! The listener: a bounded number of connections, HTTP/1.1 and HTTP/2 on one port, and an orderly end.
+
+use std::collections::HashMap;
+use std::error::Error as StdError;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::Service;
+
+use super::entry;
+use super::peer::{Peer, PeerFields, Trusted};
+use super::socket::{Activity, Socket, Times, signal};
+
+/// hyper reserves room for this many fields without asking the allocator.
+const HYPER_HEADERS: usize = 100;
+/// Streams that a client reset before they were answered, at most, on one HTTP/2 connection: CVE-2023-44487.
+const PENDING_RESETS_MAX: usize = 20;
+/// Answer bytes that wait in memory for an HTTP/2 client's window, each stream.
+const HTTP2_SEND_BUFFER_BYTES: usize = 64 << 10;
+const HTTP2_STREAM_WINDOW_BYTES: u32 = 256 << 10;
+const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
+/// How long nothing is accepted after the system refused a socket, for want of descriptors mostly.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// What the cut connections have to notice that they are.
+const CUT_GRACE: Duration = Duration::from_secs(1);
+
+/// The bounds of a listener.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Connections open at a time, tunnels included. Beyond it new ones wait in the kernel's queue.
+    pub connections: usize,
+    /// Bytes of a request head, and of its trailers: 431 beyond. At least 8192.
+    pub headers_bytes: usize,
+    /// Header lines of a request: 431 beyond.
+    pub headers: usize,
+    /// From the first byte of a request head to its last.
+    pub header_read_timeout: Duration,
+    /// Between two bytes of a request body, and of an answer that the client is slow to take.
+    pub stall_timeout: Duration,
+    /// How long a connection stays open without a request.
+    pub keep_alive: Duration,
+    /// Requests at a time on one HTTP/2 connection.
+    pub http2_streams: u32,
+    /// How long the open requests have at the end.
+    pub drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 10_000,
+            headers_bytes: 64 << 10,
+            headers: HYPER_HEADERS,
+            header_read_timeout: Duration::from_secs(15),
+            stall_timeout: Duration::from_secs(60),
+            // Above the pool times of common clients and load balancers (60 s), so that they close first.
+            keep_alive: Duration::from_secs(75),
+            http2_streams: 250,
+            drain: Duration::from_secs(25),
+        }
+    }
+}
+
+/// How a listener ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Report {
+    /// Connections whose requests were not done at the end of the drain.
+    pub connections_cut: usize,
+    /// WebSocket tunnels that were open at the end of the drain.
+    pub tunnels_cut: usize,
+}
+
+/// What all connections of a listener share.
+pub(super) struct Server {
+    pub(super) tasks: TaskTracker,
+    /// The signal of each open connection. A shared token would cost a contended lock at every wake of a connection;
+    /// this is touched when one opens or ends.
+    open: Mutex<HashMap<u64, Arc<Activity>>>,
+    /// No more waiting, for tunnels.
+    pub(super) cut: CancellationToken,
+    connections_cut: AtomicUsize,
+    tunnels_cut: AtomicUsize,
+}
+
+impl Server {
+    fn signal_all(&self, signal: u8) {
+        for activity in lock(&self.open).values() {
+            activity.signal(signal);
+        }
+    }
+
+    pub(super) fn count_cut_tunnel(&self) {
+        self.tunnels_cut.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// One connection of a client, as its requests see it. Its place among the connections is free when the last user of
+/// this is gone, the tunnel included.
+pub(super) struct Connection {
+    pub(super) server: Arc<Server>,
+    pub(super) peer: PeerFields,
+    pub(super) activity: Arc<Activity>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        metrics::gauge!("onceward_connections").decrement(1.0);
+    }
+}
+
+/// Serves HTTP/1.1 and HTTP/2 (by prior knowledge) on `listener` until `shutdown` is done, then lets the open requests
+/// end, for at most `limits.drain`, and says how many connections had to be cut.
+///
+/// `service` sees requests in origin form, with one `Host`, without hop-by-hop fields, with truthful
+/// `X-Forwarded-*` and with the [`Peer`] among their extensions. Its future is dropped when the client goes away: what
+/// must end regardless has to run on a task of its own. Its answers are sent as they are; an error becomes a 500.
+///
+/// The framing of HTTP/1 is checked more strictly than hyper does; refusals are 400, 431 and 501, and the connection
+/// ends with them.
+pub async fn serve<S, B>(
+    listener: TcpListener,
+    service: S,
+    limits: Limits,
+    trusted: Trusted,
+    shutdown: impl Future<Output = ()>,
+) -> Report
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+    S::Error: Into<Box<dyn StdError + Send + Sync>>,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    let server = Arc::new(Server {
+        tasks: TaskTracker::new(),
+        open: Mutex::new(HashMap::new()),
+        cut: CancellationToken::new(),
+        connections_cut: AtomicUsize::new(0),
+        tunnels_cut: AtomicUsize::new(0),
+    });
+    let protocol = Arc::new(protocol(&limits, &server.tasks));
+    let times = Times { head: limits.header_read_timeout, stall: limits.stall_timeout, idle: limits.keep_alive };
+    let places = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
+
+    let mut shutdown = pin!(shutdown);
+    let mut number = 0_u64;
+    loop {
+        let accepted = tokio::select! {
+            () = &mut shutdown => break,
+            accepted = accept(&listener, &places) => accepted,
+        };
+        let Some((stream, address, place)) = accepted else {
+            continue;
+        };
+        let peer = Peer { address, trusted: trusted.contains(address.ip()) };
+        metrics::gauge!("onceward_connections").increment(1.0);
+        let connection = Arc::new(Connection {
+            server: Arc::clone(&server),
+            peer: PeerFields::new(peer),
+            activity: Activity::new(),
+            _place: place,
+        });
+        let socket = Socket::new(stream, times, Arc::clone(&connection.activity));
+        number += 1;
+        lock(&server.open).insert(number, Arc::clone(&connection.activity));
+        server.tasks.spawn(run(socket, number, service.clone(), connection, Arc::clone(&protocol)));
+    }
+
+    drop(listener);
+    server.signal_all(signal::DRAIN);
+    server.tasks.close();
+    if tokio::time::timeout(limits.drain, server.tasks.wait()).await.is_err() {
+        server.signal_all(signal::CUT);
+        server.cut.cancel();
+        let _ = tokio::time::timeout(CUT_GRACE, server.tasks.wait()).await;
+    }
+    Report {
+        connections_cut: server.connections_cut.load(Ordering::Relaxed),
+        tunnels_cut: server.tunnels_cut.load(Ordering::Relaxed),
+    }
+}
+
+/// Waits for a place, then for a client. `None` when the system refused the client's socket.
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> Option<(TcpStream, std::net::SocketAddr, OwnedSemaphorePermit)> {
+    let place = match Arc::clone(places).try_acquire_owned() {
+        Ok(place) => place,
+        Err(_) => {
+            metrics::counter!("onceward_connection_limit_reached_total").increment(1);
+            Arc::clone(places).acquire_owned().await.ok()?
+        }
+    };
+    match listener.accept().await {
+        Ok((stream, address)) => {
+            // Without it an answer in two writes waits for the client's delayed acknowledgement.
+            let _ = stream.set_nodelay(true);
+            Some((stream, address, place))
+        }
+        Err(error) => {
+            let of_the_client =
+                matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset);
+            if !of_the_client {
+                tracing::warn!(%error, "accepting a connection failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            None
+        }
+    }
+}
+
+fn protocol(limits: &Limits, tasks: &TaskTracker) -> auto::Builder<OnTracker> {
+    let mut builder = auto::Builder::new(OnTracker(tasks.clone()));
+    let headers_bytes = limits.headers_bytes.max(8192);
+    let mut http1 = builder.http1();
+    http1
+        .timer(TokioTimer::new())
+        // The socket keeps the time of heads and of idle connections apart, with one timer for a connection.
+        .header_read_timeout(None)
+        // A head must fit into the read buffer, so this is its limit too.
+        .max_buf_size(headers_bytes);
+    if limits.headers != HYPER_HEADERS {
+        http1.max_headers(limits.headers);
+    }
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.http2_streams)
+        .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
+        .max_header_list_size(u32::try_from(headers_bytes).unwrap_or(u32::MAX))
+        .max_send_buf_size(HTTP2_SEND_BUFFER_BYTES)
+        .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES);
+    builder
+}
+
+/// Runs one connection to its end, or to the end of the drain.
+async fn run<S, B>(
+    socket: Socket,
+    number: u64,
+    service: S,
+    connection: Arc<Connection>,
+    protocol: Arc<auto::Builder<OnTracker>>,
+) where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+    S::Error: Into<Box<dyn StdError + Send + Sync>>,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    let server = Arc::clone(&connection.server);
+    let activity = Arc::clone(&connection.activity);
+    let answer = service_fn(move |request| entry::answer(request, service.clone(), Arc::clone(&connection)));
+    let mut exchange = pin!(protocol.serve_connection_with_upgrades(TokioIo::new(socket), answer));
+    let mut told = false;
+    let cut = poll_fn(|cx| {
+        let signals = activity.poll_signals(cx);
+        if signals & signal::CUT != 0 {
+            return Poll::Ready(true);
+        }
+        if signals != 0 && !told {
+            told = true;
+            // `Connection: close` on the next answer, GOAWAY, or the end where nothing is open.
+            exchange.as_mut().graceful_shutdown();
+        }
+        exchange.as_mut().poll(cx).map(|ended| {
+            if let Err(error) = ended {
+                // A client's doing nearly always, and nobody is there to be told.
+                tracing::debug!(error = &*error, "a connection ended early");
+            }
+            false
+        })
+    })
+    .await;
+    if cut {
+        server.connections_cut.fetch_add(1, Ordering::Relaxed);
+    }
+    lock(&server.open).remove(&number);
+}
+
+/// The map is whole whatever a panicking holder did: it only inserts and removes.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs the streams of HTTP/2 connections where the drain waits for them.
+#[derive(Clone)]
+struct OnTracker(TaskTracker);
+
+impl<F> hyper::rt::Executor<F> for OnTracker
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        self.0.spawn(stream);
+    }
+}

@@ -1,0 +1,364 @@
+//! The way to one upstream: HTTP/1.1 over pooled connections, each request sent at most once.
+//!
+//! # Never a second dispatch
+//!
+//! A request is written to one connection only, with one exception that hyper proves: when a pooled connection turns
+//! out to be closed before hyper took the request off its queue, hyper hands the request back whole, and it goes to
+//! another connection. Anything later is [`UpstreamError::Broken`]: it may have been sent.
+//!
+//! # Few needless failures
+//!
+//! An upstream may close an idle connection at the moment it is used. Two things narrow that: connections are dropped
+//! after [`POOL_IDLE_DEFAULT`], before the upstreams in use do; and before a request is taken, the socket itself is
+//! asked for an end, not only the runtime, which may not have heard of it yet (see `connector`). What is left is an end
+//! that is on the wire while the request is.
+
+use std::error::Error as StdError;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper_util::client::legacy::{self, Client, ResponseFuture};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use pin_project_lite::pin_project;
+use thiserror::Error;
+use tower::Service;
+
+use super::connector::Connector;
+use super::headers;
+
+/// How long a connection without a request is kept. Servers that close idle connections do so from 5 s on (Node.js,
+/// Apache, uvicorn); whoever closes first cannot be surprised. A steady stream of requests keeps connections well
+/// below this.
+pub const POOL_IDLE_DEFAULT: Duration = Duration::from_secs(4);
+
+/// Connections without a request that are kept.
+const POOL_CONNECTIONS_MAX: usize = 1024;
+/// Bytes of an answer's head, and what is read ahead of an answer's reader.
+const ANSWER_BUFFER_BYTES: usize = 128 << 10;
+
+/// What an upstream is reached by.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct UpstreamOptions {
+    /// For name resolution and all addresses of the name together.
+    pub connect_timeout: Duration,
+    /// How long a connection without a request is kept; zero keeps none.
+    pub pool_idle: Duration,
+}
+
+impl Default for UpstreamOptions {
+    fn default() -> Self {
+        Self { connect_timeout: Duration::from_secs(5), pool_idle: POOL_IDLE_DEFAULT }
+    }
+}
+
+/// An upstream's URL cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum UpstreamUrlError {
+    /// Not a URL, or none with a host.
+    #[error("{url:?} is not a URL like http://127.0.0.1:9000")]
+    Invalid {
+        /// What was given.
+        url: String,
+    },
+    /// TLS to the upstream is not built yet.
+    #[error("{url:?}: https upstreams are not available in this version; use http, or a TLS proxy beside the upstream")]
+    Https {
+        /// What was given.
+        url: String,
+    },
+    /// Requests keep the path they came with, so there is no place for another.
+    #[error("{url:?} has a path or query; an upstream is scheme, host and port only")]
+    Path {
+        /// What was given.
+        url: String,
+    },
+}
+
+/// A request got no answer.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum UpstreamError {
+    /// Not one byte of the request was sent: the upstream knows nothing of it.
+    #[error("nothing was sent to the upstream")]
+    NotSent {
+        /// What happened.
+        #[source]
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// The exchange broke off. The request may have been sent, in part or whole, and may have taken effect.
+    #[error("the exchange with the upstream broke off")]
+    Broken {
+        /// Whether it was the request's body that ended early, so that the upstream is not to blame.
+        request_body: bool,
+        /// What happened.
+        #[source]
+        source: Box<dyn StdError + Send + Sync>,
+    },
+}
+
+impl UpstreamError {
+    /// Whether it is certain that the upstream got nothing of the request.
+    #[must_use]
+    pub fn not_sent(&self) -> bool {
+        matches!(self, Self::NotSent { .. })
+    }
+
+    /// Whether the request's own body failed. The upstream may have got a part.
+    #[must_use]
+    pub fn request_body_failed(&self) -> bool {
+        matches!(self, Self::Broken { request_body: true, .. })
+    }
+}
+
+impl From<legacy::Error> for UpstreamError {
+    fn from(error: legacy::Error) -> Self {
+        let http = error.source().and_then(|source| source.downcast_ref::<hyper::Error>());
+        // `is_canceled` is hyper's word for a request that was given back whole, or whose connection was never ready.
+        let not_sent = error.is_connect() || http.is_some_and(hyper::Error::is_canceled) || never_written(&error);
+        let request_body = http.is_some_and(hyper::Error::is_user);
+        let source = Box::new(error);
+        if not_sent { Self::NotSent { source } } else { Self::Broken { request_body, source } }
+    }
+}
+
+/// Whether a connection failed on which not a byte had been written since it was opened.
+fn never_written(error: &(dyn StdError + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<std::io::Error>()
+            && super::connector::is_untouched(error)
+        {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// A client of one upstream. Clones share its connections.
+#[derive(Debug)]
+pub struct Upstream<B> {
+    client: Client<Connector, B>,
+    authority: Authority,
+}
+
+impl<B> Clone for Upstream<B> {
+    fn clone(&self) -> Self {
+        Self { client: self.client.clone(), authority: self.authority.clone() }
+    }
+}
+
+impl<B> Upstream<B>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    /// A client of `url`, which is `http://HOST[:PORT]`. Nothing is connected yet.
+    ///
+    /// # Errors
+    ///
+    /// See [`UpstreamUrlError`].
+    pub fn new(url: &str, options: &UpstreamOptions) -> Result<Self, UpstreamUrlError> {
+        let url_text = || url.to_owned();
+        let uri: Uri = url.parse().map_err(|_| UpstreamUrlError::Invalid { url: url_text() })?;
+        let parts = uri.into_parts();
+        match parts.scheme {
+            Some(scheme) if scheme == Scheme::HTTP => {}
+            Some(scheme) if scheme == Scheme::HTTPS => {
+                return Err(UpstreamUrlError::Https { url: url_text() });
+            }
+            _ => return Err(UpstreamUrlError::Invalid { url: url_text() }),
+        }
+        let authority = parts
+            .authority
+            .filter(|authority| !authority.host().is_empty() && !authority.as_str().contains('@'))
+            .ok_or_else(|| UpstreamUrlError::Invalid { url: url_text() })?;
+        if parts.path_and_query.is_some_and(|path| path.as_str() != "/") {
+            return Err(UpstreamUrlError::Path { url: url_text() });
+        }
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(options.pool_idle)
+            .pool_max_idle_per_host(if options.pool_idle.is_zero() { 0 } else { POOL_CONNECTIONS_MAX })
+            .http1_max_buf_size(ANSWER_BUFFER_BYTES)
+            .build(Connector::new(options.connect_timeout));
+        Ok(Self { client, authority })
+    }
+}
+
+impl<B> Service<Request<B>> for Upstream<B>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    type Response = Response<Incoming>;
+    type Error = UpstreamError;
+    type Future = Exchange;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), UpstreamError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Exchange {
+        let mut parts = http::uri::Parts::default();
+        parts.scheme = Some(Scheme::HTTP);
+        parts.authority = Some(self.authority.clone());
+        parts.path_and_query = request.uri().path_and_query().cloned().or(Some(PathAndQuery::from_static("/")));
+        // With scheme, authority and path it is always a URI; a request for `/` would be the wrong one to send.
+        match Uri::from_parts(parts) {
+            Ok(uri) => *request.uri_mut() = uri,
+            Err(error) => {
+                return Exchange { head: Method::GET, state: State::Refused { error: Some(error.into()) } };
+            }
+        }
+        *request.version_mut() = Version::HTTP_11;
+        let hint = request.body().size_hint().exact();
+        let (method, ended) = (request.method().clone(), request.body().is_end_stream());
+        frame(request.headers_mut(), &method, if ended { Some(0) } else { hint });
+        if request.headers().contains_key(header::TE) {
+            request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("te"));
+        }
+        Exchange { head: method, state: State::Sent { response: self.client.request(request) } }
+    }
+}
+
+/// Says how the body is framed. hyper believes a `Content-Length` that is there, so it must be the body's own.
+fn frame(headers: &mut HeaderMap, method: &Method, length: Option<u64>) {
+    headers.remove(header::TRANSFER_ENCODING);
+    match length {
+        Some(0) if !headers.contains_key(header::CONTENT_LENGTH) => {
+            // RFC 9110 section 8.6: methods that anticipate a body say that there is none.
+            if matches!(*method, Method::POST | Method::PUT | Method::PATCH) {
+                headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+            }
+        }
+        Some(length) => {
+            let said = single_length(headers);
+            if said != Some(length) {
+                headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+            }
+        }
+        None => {
+            headers.remove(header::CONTENT_LENGTH);
+            // Else hyper sends a GET without its body.
+            headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+    }
+}
+
+fn single_length(headers: &HeaderMap) -> Option<u64> {
+    let mut lines = headers.get_all(header::CONTENT_LENGTH).iter();
+    let line = lines.next()?;
+    if lines.next().is_some() {
+        return None;
+    }
+    // Digits only: `parse` takes a plus sign.
+    line.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?.parse().ok()
+}
+
+pin_project! {
+    /// The answer of an upstream, to come. Dropping it closes the connection; the request may have been sent.
+    pub struct Exchange {
+        head: Method,
+        #[pin]
+        state: State,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State {
+        Sent { #[pin] response: ResponseFuture },
+        Refused { error: Option<Box<dyn StdError + Send + Sync>> },
+    }
+}
+
+impl Future for Exchange {
+    type Output = Result<Response<Incoming>, UpstreamError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let mut response = match this.state.project() {
+            StateProj::Sent { response } => ready!(response.poll(cx))?,
+            StateProj::Refused { error } => {
+                let source = error.take().unwrap_or_else(|| "polled after its end".into());
+                return Poll::Ready(Err(UpstreamError::NotSent { source }));
+            }
+        };
+        tidy(&mut response, this.head);
+        Poll::Ready(Ok(response))
+    }
+}
+
+/// Takes the hop off an answer, so that only what is the upstream's own goes on.
+fn tidy(response: &mut Response<Incoming>, method: &Method) {
+    let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    let length = response.body().size_hint().exact();
+    let bodiless = *method == Method::HEAD || matches!(response.status().as_u16(), 204 | 304);
+    let headers = response.headers_mut();
+    // Of two framings the chunked one was read; the length must not be believed by the next.
+    if headers.contains_key(header::CONTENT_LENGTH) && !bodiless && single_length(headers) != length {
+        match length {
+            Some(length) => headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length)),
+            None => headers.remove(header::CONTENT_LENGTH),
+        };
+    }
+    let websocket = headers::strip_hop_by_hop(headers);
+    if websocket && !switched {
+        headers.remove(header::CONNECTION);
+        headers.remove(header::UPGRADE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type AnyBody = http_body_util::Empty<Bytes>;
+
+    #[test]
+    fn only_plain_http_urls_without_a_path_are_taken() {
+        let options = UpstreamOptions::default();
+        for url in ["http://127.0.0.1:9000", "http://api.internal/", "http://[::1]:80"] {
+            assert!(Upstream::<AnyBody>::new(url, &options).is_ok(), "{url}");
+        }
+        for url in ["127.0.0.1:9000", "/path", "ftp://a", "http://u@a", "http://", ""] {
+            let error = Upstream::<AnyBody>::new(url, &options).unwrap_err();
+            assert!(matches!(error, UpstreamUrlError::Invalid { .. }), "{url}: {error}");
+        }
+        let error = Upstream::<AnyBody>::new("https://a", &options).unwrap_err();
+        assert!(error.to_string().contains("not available in this version"), "{error}");
+        let error = Upstream::<AnyBody>::new("http://a/v1", &options).unwrap_err();
+        assert!(matches!(error, UpstreamUrlError::Path { .. }), "{error}");
+    }
+
+    #[test]
+    fn the_length_sent_is_the_bodys_own() {
+        let framed = |method: Method, said: &[&'static str], length| {
+            let mut headers = HeaderMap::new();
+            for line in said {
+                headers.append(header::CONTENT_LENGTH, HeaderValue::from_static(line));
+            }
+            frame(&mut headers, &method, length);
+            let text = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap().to_owned());
+            (text(header::CONTENT_LENGTH), text(header::TRANSFER_ENCODING))
+        };
+        let length = |text: &str| (Some(text.to_owned()), None);
+        assert_eq!(framed(Method::POST, &["5"], Some(5)), length("5"));
+        assert_eq!(framed(Method::POST, &["7"], Some(5)), length("5"));
+        assert_eq!(framed(Method::POST, &["5", "5"], Some(5)), length("5"));
+        assert_eq!(framed(Method::POST, &[], Some(0)), length("0"));
+        assert_eq!(framed(Method::GET, &[], Some(0)), (None, None));
+        assert_eq!(framed(Method::GET, &["5"], None), (None, Some("chunked".to_owned())));
+    }
+}
