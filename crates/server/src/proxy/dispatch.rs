@@ -39,7 +39,7 @@ impl Dispatch {
 }
 
 impl Service<Request<Body>> for Dispatch {
-    type Response = Response<PassthroughBody>;
+    type Response = Response<PassthroughBody<Body>>;
     type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
