@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use onceward_core::key::RecordId;
-use onceward_core::record::{Fence, Micros, Record};
+use onceward_core::record::{Fence, Micros};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -21,10 +21,10 @@ use crate::watch::Watchers;
 /// What a write changes once it is durable.
 #[derive(Debug)]
 pub(super) enum Change {
-    /// The record is now this one; it is held whole while it is open.
+    /// The record is now another; it is held whole while it is open.
     Put {
         keep_until_s: u32,
-        open: Option<Box<Record>>,
+        open: Option<Open>,
     },
     Remove,
     /// The record is where it was not, unless it has changed since.
@@ -210,12 +210,12 @@ impl State {
                 self.close(&mut shard, id);
                 (shard.put(slot), Some(slot))
             }
-            Change::Put { open: Some(record), .. } => {
-                self.close(&mut shard, id);
-                let counts = record.stored.lease_until != Micros::ZERO;
-                let mut open = Open { record: *record, counted: false };
+            Change::Put { open: Some(mut open), .. } => {
+                let counts = open.stored.lease_until != Micros::ZERO;
                 self.count_claim(&mut open, counts);
-                shard.open.insert(*id, open);
+                if let Some(mut before) = shard.open.insert(*id, open) {
+                    self.count_claim(&mut before, false);
+                }
                 (shard.put(slot), Some(slot))
             }
         };

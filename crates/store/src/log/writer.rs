@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::batch::{BATCH_HEADER, Frame, PAYLOAD_BYTES_MAX, Seal, digest_over, encode_frame, frame_len, seal_batch};
@@ -25,8 +25,8 @@ struct Queue<T> {
     /// Room for a batch header, then frames.
     buffer: Vec<u8>,
     placed: Vec<Placed<T>>,
-    /// The writer sleeps until it is woken.
-    idle: bool,
+    /// The writer sleeps until so many frames are queued; 0: it does not sleep.
+    wake_at: usize,
     closed: bool,
 }
 
@@ -102,7 +102,9 @@ impl<T> Shared<T> {
         // Within a batch both fit 32 bits; the writer adds the batch's place.
         let small = |number| u32::try_from(number).unwrap_or(u32::MAX);
         queue.placed.push(Placed { ticket, offset: small(offset), len: small(len) });
-        if std::mem::take(&mut queue.idle) {
+        if queue.wake_at != 0 && queue.placed.len() >= queue.wake_at {
+            queue.wake_at = 0;
+            drop(queue);
             self.wake.notify_one();
         }
         Ok(())
@@ -216,6 +218,8 @@ pub(crate) struct Writer<T> {
     reopen_at: Option<Instant>,
     spare_wait: Duration,
     rest_until: Option<Instant>,
+    /// How many frames the last batches had.
+    recent: [usize; 8],
 }
 
 impl<T> Writer<T> {
@@ -246,7 +250,7 @@ impl<T> Writer<T> {
         let shared = Arc::new(Shared {
             disk,
             batch_bytes_max,
-            queue: Mutex::new(Queue { buffer: vec![0; BATCH_HEADER], placed: Vec::new(), idle: false, closed: false }),
+            queue: Mutex::new(Queue { buffer: vec![0; BATCH_HEADER], placed: Vec::new(), wake_at: 0, closed: false }),
             wake: Condvar::new(),
             table,
             slots: Mutex::new(slots),
@@ -277,6 +281,7 @@ impl<T> Writer<T> {
             reopen_at: None,
             spare_wait: Duration::ZERO,
             rest_until: None,
+            recent: [0; 8],
         };
         if writer.current.is_none() {
             // The very first segment is made here, so that a folder without space is an error at start.
@@ -310,10 +315,10 @@ impl<T> Writer<T> {
 
     /// Writes one batch of what is queued; waits for something to be queued where `wait` says so.
     pub(crate) fn turn(&mut self, wait: bool) -> Turn {
-        if wait {
-            self.rest();
-        }
         let mut queue = lock(&self.shared.queue);
+        if wait {
+            queue = self.rest(queue);
+        }
         while queue.placed.is_empty() {
             if queue.closed {
                 return Turn::Closed;
@@ -321,13 +326,17 @@ impl<T> Writer<T> {
             if !wait {
                 return Turn::Idle;
             }
-            queue.idle = true;
+            queue.wake_at = 1;
             queue = self.shared.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
         let mut buffer = std::mem::replace(&mut queue.buffer, std::mem::take(&mut self.buffer));
         let room = queue.placed.len();
         let placed = std::mem::replace(&mut queue.placed, Vec::with_capacity(room));
         drop(queue);
+        self.recent.rotate_right(1);
+        if let Some(first) = self.recent.first_mut() {
+            *first = placed.len();
+        }
 
         let done = self.commit(&mut buffer, placed);
         (self.sink)(done);
@@ -344,19 +353,27 @@ impl<T> Writer<T> {
         Turn::Over
     }
 
-    /// Leaves the pause between commits while enough claims are open to share the next one.
-    fn rest(&self) {
+    /// Leaves the pause between commits while enough claims are open to share the next one. It ends early once as many
+    /// frames are queued as any of the last batches had: whoever could share it is there.
+    fn rest<'a>(&self, mut queue: MutexGuard<'a, Queue<T>>) -> MutexGuard<'a, Queue<T>>
+    where
+        T: 'a,
+    {
         if self.shared.open.load(Ordering::Relaxed) <= self.shared.options.pause_above {
-            return;
+            return queue;
         }
-        let Some(until) = self.rest_until else { return };
-        loop {
+        let Some(until) = self.rest_until else { return queue };
+        let enough = self.recent.iter().copied().max().unwrap_or_default().max(1);
+        while !queue.closed && queue.placed.len() < enough {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return;
+                break;
             }
-            std::thread::park_timeout(left);
+            queue.wake_at = enough;
+            queue = self.shared.wake.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+        queue.wake_at = 0;
+        queue
     }
 
     fn commit(&mut self, buffer: &mut [u8], mut placed: Vec<Placed<T>>) -> Done<T> {
