@@ -8,7 +8,10 @@ use onceward_store::conformance;
 /// Where a name of the guarantees has no case, or one that runs nowhere.
 pub(crate) fn list() -> anyhow::Result<()> {
     let subjects = conformance::subjects();
-    print!("{}", conformance::list(&subjects));
+    let listed = conformance::list(&subjects);
+    print!("{listed}");
+    let (lines, count) = (listed.lines().count(), names().len());
+    anyhow::ensure!(lines == count, "the list has {lines} cases, the guarantees name {count}");
     let wrong = conformance::check(&subjects);
     anyhow::ensure!(wrong.is_empty(), "the conformance list is not whole:\n{}", wrong.join("\n"));
     Ok(())
