@@ -153,7 +153,7 @@ pub(crate) fn recover(
         for (carried, ending, time_next) in link(&newest.header, found.oldest, &mut slots, &mut judge)? {
             let hint = ending.as_ref().and_then(|ending| read_hint(disk, ending));
             let ending = if let (Some(ending), Some(hint)) = (ending, hint) {
-                hint.into_iter().for_each(&mut *show);
+                hint.entries().for_each(&mut *show);
                 ending
             } else {
                 let read = judge.read_segment(&carried, ending.as_ref(), time_next, show)?;
