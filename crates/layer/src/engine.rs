@@ -1,6 +1,7 @@
 //! What all requests of a process share: the store, the routes, the limits.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -9,11 +10,12 @@ use std::{
 };
 
 use onceward_core::{
+    decide::unattended,
     fingerprint::Fingerprinter,
-    key::Secret,
-    record::{ClaimId, SessionId},
+    key::{RecordId, Scope, Secret},
+    record::{ClaimId, Seen, SessionId},
 };
-use onceward_store::Store;
+use onceward_store::{Filter, Store, StoreError, Write};
 use tokio::sync::Semaphore;
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
@@ -135,6 +137,32 @@ impl Engine {
         self.0.flights.waiting()
     }
 
+    /// The id of a key's record. `route` is a route's name, or `default METHOD PATH`;
+    /// `authorization` the caller's header, or `None` for an anonymous caller.
+    ///
+    /// # Errors
+    /// Where the caller cannot be told by that header, in words.
+    pub fn record_id(
+        &self,
+        key: &str,
+        tenant: &str,
+        route: &str,
+        authorization: Option<&str>,
+    ) -> Result<RecordId, String> {
+        let principal = crate::request::principal_of(self, authorization)?;
+        let env = self.routes().named(route).map_or("default", |route| match &route.scope.env {
+            crate::route::Part::Fixed(env) => env,
+            crate::route::Part::Header(_) => "default",
+        });
+        let scope = Scope { tenant, env, principal: &principal, route };
+        Ok(RecordId::derive(self.secret(), &scope, key))
+    }
+
+    /// Counts an unknown outcome that was settled, and by whom.
+    pub fn count_settled(&self, route: &str, by: &'static str) {
+        self.0.metrics.unknown_settled(route, by);
+    }
+
     /// Sets the gauges that are read off the engine; called before metrics are rendered.
     pub fn set_gauges(&self) {
         crate::metrics::gauges(self.in_flight(), self.waiting());
@@ -148,32 +176,43 @@ impl Engine {
         self.0.tracker.len()
     }
 
-    /// Settles unknown outcomes whose route's list needs no request to go on: `fail`, and
-    /// `unknown_max`. Returns how many it settled. Safety does not depend on it.
+    /// Looks through the unknown outcomes: settles those whose route's list needs no request to go
+    /// on (`fail`, and `unknown_max`), and sets their gauges. Returns how many it settled. Safety
+    /// does not depend on it.
     ///
     /// # Errors
     /// Where the store does not answer.
-    pub async fn settle_unattended(&self) -> Result<u64, onceward_store::StoreError> {
-        use onceward_core::{decide::unattended, record::Seen};
+    pub async fn settle_unattended(&self) -> Result<u64, StoreError> {
         let store = self.store();
+        let filter = Filter { state: Some(Seen::Unknown), ..Filter::default() };
+        let mut open: HashMap<&str, Unknowns> =
+            self.routes().all().map(|route| (route.name.as_str(), Unknowns::default())).collect();
         let mut settled = 0;
         let mut after = None;
-        let filter = onceward_store::Filter { state: Some(Seen::Unknown), ..Default::default() };
         loop {
             let page = store.scan(after, 256, filter.clone()).await?;
             for (id, record) in &page.records {
                 let Some(route) = self.routes().named(&record.facts.route) else { continue };
-                let Some(write) = unattended(record, &route.policy, page.now) else { continue };
-                if let onceward_store::Write::Applied { .. } = store.replace(*id, &write).await? {
-                    self.0.metrics.unknown_settled(&route.name, "policy");
+                if let Some(write) = unattended(record, &route.policy, page.now)
+                    && let Write::Applied { .. } = store.replace(*id, &write).await?
+                {
+                    self.count_settled(&route.name, "policy");
                     settled += 1;
+                    continue;
                 }
+                let unknowns = open.entry(&route.name).or_default();
+                unknowns.open += 1;
+                unknowns.oldest = unknowns.oldest.max(page.now.since(record.unknown_since()));
             }
             after = page.next;
             if after.is_none() {
-                return Ok(settled);
+                break;
             }
         }
+        for (route, unknowns) in open {
+            crate::metrics::unknowns(route, unknowns.open, unknowns.oldest);
+        }
+        Ok(settled)
     }
 
     /// An execution, counted until it is dropped; [`drain`](Self::drain) waits for it.
@@ -181,6 +220,13 @@ impl Engine {
         self.0.executing.fetch_add(1, Ordering::Relaxed);
         Executing { _drained: self.0.tracker.token(), shared: Arc::clone(&self.0) }
     }
+}
+
+/// The unknown outcomes of a route.
+#[derive(Default)]
+struct Unknowns {
+    open: u32,
+    oldest: Duration,
 }
 
 /// One execution that runs or is being recorded.

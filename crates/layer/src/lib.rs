@@ -38,6 +38,7 @@ mod detach;
 mod drive;
 mod engine;
 mod exchange;
+mod explain;
 pub mod failpoint;
 mod layer;
 mod metrics;
@@ -62,6 +63,7 @@ pub use self::{
     body::{Body, BoxError},
     engine::{Engine, Limits},
     exchange::NotSent,
+    explain::{Explained, ExplainedScope},
     layer::Layer,
     refuse::{Details, Problem},
     request::TrustedPeer,

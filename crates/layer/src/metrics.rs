@@ -174,6 +174,12 @@ impl Metrics {
     }
 }
 
+/// The unknown outcomes of a route: how many, and how old the oldest is.
+pub(crate) fn unknowns(route: &str, open: u32, oldest: Duration) {
+    gauge!("onceward_unknown_open", "route" => route.to_owned()).set(open);
+    gauge!("onceward_unknown_oldest_seconds", "route" => route.to_owned()).set(oldest.as_secs_f64());
+}
+
 /// Gauges that are read off the engine when metrics are scraped.
 pub(crate) fn gauges(in_flight: usize, waiting: usize) {
     #[expect(clippy::cast_precision_loss, reason = "counts of requests at a time are far below 2^52")]
@@ -200,6 +206,8 @@ fn describe() {
     describe_counter!("onceward_fenced_completions_total", "Answers that came after the claim was lost");
     describe_counter!("onceward_unrecorded_answers_total", "Answers given before the store confirmed their record");
     describe_counter!("onceward_unknown_outcomes_total", "Unknown outcomes settled");
+    describe_gauge!("onceward_unknown_open", "Outcomes that nobody knows, by route");
+    describe_gauge!("onceward_unknown_oldest_seconds", Unit::Seconds, "How long the oldest of them has been unknown");
     describe_gauge!("onceward_in_flight", "Executions that run now");
     describe_gauge!("onceward_waiters", "Duplicates that wait now");
 }

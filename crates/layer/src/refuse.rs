@@ -241,6 +241,15 @@ impl Problem {
     }
 }
 
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (title, detail, _) = self.words();
+        write!(f, "{} ({title}): {detail}", self.slug())
+    }
+}
+
+impl std::error::Error for Problem {}
+
 fn instance_id(instance: &str) -> String {
     instance.strip_prefix("urn:uuid:").unwrap_or(instance).to_owned()
 }

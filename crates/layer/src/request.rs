@@ -4,7 +4,7 @@ use std::{borrow::Cow, cell::RefCell, pin::Pin, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, header};
 use http_body::{Body as HttpBody, Frame};
 use http_body_util::BodyExt;
 use onceward_core::{
@@ -101,11 +101,7 @@ where
         encoded: is_encoded(&parts.headers),
         body: &[],
     };
-    let route_name: Cow<'_, str> = if engine.routes().is_fallback(route) {
-        format!("default {} {}", parts.method, parts.uri.path()).into()
-    } else {
-        route.name.as_str().into()
-    };
+    let route_name = scope_route(engine, route, &parts.method, parts.uri.path());
     let scope = Scope { tenant: &tenant, env: &env, principal: &who.spelled, route: &route_name };
     // Where the head has the key, one pass over the body makes fingerprint and digests.
     let early_id = match &from_head {
@@ -189,7 +185,11 @@ pub(crate) struct Reread<'a> {
 
 // ===== key =====
 
-fn key_from_head(route: &Route, headers: &HeaderMap, query: Option<&str>) -> Result<Option<ClientKey>, Problem> {
+pub(crate) fn key_from_head(
+    route: &Route,
+    headers: &HeaderMap,
+    query: Option<&str>,
+) -> Result<Option<ClientKey>, Problem> {
     let mut key = None;
     for source in &route.key.from {
         let found = match source {
@@ -233,7 +233,7 @@ fn agree(key: &mut Option<ClientKey>, found: Option<ClientKey>) -> Result<(), Pr
     }
 }
 
-fn agreed_key(
+pub(crate) fn agreed_key(
     route: &Route,
     from_head: Option<ClientKey>,
     head: &canonical::Request<'_>,
@@ -304,6 +304,39 @@ fn principal(engine: &Engine, route: &Route, headers: &HeaderMap, trusted: bool)
             }
             Ok(Who { spelled: spelled.join("\n"), proof: None })
         }
+    }
+}
+
+/// The principal of a request, as it counts within a scope.
+pub(crate) fn spelled_principal(
+    engine: &Engine,
+    route: &Route,
+    headers: &HeaderMap,
+    trusted: bool,
+) -> Result<String, Problem> {
+    principal(engine, route, headers, trusted).map(|who| who.spelled)
+}
+
+/// What of the route counts within a scope: its name, never its pattern; on the fallback, which
+/// covers everything, the method and path.
+pub(crate) fn scope_route<'r>(engine: &Engine, route: &'r Arc<Route>, method: &Method, path: &str) -> Cow<'r, str> {
+    if engine.routes().is_fallback(route) {
+        return format!("default {method} {path}").into();
+    }
+    route.name.as_str().into()
+}
+
+/// The principal of a caller with this `Authorization`, as it counts within a scope.
+pub(crate) fn principal_of(engine: &Engine, authorization: Option<&str>) -> Result<String, String> {
+    let mut headers = HeaderMap::new();
+    if let Some(value) = authorization {
+        let value = HeaderValue::from_str(value).map_err(|_| "the authorization is no header value".to_owned())?;
+        headers.insert(header::AUTHORIZATION, value);
+    }
+    match auto_principal(engine, &headers) {
+        Ok(who) => Ok(who.spelled),
+        Err(Problem::NoPrincipal(why)) => Err(why),
+        Err(other) => Err(other.slug().to_owned()),
     }
 }
 
@@ -386,7 +419,7 @@ fn one_value<'h>(headers: &'h HeaderMap, name: &HeaderName, trusted: bool) -> Re
     value.to_str().map_err(|_| Problem::NoPrincipal(format!("{name} is not visible ASCII")))
 }
 
-fn scope_part<'r>(part: &'r Part, headers: &'r HeaderMap, trusted: bool) -> Result<Cow<'r, str>, Problem> {
+pub(crate) fn scope_part<'r>(part: &'r Part, headers: &'r HeaderMap, trusted: bool) -> Result<Cow<'r, str>, Problem> {
     match part {
         Part::Fixed(value) => Ok(value.as_str().into()),
         Part::Header(name) => one_value(headers, name, trusted).map(Into::into),
@@ -577,7 +610,7 @@ fn field_bytes(digests: Vec<FieldDigest>) -> Vec<[u8; 8]> {
     digests.into_iter().map(FieldDigest::to_bytes).collect()
 }
 
-fn listed_headers<'r>(rules: &'r Rules, headers: &HeaderMap) -> Vec<(&'r str, Vec<u8>)> {
+pub(crate) fn listed_headers<'r>(rules: &'r Rules, headers: &HeaderMap) -> Vec<(&'r str, Vec<u8>)> {
     rules
         .headers()
         .iter()
@@ -589,7 +622,7 @@ fn listed_headers<'r>(rules: &'r Rules, headers: &HeaderMap) -> Vec<(&'r str, Ve
         .collect()
 }
 
-fn is_encoded(headers: &HeaderMap) -> bool {
+pub(crate) fn is_encoded(headers: &HeaderMap) -> bool {
     headers.get(header::CONTENT_ENCODING).is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 

@@ -1,5 +1,15 @@
-//! Onceward as one binary.
+//! Onceward as one binary: the reverse proxy, its configuration, its admin listener and its command line.
+//!
+//! # Layout
+//!
+//! [`cli`] what can be typed, and the commands · [`config`] the file, the environment, the flags · [`assemble`] both
+//! as the layer's routes · [`start`] the process from start to drain · [`proxy`] HTTP on both sides of the layer ·
+//! [`admin`] metrics, health and records · [`demo`] the sample API of `proxy --demo`.
+
+pub mod admin;
 pub mod assemble;
+pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod proxy;
+pub mod start;

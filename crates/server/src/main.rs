@@ -1,2 +1,7 @@
-//! Onceward.
-fn main() {}
+//! The `onceward` binary.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    onceward_server::cli::run()
+}

@@ -42,7 +42,7 @@ impl Display for Whose<'_> {
 fn table(entries: &[Entry], keys: &'static [Key], path: &str, whose: &Whose<'_>, problems: &mut Problems<'_>) {
     for entry in entries {
         let Some(key) = keys.iter().find(|key| key.name == entry.key) else {
-            let hint = hint(&entry.key, keys);
+            let hint = if problems.is_full() { String::new() } else { hint(&entry.key, keys) };
             problems.error(&entry.at, format!("unknown key {} in {whose}{hint}", shown(&entry.key)));
             continue;
         };

@@ -9,7 +9,7 @@
 //! - `tree`: TOML as a tree that remembers where each value stood; `overlay`: environment and flags
 //! - `schema`: every key there is; `check`: a tree held to it; `forms`, [`units`], [`pattern`],
 //!   [`secret`]: how single values are spelled
-//! - `read`, `read_route`: the checked tree as [`Config`] and [`route::RouteConfig`]; `align`: the
+//! - `read`, `read_route`, `route_tables`: the checked tree as [`Config`] and [`route::RouteConfig`]; `align`: the
 //!   inequalities between a route's times
 //! - [`report`]: `config check`, `config timeouts` and `config example`
 //!
@@ -44,6 +44,7 @@ mod read;
 mod read_route;
 pub mod report;
 pub mod route;
+mod route_tables;
 mod schema;
 pub mod secret;
 mod tree;

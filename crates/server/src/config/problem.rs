@@ -82,7 +82,7 @@ fn lines(problems: &[Problem]) -> String {
 }
 
 /// Where a value comes from, before its line is looked up.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) enum Origin {
     /// A byte of the file.
     Offset(usize),
@@ -141,7 +141,7 @@ impl<'a> Problems<'a> {
 
     pub(super) fn error(&mut self, origin: &Origin, message: String) {
         // A line is looked up for those only that are told.
-        if self.errors.len() >= PROBLEMS_MAX {
+        if self.is_full() {
             self.left_out += 1;
             return;
         }
@@ -158,6 +158,11 @@ impl<'a> Problems<'a> {
                 self.warnings.push(problem);
             }
         }
+    }
+
+    /// Whether further errors are only counted.
+    pub(super) fn is_full(&self) -> bool {
+        self.errors.len() >= PROBLEMS_MAX
     }
 
     pub(super) fn count(&self) -> usize {

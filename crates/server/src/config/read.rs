@@ -7,7 +7,7 @@ use std::{collections::HashMap, path::PathBuf};
 use super::{
     Admin, Config, Identity, Inputs, Limits, Listen, Secrets, Store, Upstream, forms,
     problem::{Origin, Problems},
-    read_route,
+    read_route, schema,
     secret::{self, InstallSecret, Secret},
     tree::{Node, Value},
     units::{self, shown},
@@ -206,7 +206,7 @@ fn follow(
 fn upstreams(root: &Node, problems: &mut Problems<'_>) -> Vec<Upstream> {
     let mut upstreams = Vec::new();
     let mut names: HashMap<&str, &Origin> = HashMap::new();
-    for node in root.get("upstream").map_or(&[][..], Node::items) {
+    for node in root.get("upstream").map_or(&[][..], Node::items).iter().take(schema::UPSTREAMS_MAX) {
         let table = Layers::new(Some(node), None);
         for key in ["name", "url"] {
             if table.node(key).is_none() && matches!(node.value, Value::Table(_)) {

@@ -1,22 +1,18 @@
 //! `[defaults]` and `[[route]]`: each key from the route, else from `[defaults]`, else the product's.
 
 use core::time::Duration;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use http::{HeaderName, Method};
-use onceward_core::policy::{Outage, Predicate, Preset, Recording, Step};
+use onceward_core::policy::Outage;
 
 use super::{
-    Listen, Upstream,
-    forms::{self, PrincipalWord},
+    Listen, Upstream, forms,
     pattern::Pattern,
     problem::{Origin, Problems},
     read::Layers,
-    route::{
-        DEFAULT_ROUTE, Field, FingerprintBody, FingerprintConfig, ForwardKey, Hash, InFlight, KeyConfig, KeySource,
-        Match, Missing, Mode, Principal, PrincipalPart, Replay, ReplayBody, RouteConfig, RouteLimits, ScopeConfig,
-        ScopePart,
-    },
+    route::{DEFAULT_ROUTE, ForwardKey, InFlight, Match, Mode, Replay, ReplayBody, RouteConfig, RouteLimits},
+    schema,
     tree::{Node, Value},
     units::{self, shown},
 };
@@ -42,6 +38,7 @@ pub(super) fn layers(root: &Node) -> Vec<(Layers<'_>, &Origin)> {
     let mut all: Vec<_> = items
         .iter()
         .filter(|node| matches!(node.value, Value::Table(_)))
+        .take(schema::ROUTES_MAX)
         .map(|node| (Layers::new(Some(node), defaults), &node.at))
         .collect();
     all.push((Layers::new(None, defaults), root.entry("defaults").map_or(&Origin::Whole, |entry| &entry.at)));
@@ -55,18 +52,20 @@ pub(super) fn routes(
     problems: &mut Problems<'_>,
 ) -> Option<Routes> {
     let mut names: HashMap<&str, &Origin> = HashMap::new();
+    let mut told = HashSet::new();
     let mut routes = Vec::new();
-    let all = layers(root);
-    let count = all.len();
+    let mut all = layers(root);
+    // First, so that what is wrong in `[defaults]` is told of them.
+    all.rotate_right(1);
     for (index, (table, at)) in all.into_iter().enumerate() {
-        let is_default = index + 1 == count;
+        let is_default = index == 0;
         let own_name = table.own("name").and_then(Node::text);
         let whose = match own_name {
             _ if is_default => "[defaults]".to_owned(),
             Some(name) => format!("[[route]] {}", shown(name)),
-            None => format!("[[route]] number {}", index + 1),
+            None => format!("[[route]] number {index}"),
         };
-        let mut reader = Reader { table, whose: &whose, at, problems: &mut *problems };
+        let mut reader = Reader { table, whose: &whose, at, told: &mut told, problems: &mut *problems };
         if is_default {
             reader.only_in_routes();
         } else if let Some(name) = own_name {
@@ -83,27 +82,48 @@ pub(super) fn routes(
         let name = if is_default { DEFAULT_ROUTE } else { own_name.unwrap_or_default() };
         routes.push(reader.route(name, upstream, listen, is_default));
     }
-    let default = routes.pop()?;
+    let mut routes = routes.into_iter();
+    let default = routes.next()?;
+    let routes: Vec<RouteConfig> = routes.collect();
     warn_of_unreachable(root, &routes, problems);
     Some(Routes { routes, default })
 }
 
 /// Reads one route.
-struct Reader<'a, 'p, 's> {
-    table: Layers<'a>,
-    whose: &'a str,
+pub(super) struct Reader<'a, 'p, 's> {
+    pub(super) table: Layers<'a>,
+    /// `[defaults]`, or `[[route]] "name"`.
+    pub(super) whose: &'a str,
     at: &'a Origin,
+    /// What has been told, and where, whoever's it is: routes inherit what is wrong.
+    told: &'p mut HashSet<(Origin, String)>,
     problems: &'p mut Problems<'s>,
 }
 
 impl Reader<'_, '_, '_> {
     /// Tells a problem where `key` stands in `table`.
-    fn wrong(&mut self, table: Layers<'_>, key: &str, why: String) {
-        self.problems.error(table.at(key).unwrap_or(self.at), why);
+    pub(super) fn wrong(&mut self, table: Layers<'_>, key: &str, why: String) {
+        self.wrong_at(table.at(key).unwrap_or(self.at), why);
     }
 
-    fn warn(&mut self, table: Layers<'_>, key: &str, why: String) {
-        self.problems.warn(table.at(key).unwrap_or(self.at), why);
+    pub(super) fn wrong_at(&mut self, at: &Origin, why: String) {
+        if self.is_news(at, &why) {
+            self.problems.error(at, why);
+        }
+    }
+
+    pub(super) fn warn(&mut self, table: Layers<'_>, key: &str, why: String) {
+        self.warn_at(table.at(key).unwrap_or(self.at), why);
+    }
+
+    pub(super) fn warn_at(&mut self, at: &Origin, why: String) {
+        if self.is_news(at, &why) {
+            self.problems.warn(at, why);
+        }
+    }
+
+    fn is_news(&mut self, at: &Origin, why: &str) -> bool {
+        self.told.insert((at.clone(), why.replace(self.whose, "")))
     }
 
     /// What `[defaults]` cannot say.
@@ -254,252 +274,6 @@ impl Reader<'_, '_, '_> {
             path: own("path").and_then(|text| Pattern::parse(text).ok()).unwrap_or_else(Pattern::all),
             host: own("host").and_then(|text| forms::host(text).ok()),
         }
-    }
-
-    fn key(&mut self) -> KeyConfig {
-        let table = self.table.sub("key");
-        let mut from = table.list("from", forms::key_source);
-        if from.is_empty() {
-            if table.node("from").is_some_and(|node| matches!(&node.value, Value::List(items) if items.is_empty())) {
-                let why = format!(r#""from" in "key" of {} is empty: leave it out for Idempotency-Key"#, self.whose);
-                self.wrong(table, "from", why);
-            }
-            from = ["idempotency-key", "x-idempotency-key"]
-                .map(|name| KeySource::Header(HeaderName::from_static(name)))
-                .to_vec();
-        }
-        let missing = table.choice(
-            "missing",
-            &[("optional", Missing::Optional), ("required", Missing::Required), ("derive", Missing::Derive)],
-            Missing::Optional,
-        );
-        if missing != Missing::Derive && table.own("derived_retention").is_some() {
-            let why = format!(r#"{}: "derived_retention" counts only with missing = "derive""#, self.whose);
-            self.warn(table, "derived_retention", why);
-        }
-        KeyConfig {
-            from,
-            missing,
-            strict: table.bool("strict"),
-            min_length: table.integer("min_length", 1),
-            derived_retention: table.duration("derived_retention", secs(5 * MINUTE)),
-            docs: table.form("docs", forms::docs_url),
-        }
-    }
-
-    fn scope(&mut self, listen: &Listen) -> ScopeConfig {
-        let table = self.table.sub("scope");
-        let fixed = || ScopePart::Fixed("default".to_owned());
-        let tenant = table.form("tenant", forms::scope_part).unwrap_or_else(fixed);
-        let env = table.form("env", forms::scope_part).unwrap_or_else(fixed);
-        let mut words = table.list("principal", forms::principal);
-        if let Some(one) = table.form("principal", forms::principal) {
-            words.push(one);
-        } else if table.node("principal").is_some_and(|node| matches!(&node.value, Value::List(i) if i.is_empty())) {
-            let why =
-                format!(r#""principal" in "scope" of {} is empty: write "none" if all callers are one"#, self.whose);
-            self.wrong(table, "principal", why);
-        }
-        let alone = words.iter().any(|word| matches!(word, PrincipalWord::Auto | PrincipalWord::None));
-        if alone && words.len() > 1 {
-            let why = format!(r#""principal" in "scope" of {}: "auto" and "none" stand alone"#, self.whose);
-            self.wrong(table, "principal", why);
-        }
-        let mut parts = Vec::new();
-        let mut principal = Principal::Auto;
-        for word in words {
-            match word {
-                PrincipalWord::Auto | PrincipalWord::Mtls => {}
-                PrincipalWord::None => principal = Principal::None,
-                PrincipalWord::Part(part) => parts.push(part),
-            }
-        }
-        if !parts.is_empty() {
-            principal = Principal::Parts(parts);
-        }
-        if listen.trusted.is_empty() {
-            let credentials = ["authorization", "x-api-key", "api-key"];
-            let by_hop = match &principal {
-                Principal::Parts(parts) => parts
-                    .iter()
-                    .any(|part| matches!(part, PrincipalPart::Header(name) if !credentials.contains(&name.as_str()))),
-                Principal::Auto | Principal::None => false,
-            };
-            for (key, says) in [
-                ("tenant", matches!(tenant, ScopePart::Header(_))),
-                ("env", matches!(env, ScopePart::Header(_))),
-                ("principal", by_hop),
-            ] {
-                if says {
-                    let why = format!(
-                        r#"{}: "{key}" is read from a header, which counts only from peers in "trusted" of [listen], and that is empty: every keyed request will be 400 untrusted-header"#,
-                        self.whose
-                    );
-                    self.warn(table, key, why);
-                }
-            }
-        }
-        ScopeConfig { tenant, env, principal }
-    }
-
-    fn fingerprint(&mut self, missing: Missing) -> FingerprintConfig {
-        let table = self.table.sub("fingerprint");
-        let mut headers = table.list("headers", forms::header);
-        headers.sort_by(|a, b| a.as_str().cmp(b.as_str()));
-        headers.dedup();
-        let config = FingerprintConfig {
-            hash: table.choice("hash", &[("blake3", Hash::Blake3), ("sha256", Hash::Sha256)], Hash::Blake3),
-            body: table.choice(
-                "body",
-                &[
-                    ("canonical", FingerprintBody::Canonical),
-                    ("raw", FingerprintBody::Raw),
-                    ("none", FingerprintBody::None),
-                ],
-                FingerprintBody::Canonical,
-            ),
-            strip: table.list("strip", forms::field),
-            keep: table.list("keep", forms::field),
-            require: table.list("require", forms::field),
-            unordered: table.list("unordered", forms::pointer),
-            headers,
-            sort_query: table.bool("sort_query"),
-            fields: table.integer("fields", 8),
-        };
-        if !config.strip.is_empty() && !config.keep.is_empty() {
-            let key = if table.own("strip").is_some() { "strip" } else { "keep" };
-            let why = format!(
-                r#"{}: "strip" and "keep" of "fingerprint" exclude each other: with "keep" nothing else counts anyway; set one to []"#,
-                self.whose
-            );
-            self.wrong(table, key, why);
-        }
-        let of_body = |field: &Field| matches!(field, Field::Pointer(_) | Field::Form(_));
-        if config.body != FingerprintBody::Canonical {
-            for (key, says) in [
-                ("strip", config.strip.iter().any(of_body)),
-                ("keep", config.keep.iter().any(of_body)),
-                ("unordered", !config.unordered.is_empty()),
-            ] {
-                if says {
-                    let why = format!(
-                        r#"{}: {key:?} of "fingerprint" looks into the body, which body = {:?} does not"#,
-                        self.whose,
-                        table.text("body").unwrap_or_default()
-                    );
-                    self.wrong(table, key, why);
-                }
-            }
-        }
-        if config.body == FingerprintBody::None && missing == Missing::Derive {
-            let why = format!(
-                r#"{}: missing = "derive" with body = "none" would make one key of all requests to a path"#,
-                self.whose
-            );
-            self.wrong(table, "body", why);
-        }
-        config
-    }
-
-    fn recording(&mut self) -> Recording {
-        let table = self.table.sub("record");
-        let statuses = |key: &str| -> Vec<u16> {
-            let items = table.node(key).map_or(&[][..], Node::items);
-            items
-                .iter()
-                .filter_map(|item| match item.value {
-                    Value::Integer(Some(status)) => u16::try_from(status).ok(),
-                    _ => None,
-                })
-                .collect()
-        };
-        let lists = ["record", "release", "unknown"].map(|key| (key, statuses(key)));
-        for (index, (key, list)) in lists.iter().enumerate() {
-            for (other, earlier) in lists.iter().take(index) {
-                if let Some(status) = list.iter().find(|status| earlier.contains(status)) {
-                    let why = format!(r#"{}: {status} is both in {other:?} and in {key:?} of "record""#, self.whose);
-                    self.wrong(table, key, why);
-                }
-            }
-        }
-        let [(_, record), (_, release), (_, unknown)] = lists;
-        let mut release_when = Vec::new();
-        for item in table.node("release_when").map_or(&[][..], Node::items) {
-            let table = Layers::new(Some(item), None);
-            for key in ["status", "header"] {
-                if table.node(key).is_none() && matches!(item.value, Value::Table(_)) {
-                    let why = format!(r#"an entry of "release_when" in "record" of {} lacks {key:?}"#, self.whose);
-                    self.problems.error(&item.at, why);
-                }
-            }
-            release_when.push(Predicate {
-                status: table.integer("status", 503),
-                header: table.form("header", forms::header).map_or_else(String::new, |name| name.to_string()),
-                value: table.text("value").map(str::to_owned),
-            });
-        }
-        let preset = table.choice(
-            "preset",
-            &[
-                ("safe", Preset::Safe),
-                ("rollback", Preset::Rollback),
-                ("success", Preset::Success),
-                ("stripe", Preset::Stripe),
-            ],
-            Preset::Safe,
-        );
-        Recording { preset, record, release, unknown, release_when }
-    }
-
-    fn on_unknown(&mut self, retry_max: u32, unknown_max: Duration) -> Vec<Step> {
-        let table = self.table;
-        let Some(items) = table.node("on_unknown").map(Node::items) else { return vec![Step::Hold] };
-        let mut steps = Vec::new();
-        for item in items {
-            let step = match item.text() {
-                Some("hold") => Some(Step::Hold),
-                Some("retry") => Some(Step::Retry),
-                Some("fail") => Some(Step::Fail),
-                Some(_) => None,
-                None => {
-                    let span = Layers::new(Some(item), None);
-                    if span.node("hold").is_none() && matches!(item.value, Value::Table(_)) {
-                        let why = format!(r#"a table in "on_unknown" of {} must be {{ hold = "72h" }}"#, self.whose);
-                        self.problems.error(&item.at, why);
-                    }
-                    span.form("hold", units::duration).map(Step::HoldFor)
-                }
-            };
-            if let (Some(_), Some(last @ (Step::Hold | Step::Fail))) = (step, steps.last()) {
-                let last = if *last == Step::Hold { "hold" } else { "fail" };
-                let why =
-                    format!(r#""on_unknown" of {}: nothing comes after {last:?}, which ends the list"#, self.whose);
-                self.problems.error(&item.at, why);
-            }
-            if let Some(Step::HoldFor(span)) = step
-                && span >= unknown_max
-            {
-                let (span, max) = (units::spell_duration(span), units::spell_duration(unknown_max));
-                let why = format!(
-                    "{}: the hold of {span} is not less than unknown_max ({max}), so what follows is never reached",
-                    self.whose
-                );
-                self.problems.warn(&item.at, why);
-            }
-            if step == Some(Step::Retry) && retry_max == 0 {
-                let why = format!(r#"{}: "retry" in "on_unknown" never runs with retry_max = 0"#, self.whose);
-                self.problems.error(&item.at, why);
-            }
-            steps.extend(step);
-        }
-        if steps.is_empty() {
-            if items.is_empty() {
-                let why = format!(r#""on_unknown" in {} is empty: write ["hold"]"#, self.whose);
-                self.wrong(table, "on_unknown", why);
-            }
-            steps.push(Step::Hold);
-        }
-        steps
     }
 }
 

@@ -98,11 +98,16 @@ const LONG: Duration = days(3650);
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
+/// How many entries are read; more are an error.
+pub(super) const ROUTES_MAX: usize = 4096;
+pub(super) const UPSTREAMS_MAX: usize = 256;
+pub(super) const STATUSES_MAX: usize = 64;
+
 const NAME: Kind = Kind::Text(|text| forms::plain_name(text).map(drop), "a name");
 const HEADER: Kind = Kind::Text(|text| forms::header(text).map(drop), "the name of a header");
 const FIELD: Kind = Kind::Text(|text| forms::field(text).map(drop), "a part of a request");
 const STATUS: Kind = Kind::Integer(200, 599);
-const STATUSES: Kind = Kind::List(64, &STATUS);
+const STATUSES: Kind = Kind::List(STATUSES_MAX, &STATUS);
 const FIELDS: Kind = Kind::List(256, &FIELD);
 const ADDRESS: Kind = Kind::Text(|text| forms::address(text).map(drop), "an address and a port");
 const PATH: Kind = Kind::Text(path, "a path");
@@ -144,9 +149,9 @@ pub(super) const ROOT: &[Key] = &[
             key("fallback", Kind::Any),
         ]),
     ),
-    key("upstream", Kind::Tables(256, UPSTREAM)),
+    key("upstream", Kind::Tables(UPSTREAMS_MAX, UPSTREAM)),
     key("defaults", Kind::Table(ROUTE)),
-    key("route", Kind::Tables(4096, ROUTE)),
+    key("route", Kind::Tables(ROUTES_MAX, ROUTE)),
     key(
         "limits",
         Kind::Table(&[

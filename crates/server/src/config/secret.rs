@@ -17,6 +17,16 @@ impl Secret {
         Self(value)
     }
 
+    /// What `env:NAME` or `file:PATH` points to; any other secret is itself. For those given as an
+    /// argument: those in the file have been followed when it was read.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be read, or that it is empty.
+    pub fn follow(&self, environment: &Environment) -> Result<Self, String> {
+        resolve(&self.0, environment).map(Self)
+    }
+
     /// The secret itself. Only for comparing and deriving, never for output.
     #[must_use]
     pub fn expose(&self) -> &str {

@@ -88,7 +88,8 @@ pub(super) fn parse(source: &Source<'_>, problems: &mut Problems<'_>) -> Option<
     // the line, which may hold a secret: only its message is shown.
     let mut last_line = None;
     let mut told = 0;
-    for error in &errors {
+    // Each costs a look over the text before it.
+    for error in errors.iter().take(SYNTAX_ERRORS_MAX * 10) {
         let offset = error.span().map_or(0, |span| span.start);
         let line = source.text.as_bytes().iter().take(offset).filter(|&&b| b == b'\n').count();
         if last_line == Some(line) || told == SYNTAX_ERRORS_MAX {

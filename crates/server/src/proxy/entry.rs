@@ -48,6 +48,8 @@ where
 {
     let open = connection.activity.open();
     let version = request.version();
+    // Where `framing` stopped following, whatever else the request says: this must be the connection's last.
+    let blind = headers::names_websocket(request.headers());
     let websocket = match admit(&mut request, &connection.peer) {
         Ok(websocket) => websocket,
         Err(refusal) => {
@@ -63,19 +65,17 @@ where
         }
     };
     let client_side = websocket.then(|| hyper::upgrade::on(&mut request));
-    // Kept for the one case of a service that fails without an answer.
-    let request_id = request.headers().get("x-request-id").cloned();
     match service.oneshot(request).await {
         Ok(mut response) => {
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 let Some(client_side) = client_side else {
-                    let response = problem::UPSTREAM_FAILED
+                    let mut response = problem::UPSTREAM_FAILED
                         .response("the upstream switched protocols without having been asked", &http::HeaderMap::new());
+                    close_after(&mut response, version);
                     return Ok(response.map(|body| AnswerBody::own(body, open)));
                 };
                 tunnel::splice(client_side, hyper::upgrade::on(&mut response), &connection);
-            } else if websocket {
-                // The framing is not followed behind a handshake, so the connection ends with a refused one.
+            } else if blind {
                 close_after(&mut response, version);
             }
             *response.version_mut() = Version::HTTP_11;
@@ -83,11 +83,10 @@ where
         }
         Err(error) => {
             tracing::error!(error = &*error.into(), "a service failed without an answer");
-            let mut headers = http::HeaderMap::new();
-            if let Some(id) = request_id {
-                headers.insert("x-request-id", id);
+            let mut response = problem::INTERNAL.response("the gateway's log says why", &http::HeaderMap::new());
+            if blind {
+                close_after(&mut response, version);
             }
-            let response = problem::INTERNAL.response("the gateway's log says why", &headers);
             Ok(response.map(|body| AnswerBody::own(body, open)))
         }
     }
@@ -123,6 +122,8 @@ fn admit<B>(request: &mut Request<B>, peer: &PeerFields) -> Result<bool, Refusal
         fields.remove(header::EXPECT);
     }
     headers::forward_for(fields, peer);
+    // What the layer asks of a peer: whether its word on principals and tenants counts.
+    request.extensions_mut().insert(onceward::TrustedPeer(peer.peer.trusted));
     request.extensions_mut().insert(peer.peer);
     Ok(websocket)
 }

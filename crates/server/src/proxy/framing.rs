@@ -224,9 +224,10 @@ impl Framing {
                     self.state = State::Boundary;
                     return true;
                 }
-                if !self.begun && line == b"PRI * HTTP/2.0" {
+                if line == b"PRI * HTTP/2.0" {
+                    // The preface of HTTP/2 begins a connection or is nothing.
                     self.state = State::Http2;
-                    return true;
+                    return !self.begun;
                 }
                 self.begun = true;
                 self.head = Head::default();

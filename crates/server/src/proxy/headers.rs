@@ -90,10 +90,14 @@ pub(super) fn asks_for_websocket(method: &Method, version: Version, headers: &He
         && headers.get(header::CONTENT_LENGTH).is_none_or(|length| length.as_bytes() == b"0")
 }
 
+/// Whether any `Upgrade` names the protocol `websocket`: the rule by which `framing` stops following.
+pub(super) fn names_websocket(headers: &HeaderMap) -> bool {
+    headers.get_all(header::UPGRADE).iter().any(|value| is_websocket(value.as_bytes()))
+}
+
 /// Whether `Connection` has the option `upgrade` and `Upgrade` the protocol `websocket`.
 fn upgrades(headers: &HeaderMap) -> bool {
-    tokens(headers, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case(b"upgrade"))
-        && headers.get_all(header::UPGRADE).iter().any(|value| is_websocket(value.as_bytes()))
+    tokens(headers, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case(b"upgrade")) && names_websocket(headers)
 }
 
 fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {

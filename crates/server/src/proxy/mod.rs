@@ -5,7 +5,7 @@
 //!
 //! A request comes through, in this order: `serve` (connections, limits, drain) · `socket` and `framing` (a stricter
 //! reading of HTTP/1, time limits) · `entry` (checks, one form, `headers` for what may cross) · **your service** ·
-//! `dispatch` (which upstream, and what its failure means) · `upstream` and `connector` (at most one dispatch, and what is certain when it fails). `passthrough` is the service
+//! `upstream`, `pool` and `connector` (at most one dispatch, and what is certain when it fails). `passthrough` is the service
 //! for what is not protected, `tunnel` what a WebSocket becomes, `peer` who the client is, `problem` the few error
 //! answers of the transport itself.
 //!
@@ -30,6 +30,7 @@ mod framing;
 mod headers;
 mod passthrough;
 mod peer;
+mod pool;
 pub mod problem;
 mod serve;
 mod socket;
@@ -37,7 +38,9 @@ mod tunnel;
 mod upstream;
 
 pub use dispatch::{Dispatch, Target};
-pub use passthrough::{Passthrough, PassthroughBody, PassthroughBodyError, PassthroughTimes};
+pub use passthrough::{Passthrough, PassthroughBody, PassthroughBodyError, PassthroughFuture, PassthroughTimes};
 pub use peer::{NetworkError, Peer, Trusted};
 pub use serve::{Limits, Report, serve};
-pub use upstream::{Exchange, POOL_IDLE_DEFAULT, Upstream, UpstreamError, UpstreamOptions, UpstreamUrlError};
+pub use upstream::{
+    Exchange, POOL_IDLE_DEFAULT, Upstream, UpstreamBody, UpstreamError, UpstreamOptions, UpstreamUrlError,
+};

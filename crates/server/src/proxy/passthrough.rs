@@ -4,21 +4,22 @@ use std::convert::Infallible;
 use std::error::Error as StdError;
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use thiserror::Error;
-use tokio::time::{Instant, Sleep};
+use tokio::time::{Instant, Sleep, Timeout};
 use tower::Service;
 
 use super::problem;
-use super::upstream::{Upstream, UpstreamError};
+use super::upstream::{Exchange, Upstream, UpstreamBody, UpstreamError};
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The time limits of the plain path.
 #[derive(Debug, Clone, Copy)]
@@ -63,32 +64,54 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    type Response = Response<PassthroughBody>;
+    type Response = Response<PassthroughBody<B>>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+    type Future = PassthroughFuture<B>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let times = self.times;
-        // Only for the `instance` of an error answer.
-        let id = request.headers().get("x-request-id").cloned();
-        let exchange = self.upstream.call(request);
-        Box::pin(async move {
-            Ok(match tokio::time::timeout(times.timeout, exchange).await {
-                Ok(Ok(response)) => response.map(|body| PassthroughBody::upstream(body, times.idle_timeout)),
-                Ok(Err(error)) => refuse(&error, id),
-                Err(_) => problem::UPSTREAM_TIMEOUT
-                    .response("the upstream may still carry the request out; look before sending it again", &with(id))
-                    .map(PassthroughBody::own),
-            })
-        })
+    fn call(&mut self, request: Request<B>) -> PassthroughFuture<B> {
+        let id = request.headers().get(X_REQUEST_ID).cloned();
+        PassthroughFuture {
+            exchange: tokio::time::timeout(self.times.timeout, self.upstream.call(request)),
+            idle_timeout: self.times.idle_timeout,
+            id,
+        }
     }
 }
 
-fn refuse(error: &UpstreamError, id: Option<HeaderValue>) -> Response<PassthroughBody> {
+pin_project! {
+    /// An answer on the plain path, to come.
+    pub struct PassthroughFuture<B> {
+        #[pin]
+        exchange: Timeout<Exchange<B>>,
+        idle_timeout: Duration,
+        // Only for the `instance` of an error answer.
+        id: Option<HeaderValue>,
+    }
+}
+
+impl<B> Future for PassthroughFuture<B> {
+    type Output = Result<Response<PassthroughBody<B>>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        Poll::Ready(Ok(match ready!(this.exchange.poll(cx)) {
+            Ok(Ok(response)) => response.map(|body| PassthroughBody::upstream(body, *this.idle_timeout)),
+            Ok(Err(error)) => refuse(&error, this.id.take()),
+            Err(_) => problem::UPSTREAM_TIMEOUT
+                .response(
+                    "the upstream may still carry the request out; look before sending it again",
+                    &with(this.id.take()),
+                )
+                .map(PassthroughBody::own),
+        }))
+    }
+}
+
+fn refuse<B>(error: &UpstreamError, id: Option<HeaderValue>) -> Response<PassthroughBody<B>> {
     let (problem, detail) = if error.not_sent() {
         (problem::UPSTREAM_UNREACHABLE, "nothing was sent to the upstream; send the request again")
     } else if error.request_body_failed() {
@@ -101,25 +124,25 @@ fn refuse(error: &UpstreamError, id: Option<HeaderValue>) -> Response<Passthroug
 }
 
 pub(super) fn with(id: Option<HeaderValue>) -> HeaderMap {
-    id.map(|id| (http::HeaderName::from_static("x-request-id"), id)).into_iter().collect()
+    id.map(|id| (X_REQUEST_ID, id)).into_iter().collect()
 }
 
 pin_project! {
     /// The body of an answer on the plain path.
     #[derive(Debug)]
-    pub struct PassthroughBody {
+    pub struct PassthroughBody<B> {
         #[pin]
-        kind: Kind,
+        kind: Kind<B>,
     }
 }
 
 pin_project! {
     #[project = KindProj]
     #[derive(Debug)]
-    enum Kind {
+    enum Kind<B> {
         Upstream {
             #[pin]
-            body: Incoming,
+            body: UpstreamBody<B>,
             idle_timeout: Duration,
             // Made at the first wait: most answers never wait.
             timer: Option<Pin<Box<Sleep>>>,
@@ -141,8 +164,8 @@ pub enum PassthroughBodyError {
     Idle(Duration),
 }
 
-impl PassthroughBody {
-    pub(super) fn upstream(body: Incoming, idle_timeout: Duration) -> Self {
+impl<B> PassthroughBody<B> {
+    pub(super) fn upstream(body: UpstreamBody<B>, idle_timeout: Duration) -> Self {
         Self { kind: Kind::Upstream { body, idle_timeout, timer: None, waiting: false } }
     }
 
@@ -151,7 +174,11 @@ impl PassthroughBody {
     }
 }
 
-impl Body for PassthroughBody {
+impl<B> Body for PassthroughBody<B>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
     type Data = Bytes;
     type Error = PassthroughBodyError;
 

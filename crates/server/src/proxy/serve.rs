@@ -46,7 +46,7 @@ const CUT_GRACE: Duration = Duration::from_secs(1);
 pub struct Limits {
     /// Connections open at a time, tunnels included. Beyond it new ones wait in the kernel's queue.
     pub connections: usize,
-    /// Bytes of a request head, and of its trailers: 431 beyond. At least 8192.
+    /// Bytes of a request head: 431 beyond. At least 8192. Trailers may have 16 KiB, always.
     pub headers_bytes: usize,
     /// Header lines of a request: 431 beyond.
     pub headers: usize,

@@ -16,33 +16,26 @@
 use std::error::Error as StdError;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
-use http::uri::{Authority, PathAndQuery, Scheme};
+use http::uri::Scheme;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
-use http_body::Body;
+use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper_util::client::legacy::{self, Client, ResponseFuture};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
-use pin_project_lite::pin_project;
 use thiserror::Error;
 use tower::Service;
 
-use super::connector::Connector;
 use super::headers;
+use super::pool::{Pool, Used};
 
 /// How long a connection without a request is kept. Servers that close idle connections do so from 5 s on (Node.js,
 /// Apache, uvicorn); whoever closes first cannot be surprised. A steady stream of requests keeps connections well
 /// below this.
 pub const POOL_IDLE_DEFAULT: Duration = Duration::from_secs(4);
-
-/// Connections without a request that are kept.
-const POOL_CONNECTIONS_MAX: usize = 1024;
-/// Bytes of an answer's head, and what is read ahead of an answer's reader.
-const ANSWER_BUFFER_BYTES: usize = 128 << 10;
 
 /// What an upstream is reached by.
 #[derive(Debug, Clone)]
@@ -120,12 +113,10 @@ impl UpstreamError {
     }
 }
 
-impl From<legacy::Error> for UpstreamError {
-    fn from(error: legacy::Error) -> Self {
-        let http = error.source().and_then(|source| source.downcast_ref::<hyper::Error>());
-        // `is_canceled` is hyper's word for a request that was given back whole, or whose connection was never ready.
-        let not_sent = error.is_connect() || http.is_some_and(hyper::Error::is_canceled) || never_written(&error);
-        let request_body = http.is_some_and(hyper::Error::is_user);
+impl UpstreamError {
+    /// What it means that an exchange ended so, after hyper took the request.
+    pub(super) fn of_exchange(error: hyper::Error) -> Self {
+        let (not_sent, request_body) = (never_written(&error), error.is_user());
         let source = Box::new(error);
         if not_sent { Self::NotSent { source } } else { Self::Broken { request_body, source } }
     }
@@ -148,13 +139,14 @@ fn never_written(error: &(dyn StdError + 'static)) -> bool {
 /// A client of one upstream. Clones share its connections.
 #[derive(Debug)]
 pub struct Upstream<B> {
-    client: Client<Connector, B>,
-    authority: Authority,
+    pool: Arc<Pool<B>>,
+    /// For the few requests that come without one.
+    host: HeaderValue,
 }
 
 impl<B> Clone for Upstream<B> {
     fn clone(&self) -> Self {
-        Self { client: self.client.clone(), authority: self.authority.clone() }
+        Self { pool: Arc::clone(&self.pool), host: self.host.clone() }
     }
 }
 
@@ -171,28 +163,22 @@ where
     pub fn new(url: &str, options: &UpstreamOptions) -> Result<Self, UpstreamUrlError> {
         let url_text = || url.to_owned();
         let uri: Uri = url.parse().map_err(|_| UpstreamUrlError::Invalid { url: url_text() })?;
-        let parts = uri.into_parts();
-        match parts.scheme {
-            Some(scheme) if scheme == Scheme::HTTP => {}
-            Some(scheme) if scheme == Scheme::HTTPS => {
+        match uri.scheme() {
+            Some(scheme) if *scheme == Scheme::HTTP => {}
+            Some(scheme) if *scheme == Scheme::HTTPS => {
                 return Err(UpstreamUrlError::Https { url: url_text() });
             }
             _ => return Err(UpstreamUrlError::Invalid { url: url_text() }),
         }
-        let authority = parts
-            .authority
+        let host = uri
+            .authority()
             .filter(|authority| !authority.host().is_empty() && !authority.as_str().contains('@'))
+            .and_then(|authority| HeaderValue::from_str(authority.as_str()).ok())
             .ok_or_else(|| UpstreamUrlError::Invalid { url: url_text() })?;
-        if parts.path_and_query.is_some_and(|path| path.as_str() != "/") {
+        if uri.path_and_query().is_some_and(|path| path.as_str() != "/") {
             return Err(UpstreamUrlError::Path { url: url_text() });
         }
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(options.pool_idle)
-            .pool_max_idle_per_host(if options.pool_idle.is_zero() { 0 } else { POOL_CONNECTIONS_MAX })
-            .http1_max_buf_size(ANSWER_BUFFER_BYTES)
-            .build(Connector::new(options.connect_timeout));
-        Ok(Self { client, authority })
+        Ok(Self { pool: Pool::new(uri, options.connect_timeout, options.pool_idle), host })
     }
 }
 
@@ -201,34 +187,39 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    type Response = Response<Incoming>;
+    type Response = Response<UpstreamBody<B>>;
     type Error = UpstreamError;
-    type Future = Exchange;
+    type Future = Exchange<B>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), UpstreamError>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut request: Request<B>) -> Exchange {
-        let mut parts = http::uri::Parts::default();
-        parts.scheme = Some(Scheme::HTTP);
-        parts.authority = Some(self.authority.clone());
-        parts.path_and_query = request.uri().path_and_query().cloned().or(Some(PathAndQuery::from_static("/")));
-        // With scheme, authority and path it is always a URI; a request for `/` would be the wrong one to send.
-        match Uri::from_parts(parts) {
-            Ok(uri) => *request.uri_mut() = uri,
-            Err(error) => {
-                return Exchange { head: Method::GET, state: State::Refused { error: Some(error.into()) } };
-            }
+    fn call(&mut self, mut request: Request<B>) -> Exchange<B> {
+        if request.uri().authority().is_some() {
+            // What comes through `entry` is in origin form already, and this is not for it.
+            let path = request.uri().path_and_query().cloned();
+            *request.uri_mut() = path.map_or_else(|| Uri::from_static("/"), Uri::from);
         }
         *request.version_mut() = Version::HTTP_11;
-        let hint = request.body().size_hint().exact();
-        let (method, ended) = (request.method().clone(), request.body().is_end_stream());
-        frame(request.headers_mut(), &method, if ended { Some(0) } else { hint });
-        if request.headers().contains_key(header::TE) {
-            request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("te"));
+        let body = request.body();
+        let length = if body.is_end_stream() { Some(0) } else { body.size_hint().exact() };
+        let method = request.method().clone();
+        let headers = request.headers_mut();
+        frame(headers, &method, length);
+        if headers.contains_key(header::TE) {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
         }
-        Exchange { head: method, state: State::Sent { response: self.client.request(request) } }
+        if !headers.contains_key(header::HOST) {
+            headers.insert(header::HOST, self.host.clone());
+        }
+        let exchange = Arc::clone(&self.pool).exchange(request);
+        Exchange {
+            answer: Box::pin(async move {
+                let (response, used) = exchange.await?;
+                Ok(tidy(response, &method, used))
+            }),
+        }
     }
 }
 
@@ -266,42 +257,27 @@ fn single_length(headers: &HeaderMap) -> Option<u64> {
     line.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?.parse().ok()
 }
 
-pin_project! {
-    /// The answer of an upstream, to come. Dropping it closes the connection; the request may have been sent.
-    pub struct Exchange {
-        head: Method,
-        #[pin]
-        state: State,
-    }
+/// The answer of an upstream, to come. Dropping it closes the connection; the request may have been sent.
+pub struct Exchange<B> {
+    answer: Pin<Box<dyn Future<Output = Outcome<B>> + Send>>,
 }
 
-pin_project! {
-    #[project = StateProj]
-    enum State {
-        Sent { #[pin] response: ResponseFuture },
-        Refused { error: Option<Box<dyn StdError + Send + Sync>> },
-    }
-}
+type Outcome<B> = Result<Response<UpstreamBody<B>>, UpstreamError>;
 
-impl Future for Exchange {
-    type Output = Result<Response<Incoming>, UpstreamError>;
+impl<B> Future for Exchange<B> {
+    type Output = Outcome<B>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let mut response = match this.state.project() {
-            StateProj::Sent { response } => ready!(response.poll(cx))?,
-            StateProj::Refused { error } => {
-                let source = error.take().unwrap_or_else(|| "polled after its end".into());
-                return Poll::Ready(Err(UpstreamError::NotSent { source }));
-            }
-        };
-        tidy(&mut response, this.head);
-        Poll::Ready(Ok(response))
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.answer.as_mut().poll(cx)
     }
 }
 
 /// Takes the hop off an answer, so that only what is the upstream's own goes on.
-fn tidy(response: &mut Response<Incoming>, method: &Method) {
+fn tidy<B>(mut response: Response<Incoming>, method: &Method, used: Used<B>) -> Response<UpstreamBody<B>>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
     let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     let length = response.body().size_hint().exact();
     let bodiless = *method == Method::HEAD || matches!(response.status().as_u16(), 204 | 304);
@@ -318,7 +294,65 @@ fn tidy(response: &mut Response<Incoming>, method: &Method) {
         headers.remove(header::CONNECTION);
         headers.remove(header::UPGRADE);
     }
+    response.map(|body| UpstreamBody::new(body, used))
 }
+
+/// The body of an upstream's answer. At its end the connection is free for another request; dropped before, it closes.
+#[derive(Debug)]
+pub struct UpstreamBody<B> {
+    body: Incoming,
+    used: Option<Used<B>>,
+}
+
+impl<B> UpstreamBody<B>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    fn new(body: Incoming, used: Used<B>) -> Self {
+        let mut this = Self { body, used: Some(used) };
+        if this.body.is_end_stream() {
+            this.finish();
+        }
+        this
+    }
+
+    fn finish(&mut self) {
+        if let Some(used) = self.used.take() {
+            used.finish();
+        }
+    }
+}
+
+impl<B> Body for UpstreamBody<B>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        match &frame {
+            Some(Err(_)) => self.used = None,
+            Some(Ok(frame)) if !frame.is_trailers() && !self.body.is_end_stream() => {}
+            _ => self.finish(),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+// Neither part is ever pinned.
+impl<B> Unpin for UpstreamBody<B> {}
 
 #[cfg(test)]
 mod tests {

@@ -227,3 +227,30 @@ async fn a_websocket_is_a_tunnel_until_the_drain_ends() {
     while client.read_more().await {}
     while upstream.read_more().await {}
 }
+
+#[tokio::test]
+async fn large_bodies_arrive_whole_in_either_framing() {
+    let recorder = Recorder::start().await;
+    let proxy = Proxy::before(recorder.address).await;
+    let mut client = proxy.connect().await;
+    // Every byte there is, line ends among them, in pieces that no buffer's size divides.
+    let body: Vec<u8> = (0..3_000_017_u32).map(|at| (at % 251) as u8).collect();
+    let head = "POST / HTTP/1.1\r\nHost: a\r\n";
+    client.send(format!("{head}Content-Length: {}\r\n\r\n", body.len())).await;
+    client.send(&body).await;
+    assert_eq!(client.answer().await.unwrap().status, 200);
+    client.send(format!("{head}Transfer-Encoding: chunked\r\n\r\n")).await;
+    for piece in body.chunks(70_001) {
+        client.send(format!("{:X}\r\n", piece.len())).await;
+        client.send(piece).await;
+        client.send("\r\n").await;
+    }
+    client.send("0\r\n\r\n").await;
+    assert_eq!(client.answer().await.unwrap().status, 200);
+    recorder.with(|log| {
+        assert_eq!(log.requests.len(), 2);
+        for received in &log.requests {
+            assert!(received.body == body, "{}", received.head);
+        }
+    });
+}

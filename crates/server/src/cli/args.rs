@@ -1,0 +1,502 @@
+//! What can be typed, for clap. Wrong usage ends with exit code 2, as clap has it.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+
+use crate::config::{Flags, secret::Secret, units};
+
+/// Flags that parse and are refused as not available in this version, and what they are.
+pub const NOT_AVAILABLE_FLAGS: &[(&str, &str)] =
+    &[("--accept-rekey", "a start that changes what record ids are made of")];
+
+/// Each request takes effect once, and every repetition gets the first one's answer.
+///
+/// At most one dispatch per key within its retention, unless the upstream itself says that it did
+/// nothing, you ask otherwise, or you chose durability `cache`; every unknown outcome is shown as
+/// unknown. Data goes to stdout, errors and logs to stderr. Exit codes: 0 done, 1 the thing checked
+/// is not well, 2 wrong usage or configuration.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "onceward",
+    version,
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+#[command(after_help = "Example:\n  onceward proxy --upstream http://127.0.0.1:9000")]
+pub struct CommandLine {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Clone, Debug, Subcommand)]
+#[non_exhaustive]
+pub enum Command {
+    /// Run the reverse proxy
+    Proxy(ProxyArgs),
+    /// List, look at, delete and settle records
+    #[command(subcommand, after_help = "Example:\n  onceward keys list --state unknown --since 24h")]
+    Keys(KeysCommand),
+    /// Show how a request is treated
+    #[command(subcommand, after_help = "Example:\n  onceward key explain --config onceward.toml < request.http")]
+    Key(KeyCommand),
+    /// Check and explain the configuration
+    #[command(subcommand, after_help = "Example:\n  onceward config check onceward.toml")]
+    Config(ConfigCommand),
+    /// Print the completions of a shell
+    #[command(after_help = "Example:\n  onceward completions bash > /etc/bash_completion.d/onceward")]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `onceward proxy`
+#[derive(Args, Clone, Debug, Default)]
+#[command(after_help = "\
+Examples:
+  onceward proxy --upstream http://127.0.0.1:9000
+  onceward proxy --config onceward.toml --listen 0.0.0.0:8080
+  onceward proxy --demo
+
+Ready when stdout has the line
+  onceward ready proxy=http://127.0.0.1:8080 admin=http://127.0.0.1:8081
+
+Flags win over environment variables (ONCEWARD_LISTEN__ADDRESS), and those over the file.")]
+pub struct ProxyArgs {
+    /// The API behind it, as http://HOST:PORT
+    #[arg(long, value_name = "URL")]
+    pub upstream: Option<String>,
+    /// Where clients connect [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<String>,
+    /// Where metrics, health and records are [default: 127.0.0.1:8081]
+    #[arg(long, value_name = "ADDRESS")]
+    pub admin: Option<String>,
+    /// The embedded store's folder [default: onceward-data]
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// The configuration file
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Run in front of a built-in sample payments API, and print commands to try
+    #[arg(long, conflicts_with = "upstream")]
+    pub demo: bool,
+    /// Open a store that has lost data, and list the interval whose keys may run again
+    #[arg(long)]
+    pub accept_loss: bool,
+    /// Start although record ids are made otherwise than before (not available in this version)
+    #[arg(long)]
+    pub accept_rekey: bool,
+}
+
+impl ProxyArgs {
+    /// What of it overrides the file.
+    #[must_use]
+    pub fn flags(&self) -> Flags {
+        Flags {
+            upstream: self.upstream.clone(),
+            listen: self.listen.clone(),
+            admin: self.admin.clone(),
+            data: self.data.clone(),
+        }
+    }
+}
+
+/// `onceward keys`
+#[derive(Clone, Debug, Subcommand)]
+#[non_exhaustive]
+pub enum KeysCommand {
+    /// List records
+    #[command(after_help = "\
+Examples:
+  onceward keys list --state unknown
+  onceward keys list --route create-payment --since 24h --json")]
+    List {
+        /// Which records
+        #[command(flatten)]
+        filter: FilterArgs,
+        /// Where they are
+        #[command(flatten)]
+        target: TargetArgs,
+        /// How to print
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Look at one record
+    #[command(after_help = "\
+Examples:
+  onceward keys get YKcJ3IXiJHabZiu6uvB7XO5FekyaCPp-INTrvKFnz_8
+  onceward keys get --key 8e03978e --route create-payment --authorization env:CALLER --json")]
+    Get {
+        /// Which record
+        #[command(flatten)]
+        name: NameArgs,
+        /// Where it is
+        #[command(flatten)]
+        target: TargetArgs,
+        /// How to print
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Delete one record: its key is new again, and a repetition runs
+    #[command(after_help = "\
+Example:
+  onceward keys forget --key 8e03978e --route create-payment --dry-run")]
+    Forget {
+        /// Which record
+        #[command(flatten)]
+        name: NameArgs,
+        /// Say what would be done, and do nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Where it is
+        #[command(flatten)]
+        target: TargetArgs,
+        /// How to print
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Settle unknown outcomes, one or many
+    #[command(after_help = "\
+Examples:
+  onceward keys resolve YKcJ3IXiJHabZiu6uvB7XO5FekyaCPp-INTrvKFnz_8 --as executed --status 201 --body @answer.json
+  onceward keys resolve --state unknown --route create-payment --as not-executed --dry-run")]
+    Resolve(ResolveArgs),
+}
+
+/// `onceward keys resolve`: one record by name, or all unknown ones that the filter leaves.
+#[derive(Args, Clone, Debug)]
+#[command(group(clap::ArgGroup::new("which").required(true).args(["record_id", "key", "state"])))]
+pub struct ResolveArgs {
+    /// Which record
+    #[command(flatten)]
+    pub name: NameOrNone,
+    /// All records in this state; only unknown outcomes can be settled
+    #[arg(long, value_name = "STATE", value_parser = ["unknown"])]
+    pub state: Option<String>,
+    /// Only those claimed since then: a duration ago, or an RFC 3339 time
+    #[arg(long, value_name = "WHEN", value_parser = since, conflicts_with_all = ["record_id", "key"])]
+    pub since: Option<Since>,
+    /// What is known of it now
+    #[arg(long = "as", value_name = "OUTCOME")]
+    pub outcome: Settlement,
+    /// The status that repetitions get
+    #[arg(long, value_name = "STATUS", value_parser = clap::value_parser!(u16).range(200..=599))]
+    pub status: Option<u16>,
+    /// The body that repetitions get, as @FILE; @- is stdin
+    #[arg(long, value_name = "@FILE", value_parser = body, requires = "status")]
+    pub body: Option<BodyFile>,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Where they are
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// How to print
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+impl ResolveArgs {
+    /// What clap cannot say in its definitions.
+    ///
+    /// # Errors
+    ///
+    /// Wrong usage; `exit` on it ends with code 2.
+    pub fn validate(&self) -> Result<(), clap::Error> {
+        if self.status.is_some() && self.outcome == Settlement::NotExecuted {
+            let why = "--status is an answer, and what is not executed has none";
+            return Err(CommandLine::command().error(clap::error::ErrorKind::ArgumentConflict, why));
+        }
+        Ok(())
+    }
+}
+
+/// What is known of an unknown outcome now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Settlement {
+    /// It took effect: repetitions get the answer given here
+    Executed,
+    /// It did not: the next request with the key runs
+    NotExecuted,
+    /// It has failed for good: repetitions are told so
+    Failed,
+}
+
+/// Which records to list.
+#[derive(Args, Clone, Debug, Default)]
+pub struct FilterArgs {
+    /// Only those in this state
+    #[arg(long, value_name = "STATE")]
+    pub state: Option<StateName>,
+    /// Only those of this route
+    #[arg(long, value_name = "NAME")]
+    pub route: Option<String>,
+    /// Only those claimed since then: a duration ago, or an RFC 3339 time
+    #[arg(long, value_name = "WHEN", value_parser = since)]
+    pub since: Option<Since>,
+}
+
+/// The state of a record, as records are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum StateName {
+    /// Its request runs
+    InFlight,
+    /// It has its answer
+    Completed,
+    /// Whether it took effect is not known
+    Unknown,
+    /// Settled as failed
+    Failed,
+    /// Erased on request
+    Erased,
+}
+
+/// Names one record: by its id, or by its key.
+#[derive(Args, Clone, Debug)]
+#[command(group(clap::ArgGroup::new("named").required(true).args(["record_id", "key"])))]
+pub struct NameArgs {
+    /// Which record
+    #[command(flatten)]
+    pub name: NameOrNone,
+}
+
+/// The ways to name a record. One of `record_id` and `key` at most.
+#[derive(Args, Clone, Debug, Default)]
+pub struct NameOrNone {
+    /// The record's id, in base64url
+    #[arg(value_name = "RECORD_ID", conflicts_with_all = ["key", "tenant", "authorization"])]
+    pub record_id: Option<String>,
+    /// The client's key
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
+    /// Its tenant, where routes have several
+    #[arg(long, value_name = "TENANT", requires = "key")]
+    pub tenant: Option<String>,
+    /// Its route's name; "default METHOD PATH" where no route matched
+    #[arg(long, value_name = "NAME")]
+    pub route: Option<String>,
+    /// The Authorization header of its caller; env:NAME and file:PATH keep it off the command line
+    #[arg(long, value_name = "VALUE", requires = "key", value_parser = secret)]
+    pub authorization: Option<Secret>,
+}
+
+/// Where the records are.
+#[derive(Args, Clone, Debug, Default)]
+pub struct TargetArgs {
+    /// The embedded store's folder; a running process is found through it
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// The configuration of the process
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The admin address of a running process, as http://HOST:PORT
+    #[arg(long, value_name = "URL")]
+    pub admin: Option<String>,
+    /// Its admin token; env:NAME and file:PATH keep it off the command line
+    #[arg(long, value_name = "TOKEN", env = "ONCEWARD_ADMIN_TOKEN", hide_env_values = true, value_parser = secret)]
+    pub token: Option<Secret>,
+}
+
+/// How to print.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct OutputArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `onceward key`
+#[derive(Clone, Debug, Subcommand)]
+#[non_exhaustive]
+pub enum KeyCommand {
+    /// Show how one captured request is treated: an HTTP/1.1 message on stdin
+    #[command(after_help = "\
+Examples:
+  onceward key explain --config onceward.toml < request.http
+  printf 'POST /v1/payments HTTP/1.1\\r\\nHost: a\\r\\nIdempotency-Key: k-1\\r\\n\\r\\n' | onceward key explain")]
+    Explain {
+        /// The configuration; the defaults without one
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// How to print
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+}
+
+/// `onceward config`
+#[derive(Clone, Debug, Subcommand)]
+#[non_exhaustive]
+pub enum ConfigCommand {
+    /// Validate a file: every problem with line, column and remedy
+    #[command(after_help = "Example:\n  onceward config check onceward.toml")]
+    Check {
+        /// The file
+        file: PathBuf,
+        /// How to print
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Print a commented file with every key at its default
+    #[command(after_help = "Example:\n  onceward config example > onceward.toml")]
+    Example,
+    /// Show each route's times and the inequalities they must meet
+    #[command(after_help = "Example:\n  onceward config timeouts onceward.toml")]
+    Timeouts {
+        /// The file
+        file: PathBuf,
+        /// How to print
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+}
+
+/// Since when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Since {
+    /// So long ago.
+    Ago(Duration),
+    /// Then.
+    At(jiff::Timestamp),
+}
+
+fn since(text: &str) -> Result<Since, String> {
+    if let Ok(at) = text.parse() {
+        return Ok(Since::At(at));
+    }
+    let wrong = |_| "write a duration, such as 24h, or a time, such as 2026-01-31T12:00:00Z".to_owned();
+    units::duration(text).map(Since::Ago).map_err(wrong)
+}
+
+/// Where a body is read from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BodyFile {
+    /// `@-`
+    Stdin,
+    /// `@FILE`
+    File(PathBuf),
+}
+
+/// As it was typed: [`Secret::follow`] reads what it points to.
+fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
+    Ok(Secret::new(text.to_owned()))
+}
+
+fn body(text: &str) -> Result<BodyFile, String> {
+    match text.strip_prefix('@') {
+        Some("-") => Ok(BodyFile::Stdin),
+        Some(path) if !path.is_empty() => Ok(BodyFile::File(path.into())),
+        _ => Err("write @ and the name of a file, such as @answer.json".to_owned()),
+    }
+}
+
+/// Writes the completions for `shell`.
+pub fn completions(shell: clap_complete::Shell, out: &mut dyn std::io::Write) {
+    clap_complete::generate(shell, &mut CommandLine::command(), "onceward", out);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::error::ErrorKind;
+
+    fn parse(line: &str) -> Result<Command, clap::Error> {
+        CommandLine::try_parse_from(line.split_whitespace()).map(|line| line.command)
+    }
+
+    #[test]
+    fn the_definitions_are_sound_and_each_command_has_an_example() {
+        fn walk(command: &clap::Command) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example"), "{} has no example", command.get_name());
+            assert!(command.get_about().is_some(), "{} says nothing of itself", command.get_name());
+            command.get_subcommands().filter(|command| command.get_name() != "help").for_each(walk);
+        }
+        let command = CommandLine::command();
+        command.clone().debug_assert();
+        walk(&command);
+    }
+
+    #[test]
+    fn the_examples_of_the_protocol_are_taken() {
+        for line in [
+            "onceward proxy --upstream http://127.0.0.1:9000 --listen 127.0.0.1:8080 --admin 127.0.0.1:8081 --data d --config f",
+            "onceward proxy --demo",
+            "onceward proxy --accept-loss --accept-rekey --config f",
+            "onceward keys list --state in_flight --route r --since 24h --json",
+            "onceward keys list --since 2026-01-31T12:00:00Z --admin http://127.0.0.1:8081 --token t",
+            "onceward keys get --key k --tenant t --route r --authorization a --data d",
+            "onceward keys get YKcJ --config f",
+            "onceward keys forget YKcJ --dry-run",
+            "onceward keys resolve --state unknown --route R --as executed --status 200 --body @f --dry-run",
+            "onceward keys resolve YKcJ --as failed",
+            "onceward keys resolve --key k --route r --as not-executed",
+            "onceward key explain --config f --json",
+            "onceward config check f --json",
+            "onceward config example",
+            "onceward config timeouts f",
+            "onceward completions zsh",
+        ] {
+            if let Err(error) = parse(line) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_usage_ends_with_code_2() {
+        for line in [
+            "onceward",
+            "onceward serve",
+            "onceward proxy --demo --upstream http://h",
+            "onceward keys get",
+            "onceward keys get YKcJ --key k",
+            "onceward keys get YKcJ --tenant t",
+            "onceward keys list --state gone",
+            "onceward keys list --since yesterday",
+            "onceward keys resolve --as failed",
+            "onceward keys resolve YKcJ",
+            "onceward keys resolve YKcJ --as executed --status 100",
+            "onceward keys resolve YKcJ --as executed --status 200 --body answer.json",
+            "onceward keys resolve YKcJ --as executed --body @answer.json",
+            "onceward keys resolve --state failed --as executed",
+            "onceward keys resolve YKcJ --state unknown --as executed",
+            "onceward keys resolve YKcJ --since 1h --as executed",
+            "onceward config check",
+        ] {
+            match parse(line) {
+                Ok(command) => panic!("{line} is taken: {command:?}"),
+                Err(error) => assert_eq!(error.exit_code(), 2, "{line}: {error}"),
+            }
+        }
+        let Ok(Command::Keys(KeysCommand::Resolve(args))) =
+            parse("onceward keys resolve YKcJ --as not-executed --status 200")
+        else {
+            panic!("not taken")
+        };
+        let error = args.validate().unwrap_err();
+        assert_eq!((error.exit_code(), error.kind()), (2, ErrorKind::ArgumentConflict));
+    }
+
+    #[test]
+    fn values_become_what_they_mean() {
+        assert_eq!(since("24h"), Ok(Since::Ago(Duration::from_secs(86_400))));
+        assert_eq!(body("@-"), Ok(BodyFile::Stdin));
+        let Ok(Command::Proxy(args)) = parse("onceward proxy --listen 127.0.0.1:0 --data d") else {
+            panic!("not taken")
+        };
+        assert_eq!(
+            args.flags(),
+            Flags { listen: Some("127.0.0.1:0".into()), data: Some("d".into()), ..Flags::default() }
+        );
+        let mut out = Vec::new();
+        completions(clap_complete::Shell::Bash, &mut out);
+        assert!(String::from_utf8(out).unwrap().contains("--accept-loss"));
+    }
+}

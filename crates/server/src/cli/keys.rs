@@ -1,0 +1,406 @@
+//! `onceward keys`: through a running process's admin listener, or on the store itself where none runs.
+//!
+//! Both ways speak to the same routes, over a socket or inside this process.
+
+use std::io::Read as _;
+
+use axum::Router;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use onceward::store::{embedded::Embedded, log::Holder};
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use super::{
+    Failure,
+    args::{
+        BodyFile, FilterArgs, KeysCommand, NameOrNone, OutputArgs, ResolveArgs, Settlement, Since, StateName,
+        TargetArgs,
+    },
+};
+use crate::{
+    admin::{Admin, Answer, Find, ListQuery, Resolve, Settle},
+    config::{Config, Environment, Flags, secret::Secret},
+    start,
+};
+
+/// The most that a recorded answer given on the command line may have.
+const BODY_BYTES_MAX: u64 = 1 << 20;
+
+pub(super) async fn run(command: KeysCommand) -> Result<(), Failure> {
+    match command {
+        KeysCommand::List { filter, target, output } => {
+            let access = Access::open(&target).await?;
+            let records = list(&access, &query(&filter)).await;
+            access.close().await;
+            print(&records?, output);
+            Ok(())
+        }
+        KeysCommand::Get { name, target, output } => {
+            let access = Access::open(&target).await?;
+            let record = one(&access, &name.name).await;
+            access.close().await;
+            print_one(&record?, output);
+            Ok(())
+        }
+        KeysCommand::Forget { name, dry_run, target, output } => {
+            let access = Access::open(&target).await?;
+            let done = forget(&access, &name.name, dry_run).await;
+            access.close().await;
+            let (record, what) = done?;
+            report(&[record], what, output);
+            Ok(())
+        }
+        KeysCommand::Resolve(args) => {
+            args.validate().map_err(|error| Failure::usage(error.to_string()))?;
+            let access = Access::open(&args.target).await?;
+            let done = resolve(&access, &args).await;
+            access.close().await;
+            let (records, what) = done?;
+            report(&records, what, args.output);
+            Ok(())
+        }
+    }
+}
+
+async fn forget(access: &Access, name: &NameOrNone, dry_run: bool) -> Result<(Value, &'static str), Failure> {
+    let record = one(access, name).await?;
+    if dry_run {
+        return Ok((record, "would be forgotten"));
+    }
+    access.call(Method::DELETE, &format!("/records/{}", id_of(&record)), None).await?;
+    Ok((record, "forgotten: the key is new again"))
+}
+
+async fn resolve(access: &Access, args: &ResolveArgs) -> Result<(Vec<Value>, &'static str), Failure> {
+    let body = args.body.as_ref().map(read_body).transpose()?;
+    let answer = args.status.map(|status| Answer {
+        status,
+        body: STANDARD.encode(body.unwrap_or_default()),
+        content_type: None,
+    });
+    let settle = match args.outcome {
+        Settlement::Executed => Settle::Executed,
+        Settlement::NotExecuted => Settle::NotExecuted,
+        Settlement::Failed => Settle::Failed,
+    };
+    let records = if args.state.is_some() {
+        let filter = FilterArgs { state: Some(StateName::Unknown), route: args.name.route.clone(), since: args.since };
+        list(access, &query(&filter)).await?
+    } else {
+        vec![one(access, &args.name).await?]
+    };
+    if args.dry_run {
+        return Ok((records, "would be settled"));
+    }
+    let wanted = serde_json::to_value(Resolve { settle, answer }).unwrap_or_default();
+    let mut settled = Vec::with_capacity(records.len());
+    for record in &records {
+        let path = format!("/records/{}/resolve", id_of(record));
+        settled.push(access.call(Method::POST, &path, Some(&wanted)).await?);
+    }
+    Ok((settled, "settled"))
+}
+
+fn read_body(from: &BodyFile) -> Result<Vec<u8>, Failure> {
+    let mut body = Vec::new();
+    let (name, read) = match from {
+        BodyFile::Stdin => {
+            ("stdin".to_owned(), std::io::stdin().lock().take(BODY_BYTES_MAX + 1).read_to_end(&mut body))
+        }
+        BodyFile::File(path) => {
+            let file = std::fs::File::open(path);
+            (path.display().to_string(), file.and_then(|file| file.take(BODY_BYTES_MAX + 1).read_to_end(&mut body)))
+        }
+    };
+    read.map_err(|error| Failure::usage(format!("--body: {name}: {error}")))?;
+    if body.len() as u64 > BODY_BYTES_MAX {
+        return Err(Failure::usage(format!("--body: {name}: at most {BODY_BYTES_MAX} bytes are recorded")));
+    }
+    Ok(body)
+}
+
+fn query(filter: &FilterArgs) -> ListQuery {
+    let state = filter.state.map(|state| match state {
+        StateName::InFlight => "in_flight",
+        StateName::Completed => "completed",
+        StateName::Unknown => "unknown",
+        StateName::Failed => "failed",
+        StateName::Erased => "erased",
+    });
+    let since = filter.since.map(|since| match since {
+        Since::Ago(span) => format!("-{}", span.as_secs()),
+        Since::At(at) => at.to_string(),
+    });
+    ListQuery { state: state.map(Into::into), route: filter.route.clone(), since, after: None, limit: Some(1000) }
+}
+
+async fn list(access: &Access, query: &ListQuery) -> Result<Vec<Value>, Failure> {
+    let mut query = query.clone();
+    let mut records = Vec::new();
+    loop {
+        let mut page = access.call(Method::GET, &format!("/records?{}", encoded(&query)), None).await?;
+        if let Some(Value::Array(more)) = page.get_mut("records").map(Value::take) {
+            records.extend(more);
+        }
+        match page.get("next").and_then(Value::as_str) {
+            Some(next) => query.after = Some(next.to_owned()),
+            None => return Ok(records),
+        }
+    }
+}
+
+fn encoded(query: &ListQuery) -> String {
+    let mut pairs = Vec::new();
+    let limit = query.limit.map(|limit| limit.to_string());
+    for (name, value) in [
+        ("state", &query.state),
+        ("route", &query.route),
+        ("since", &query.since),
+        ("after", &query.after),
+        ("limit", &limit),
+    ] {
+        if let Some(value) = value {
+            let value: String = value
+                .bytes()
+                .map(|byte| match byte {
+                    b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+                    byte => format!("%{byte:02X}"),
+                })
+                .collect();
+            pairs.push(format!("{name}={value}"));
+        }
+    }
+    pairs.join("&")
+}
+
+async fn one(access: &Access, name: &NameOrNone) -> Result<Value, Failure> {
+    if let Some(id) = &name.record_id {
+        if id.parse::<onceward::RecordId>().is_err() {
+            return Err(Failure::usage(format!("{id:?} is no record id; that is 43 characters of base64url")));
+        }
+        return access.call(Method::GET, &format!("/records/{id}"), None).await;
+    }
+    let authorization = match &name.authorization {
+        Some(secret) => {
+            let followed = secret.follow(&Environment::of_process());
+            Some(followed.map_err(|why| Failure::usage(format!("--authorization: {why}")))?.expose().to_owned())
+        }
+        None => None,
+    };
+    let find = Find {
+        key: name.key.clone().unwrap_or_default(),
+        tenant: name.tenant.clone(),
+        route: name.route.clone(),
+        authorization,
+    };
+    let wanted = serde_json::to_value(find).unwrap_or_default();
+    let found = access.call(Method::POST, "/records/find", Some(&wanted)).await?;
+    match found.get("records").and_then(Value::as_array).map(Vec::as_slice) {
+        Some([record]) => Ok(record.clone()),
+        Some([]) | None => Err(Failure::not_well(
+            "there is no record of this key for that caller; say --route (\"default METHOD PATH\" where no route matched), \
+             --authorization and --tenant as the request had them",
+        )),
+        Some(many) => {
+            let routes: Vec<&str> = many.iter().filter_map(|record| record.get("route")?.as_str()).collect();
+            Err(Failure::usage(format!("the key is on several routes, say which with --route: {}", routes.join(", "))))
+        }
+    }
+}
+
+fn id_of(record: &Value) -> &str {
+    record.get("record_id").and_then(Value::as_str).unwrap_or_default()
+}
+
+// ===== printing =====
+
+fn print(records: &[Value], output: OutputArgs) {
+    if output.json {
+        println!("{}", json!({ "records": records }));
+        return;
+    }
+    if records.is_empty() {
+        eprintln!("no records");
+        return;
+    }
+    const COLUMNS: [&str; 6] = ["record_id", "route", "state", "attempt", "status", "claimed_at"];
+    let rows: Vec<Vec<String>> =
+        records.iter().map(|record| COLUMNS.map(|column| cell(record, column)).to_vec()).collect();
+    let width = |at: usize| {
+        rows.iter().filter_map(|row| row.get(at)).map(String::len).chain(COLUMNS.get(at).map(|name| name.len())).max()
+    };
+    let widths: Vec<usize> = (0..COLUMNS.len()).map(|at| width(at).unwrap_or(0)).collect();
+    let line = |cells: &[String]| {
+        let padded: Vec<String> =
+            cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}", width = *width)).collect();
+        println!("{}", padded.join("  ").trim_end());
+    };
+    line(&COLUMNS.map(String::from));
+    rows.iter().for_each(|row| line(row));
+}
+
+fn print_one(record: &Value, output: OutputArgs) {
+    if output.json {
+        println!("{record}");
+        return;
+    }
+    for (name, _) in record.as_object().into_iter().flatten() {
+        println!("{name:<14}{}", cell(record, name));
+    }
+}
+
+fn report(records: &[Value], what: &str, output: OutputArgs) {
+    if output.json {
+        println!("{}", json!({ "records": records, "done": what }));
+        return;
+    }
+    for record in records {
+        println!("{}  {}  {what}", id_of(record), cell(record, "state"));
+    }
+    eprintln!("{} {what}", if records.len() == 1 { "1 record".into() } else { format!("{} records", records.len()) });
+}
+
+fn cell(record: &Value, name: &str) -> String {
+    match record.get(name) {
+        None | Some(Value::Null) => "-".into(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    }
+}
+
+// ===== access =====
+
+/// A way to the records.
+enum Access {
+    /// A running process.
+    Running {
+        base: String,
+        token: Option<Secret>,
+        client: Client<hyper_util::client::legacy::connect::HttpConnector, Full<Bytes>>,
+    },
+    /// The store itself, in this process.
+    Here { router: Router, store: Embedded },
+}
+
+impl Access {
+    async fn open(target: &TargetArgs) -> Result<Self, Failure> {
+        let environment = Environment::of_process();
+        let token = match &target.token {
+            Some(token) => Some(token.follow(&environment).map_err(|why| Failure::usage(format!("--token: {why}")))?),
+            None => None,
+        };
+        // The folder and the file name a store; an address names a process, which must have that store.
+        let named_store = target.data.is_some() || target.config.is_some();
+        if let Some(admin) = &target.admin
+            && !named_store
+        {
+            return Ok(Self::running(admin, token));
+        }
+        let flags = Flags {
+            data: target.data.clone(),
+            upstream: target.config.is_none().then(|| "http://127.0.0.1:9000".into()),
+            ..Flags::default()
+        };
+        let config = Config::load(target.config.as_deref(), &flags, &environment)?;
+        let folder = &config.store.path;
+        let holder = Holder::of(folder).map_err(|error| {
+            Failure::not_well(format!("{}: the lock file cannot be read: {error}", folder.display()))
+        })?;
+        match (&holder, &target.admin) {
+            (Some(Holder { admin: Some(address), .. }), said) => {
+                if let Some(said) = said
+                    && !said.trim_end_matches('/').ends_with(address.as_str())
+                {
+                    return Err(Failure::usage(format!(
+                        "--admin {said} and the store in {} differ: that store's process is at http://{address}",
+                        folder.display()
+                    )));
+                }
+                let token = match token {
+                    Some(token) => Some(token),
+                    None => Some(start::admin_token(&config)?),
+                };
+                Ok(Self::running(&format!("http://{address}"), token))
+            }
+            (Some(Holder { pid, admin: None }), _) => Err(Failure::not_well(format!(
+                "process {pid} holds {} and has no admin listener yet; try again",
+                folder.display()
+            ))),
+            (None, Some(said)) => Err(Failure::usage(format!(
+                "--admin {said} and the store in {} differ: no process has that store open",
+                folder.display()
+            ))),
+            (None, None) => {
+                if !folder.exists() {
+                    return Err(Failure::usage(format!(
+                        "there is no store in {}; name its folder with --data, or its configuration with --config",
+                        folder.display()
+                    )));
+                }
+                let (store, _) = start::open_store(&config, false).await?;
+                let engine = start::engine(&config, std::sync::Arc::new(store.clone()))?;
+                let admin = Admin::new(engine, None, Secret::new(String::new()), None, Vec::new());
+                Ok(Self::Here { router: admin.router(), store })
+            }
+        }
+    }
+
+    fn running(base: &str, token: Option<Secret>) -> Self {
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        Self::Running { base: base.trim_end_matches('/').to_owned(), token, client }
+    }
+
+    async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
+        let base = match self {
+            Self::Running { base, .. } => base.as_str(),
+            Self::Here { .. } => "",
+        };
+        let mut request = Request::builder().method(method).uri(format!("{base}{path}"));
+        if let Self::Running { token: Some(token), .. } = self {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.expose()));
+        }
+        let body = match body {
+            Some(body) => {
+                request = request.header(header::CONTENT_TYPE, "application/json");
+                Full::from(body.to_string())
+            }
+            None => Full::default(),
+        };
+        let request = request.body(body).map_err(|error| Failure::usage(format!("--admin {base}: {error}")))?;
+        let (status, body) = match self {
+            Self::Running { client, .. } => {
+                let failed = |error: &dyn std::fmt::Display| {
+                    Failure::not_well(format!("{base} does not answer: {error}; is the process running?"))
+                };
+                let response = client.request(request).await.map_err(|error| failed(&error))?;
+                let status = response.status();
+                (status, response.into_body().collect().await.map_err(|error| failed(&error))?.to_bytes())
+            }
+            Self::Here { router, .. } => {
+                let response = router.clone().oneshot(request).await.unwrap_or_else(|never| match never {});
+                let status = response.status();
+                let body = response.into_body().collect().await;
+                (status, body.map_err(|error| Failure::not_well(error.to_string()))?.to_bytes())
+            }
+        };
+        let value: Value = serde_json::from_slice(&body).unwrap_or_default();
+        if status.is_success() {
+            return Ok(value);
+        }
+        let detail = value.get("detail").and_then(Value::as_str).unwrap_or("no reason was given");
+        let code = if status == StatusCode::BAD_REQUEST || status == StatusCode::UNAUTHORIZED { 2 } else { 1 };
+        Err(Failure { code, message: detail.to_owned() })
+    }
+
+    /// Lets the store go, so that the next process finds it closed.
+    async fn close(self) {
+        if let Self::Here { store, router } = self {
+            drop(router);
+            store.close().await;
+        }
+    }
+}

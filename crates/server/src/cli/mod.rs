@@ -1,0 +1,128 @@
+//! The command line. [`args`] is what can be typed; what it does stands beside it, one file a command.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use self::args::{Command, CommandLine, ConfigCommand, KeyCommand};
+use crate::{
+    config::{Config, ConfigError, Environment, Flags, report},
+    start,
+};
+
+pub mod args;
+mod explain;
+mod keys;
+
+/// Something that ends a command: what to say on stderr, and the exit code.
+#[derive(Debug)]
+pub struct Failure {
+    /// 1 where the thing checked is not well, 2 for wrong usage or configuration.
+    pub code: u8,
+    /// What went wrong, and how to mend it.
+    pub message: String,
+}
+
+impl Failure {
+    fn usage(message: impl Into<String>) -> Self {
+        Self { code: 2, message: message.into() }
+    }
+
+    fn not_well(message: impl Into<String>) -> Self {
+        Self { code: 1, message: message.into() }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::usage(error.to_string())
+    }
+}
+
+impl From<start::StartError> for Failure {
+    fn from(error: start::StartError) -> Self {
+        let code = error.exit_code();
+        let mut message = error.to_string();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(error) = cause {
+            message = format!("{message}: {error}");
+            cause = error.source();
+        }
+        Self { code, message }
+    }
+}
+
+/// Runs what was typed.
+#[must_use]
+pub fn run() -> ExitCode {
+    let line = CommandLine::parse();
+    start_log();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return end(&Failure::not_well(format!("cannot start: {error}"))),
+    };
+    let done = runtime.block_on(command(line.command));
+    // What still runs was given its time.
+    runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => end(&failure),
+    }
+}
+
+fn end(failure: &Failure) -> ExitCode {
+    eprintln!("onceward: {}", failure.message);
+    ExitCode::from(failure.code)
+}
+
+/// Logs go to stderr: as text, or as JSON lines where `ONCEWARD_LOG_FORMAT=json`. What is logged, `ONCEWARD_LOG`
+/// says, as in `ONCEWARD_LOG=warn`; `info` by default.
+fn start_log() {
+    use tracing_subscriber::{EnvFilter, fmt};
+    let filter = EnvFilter::try_from_env("ONCEWARD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr);
+    if std::env::var("ONCEWARD_LOG_FORMAT").is_ok_and(|format| format == "json") {
+        log.json().flatten_event(true).init();
+    } else {
+        log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
+    }
+}
+
+async fn command(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Proxy(args) => Ok(start::run(&args).await?),
+        Command::Keys(command) => keys::run(command).await,
+        Command::Key(KeyCommand::Explain { config, output }) => {
+            let flags =
+                Flags { upstream: config.is_none().then(|| "http://127.0.0.1:9000".into()), ..Flags::default() };
+            let config = Config::load(config.as_deref(), &flags, &Environment::of_process())?;
+            explain::run(&config, std::io::stdin().lock(), output.json)
+        }
+        Command::Config(ConfigCommand::Check { file, output }) => {
+            let report = report::check(&file, &Environment::of_process())?;
+            if output.json {
+                println!("{}", report.json());
+            } else {
+                print!("{}", report.text());
+            }
+            if report.ok() { Ok(()) } else { Err(Failure::usage(format!("{} is not well", file.display()))) }
+        }
+        Command::Config(ConfigCommand::Example) => {
+            print!("{}", report::EXAMPLE);
+            Ok(())
+        }
+        Command::Config(ConfigCommand::Timeouts { file, output }) => {
+            let timeouts = report::timeouts(&file, &Environment::of_process())?;
+            if output.json {
+                println!("{}", timeouts.json());
+            } else {
+                print!("{}", timeouts.text());
+            }
+            if timeouts.ok() { Ok(()) } else { Err(Failure::not_well("the times above are not aligned")) }
+        }
+        Command::Completions { shell } => {
+            args::completions(shell, &mut std::io::stdout().lock());
+            Ok(())
+        }
+    }
+}

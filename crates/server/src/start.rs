@@ -1,0 +1,431 @@
+//! The process from start to drain: store, engine, listeners, background work.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    net::SocketAddr,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use onceward::{
+    Engine, Layer,
+    store::{
+        embedded::{self, Embedded},
+        log::{self, Keeps},
+    },
+};
+use tokio::net::TcpListener;
+use tower::Layer as _;
+
+use crate::{
+    admin::Admin,
+    assemble::{self, Unusable},
+    cli::args::ProxyArgs,
+    config::{Config, ConfigError, Environment, Flags, secret::Secret},
+    demo, proxy,
+};
+
+/// The admin token's file in the data folder.
+const TOKEN_FILE: &str = "admin.token";
+/// The install secret's file in the data folder.
+const SECRET_FILE: &str = "onceward.secret";
+/// How often ended records are swept.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+const SWEEP_RECORDS_MAX: usize = 10_000;
+/// How often unknown outcomes are looked through.
+const SETTLE_EVERY: Duration = Duration::from_secs(5);
+
+/// Why a process did not start, or did not end well.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The configuration is wrong: exit code 2.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A flag is not available in this version: exit code 2.
+    #[error("{0} is not available in this version: {1}")]
+    NotAvailable(&'static str, &'static str),
+    /// `ONCEWARD_FAILPOINT` is no failpoint: exit code 2.
+    #[error("ONCEWARD_FAILPOINT: {0}")]
+    Failpoint(String),
+    /// A route cannot be built.
+    #[error(transparent)]
+    Unusable(#[from] Unusable),
+    /// The store does not open.
+    #[error("the store in {} does not open", folder.display())]
+    Store {
+        /// Its folder.
+        folder: PathBuf,
+        /// Why.
+        #[source]
+        source: embedded::OpenError,
+    },
+    /// `store.durable = "required"`, and the folder may be emptied.
+    #[error(
+        "{} is on a file system that {}; put [store] path on a disk, or take store.durable back",
+        folder.display(), why
+    )]
+    NotDurable {
+        /// The folder.
+        folder: PathBuf,
+        /// What happens to it.
+        why: &'static str,
+    },
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address} ({what}); stop whatever uses it, or choose another with {flag}")]
+    Listen {
+        /// What for.
+        what: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// How to choose another.
+        flag: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A secret cannot be read or drawn.
+    #[error("{}: {what}", file.display())]
+    Secret {
+        /// Its file.
+        file: PathBuf,
+        /// What is wrong, and how to mend it.
+        what: String,
+    },
+    /// Something of the operating system.
+    #[error("{what}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl StartError {
+    /// 2 for wrong usage or configuration, 1 for everything else.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::NotAvailable(..) | Self::Failpoint(_) | Self::Unusable(_) => 2,
+            _ => 1,
+        }
+    }
+}
+
+/// Runs `onceward proxy` until SIGTERM or SIGINT, then drains.
+///
+/// # Errors
+/// [`StartError`]; nothing was served then.
+pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
+    if args.accept_rekey {
+        let (flag, what) = crate::cli::args::NOT_AVAILABLE_FLAGS.first().copied().unwrap_or(("--accept-rekey", ""));
+        return Err(StartError::NotAvailable(flag, what));
+    }
+    if let Ok(failpoint) = std::env::var("ONCEWARD_FAILPOINT") {
+        onceward::failpoint::check(&failpoint).map_err(StartError::Failpoint)?;
+        tracing::warn!(failpoint, "a failpoint is armed: this process will fail on purpose");
+    }
+    let mut flags = args.flags();
+    let demo = if args.demo { Some(sample_api(&mut flags).await?) } else { None };
+    let config = Config::load(args.config.as_deref(), &flags, &Environment::of_process())?;
+    tracing::info!("requests through this process only are protected; point every client at it");
+
+    let metrics = install_metrics()?;
+    let (store, concerns) = open_store(&config, args.accept_loss).await?;
+    let engine = engine(&config, Arc::new(store.clone()))?;
+    let dispatch = assemble::dispatch(&config)?;
+    let listener = listen("requests", config.listen.address, "--listen").await?;
+    let admin_listener = listen("admin", config.admin.address, "--admin").await?;
+    let system = |what| move |source| StartError::System { what, source };
+    let address = listener.local_addr().map_err(system("ask for the proxy's address"))?;
+    let admin_address = admin_listener.local_addr().map_err(system("ask for the admin address"))?;
+    store.set_admin(&admin_address.to_string()).map_err(system("write the admin address into the lock file"))?;
+    let token = admin_token(&config)?;
+
+    let admin = Admin::new(engine.clone(), Some(metrics.clone()), token, Some(admin_address), concerns);
+    let background = Background::start(&engine, &store, metrics, admin_listener, &admin);
+    announce(args, &config, demo.is_some(), address, admin_address)?;
+
+    let limits = transport_limits(&config);
+    let trusted = proxy::Trusted::parse(config.listen.trusted.iter().map(ToString::to_string))
+        .map_err(|error| StartError::System { what: "read listen.trusted", source: io::Error::other(error) })?;
+    let mut stop = std::pin::pin!(stop_signal()?);
+    let service = Layer::new(engine.clone()).layer(dispatch);
+    let report = proxy::serve(listener, service, limits, trusted, async {
+        stop.as_mut().await;
+        tracing::info!("stopping: finishing what runs");
+        admin.drain();
+    })
+    .await;
+    let left = engine.drain(config.listen.drain).await;
+    if report.connections_cut > 0 || left > 0 {
+        tracing::warn!(
+            connections_cut = report.connections_cut,
+            tunnels_cut = report.tunnels_cut,
+            executions_left = left,
+            "stopped before all was done; what was left is an unknown outcome"
+        );
+    }
+    background.stop();
+    store.close().await;
+    if let Some(demo) = demo {
+        demo.abort();
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// An engine over `store`, with the configuration's routes and the folder's secret.
+///
+/// # Errors
+/// [`StartError`].
+pub fn engine(config: &Config, store: Arc<dyn onceward::store::Store>) -> Result<Engine, StartError> {
+    let secret = match &config.identity.secret {
+        Some(secret) => onceward::Secret::from_bytes(*secret.expose()),
+        None => folder_secret(&config.store.path)?,
+    };
+    let routes = assemble::routes(config)?;
+    Ok(Engine::new(store, secret, routes, assemble::limits(&config.limits), Engine::new_session()))
+}
+
+/// Opens the store of the configuration, and says what is not well with its folder.
+///
+/// # Errors
+/// [`StartError`].
+pub async fn open_store(config: &Config, accept_loss: bool) -> Result<(Embedded, Vec<String>), StartError> {
+    let folder = &config.store.path;
+    let mut options = embedded::Options::default();
+    options.log.accept_loss = accept_loss;
+    if let Some(records) = config.store.max_records {
+        options.records_max = usize::try_from(records).unwrap_or(usize::MAX);
+    }
+    // Before the first segment is written: a refused folder is left as it was.
+    let made = fs::create_dir_all(folder).and_then(|()| log::keeps(folder));
+    let why = match made {
+        Ok(Keeps::InMemory) => Some("lives in memory and is empty after a restart"),
+        Ok(Keeps::InContainer) => Some("belongs to its container and goes with it"),
+        _ => None,
+    };
+    if let Some(why) = why
+        && config.store.durable_required
+    {
+        return Err(StartError::NotDurable { folder: folder.clone(), why });
+    }
+    let store =
+        Embedded::open(folder, options).await.map_err(|source| StartError::Store { folder: folder.clone(), source })?;
+    let mut concerns = Vec::new();
+    if let Some(why) = why {
+        concerns.push(format!("the data folder {} {why}", folder.display()));
+    }
+    if let Some(cut) = &store.report().cut {
+        tracing::warn!(
+            file = cut.file,
+            offset = cut.offset,
+            bytes = cut.bytes,
+            "an incomplete last batch was cut; nobody was told that it was written"
+        );
+    }
+    for loss in &store.report().losses {
+        tracing::error!(
+            file = loss.file,
+            from = loss.from,
+            to = loss.to,
+            after_us = loss.after_us,
+            before_us = loss.before_us,
+            "a part of the log is lost: keys written between these times may run again"
+        );
+        concerns.push(format!(
+            "{} bytes {} to {} were lost: keys written there may run again",
+            loss.file, loss.from, loss.to
+        ));
+    }
+    for concern in &concerns {
+        tracing::warn!("{concern}");
+    }
+    Ok((store, concerns))
+}
+
+/// The admin token of the configuration, else the folder's, drawn on first use.
+///
+/// # Errors
+/// [`StartError`].
+pub fn admin_token(config: &Config) -> Result<Secret, StartError> {
+    if let Some(token) = &config.admin.token {
+        return Ok(token.clone());
+    }
+    folder_text(&config.store.path, TOKEN_FILE).map(Secret::new)
+}
+
+fn folder_secret(folder: &Path) -> Result<onceward::Secret, StartError> {
+    let text = folder_text(folder, SECRET_FILE)?;
+    onceward::Secret::from_base64(&text).map_err(|error| StartError::Secret {
+        file: folder.join(SECRET_FILE),
+        what: format!("{error}; without the secret it was made with, every key of this store would be new"),
+    })
+}
+
+/// A file's text, or 32 drawn bytes in base64 where it is not there: readable by this user only.
+fn folder_text(folder: &Path, name: &str) -> Result<String, StartError> {
+    let file = folder.join(name);
+    let failed = |what: String| StartError::Secret { file: file.clone(), what };
+    match fs::read_to_string(&file) {
+        Ok(text) if text.trim().is_empty() => return Err(failed("is empty".into())),
+        Ok(text) => return Ok(text.trim().to_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(format!("cannot be read: {error}"))),
+    }
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|error| failed(format!("cannot be drawn: {error}")))?;
+    let text = STANDARD.encode(bytes);
+    let write = || -> io::Result<()> {
+        // Whole or not at all: a crash between leaves no half secret behind.
+        let draft = folder.join(format!("{name}.new"));
+        let _ = fs::remove_file(&draft);
+        let mut options = fs::OpenOptions::new();
+        let mut out = options.write(true).create_new(true).mode(0o600).open(&draft)?;
+        writeln!(out, "{text}")?;
+        out.sync_all()?;
+        fs::rename(&draft, &file)?;
+        fs::File::open(folder)?.sync_all()
+    };
+    write().map_err(|error| failed(format!("cannot be written: {error}")))?;
+    Ok(text)
+}
+
+async fn sample_api(flags: &mut Flags) -> Result<tokio::task::JoinHandle<io::Result<()>>, StartError> {
+    let address = SocketAddr::from(([127, 0, 0, 1], 0));
+    let listener = listen("the sample API", address, "--demo").await?;
+    let bound =
+        listener.local_addr().map_err(|source| StartError::System { what: "ask for the sample's address", source })?;
+    flags.upstream = Some(format!("http://{bound}"));
+    Ok(tokio::spawn(demo::serve(listener, std::future::pending())))
+}
+
+async fn listen(what: &'static str, address: SocketAddr, flag: &'static str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Listen { what, address, flag, source })
+}
+
+fn install_metrics() -> Result<PrometheusHandle, StartError> {
+    // From a tenth of a millisecond, which a replay takes, to the longest wait.
+    const SECONDS: &[f64] = &[
+        0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+        10.0, 30.0,
+    ];
+    let failed = |error| StartError::System { what: "set up the metrics", source: io::Error::other(error) };
+    PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), SECONDS)
+        .and_then(PrometheusBuilder::install_recorder)
+        .map_err(failed)
+}
+
+fn transport_limits(config: &Config) -> proxy::Limits {
+    proxy::Limits {
+        connections: config.limits.connections,
+        headers_bytes: usize::try_from(config.limits.headers).unwrap_or(usize::MAX),
+        drain: config.listen.drain,
+        ..proxy::Limits::default()
+    }
+}
+
+/// Tells whoever waits for it, a person or a script, that requests are taken.
+fn announce(
+    args: &ProxyArgs,
+    config: &Config,
+    is_demo: bool,
+    address: SocketAddr,
+    admin: SocketAddr,
+) -> Result<(), StartError> {
+    let failed = |source| StartError::System { what: "write to stdout", source };
+    let mut out = io::stdout().lock();
+    writeln!(out, "onceward ready proxy=http://{address} admin=http://{admin}").map_err(failed)?;
+    if is_demo {
+        let program = std::env::args_os().next().map_or_else(|| PathBuf::from("onceward"), PathBuf::from);
+        let data = args.data.as_deref().unwrap_or(&config.store.path);
+        writeln!(out).map_err(failed)?;
+        write!(out, "{}", demo::commands(&program, address, admin, data, std::process::id())).map_err(failed)?;
+    }
+    out.flush().map_err(failed)
+}
+
+fn stop_signal() -> Result<impl Future<Output = ()>, StartError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let failed = |source| StartError::System { what: "listen for signals", source };
+    let mut term = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut int = signal(SignalKind::interrupt()).map_err(failed)?;
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+    })
+}
+
+/// What runs beside the requests.
+struct Background(Vec<tokio::task::JoinHandle<()>>);
+
+impl Background {
+    fn start(
+        engine: &Engine,
+        store: &Embedded,
+        metrics: PrometheusHandle,
+        admin_listener: TcpListener,
+        admin: &Admin,
+    ) -> Self {
+        let router = admin.router();
+        let serve = async move {
+            if let Err(error) = axum::serve(admin_listener, router).await {
+                tracing::error!(%error, "the admin listener ended");
+            }
+        };
+        let sweep = sweep(store.clone(), metrics);
+        let settle = settle(engine.clone());
+        Self(vec![tokio::spawn(serve), tokio::spawn(sweep), tokio::spawn(settle)])
+    }
+
+    fn stop(self) {
+        self.0.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}
+
+async fn sweep(store: Embedded, metrics: PrometheusHandle) {
+    use onceward::store::Store;
+    let collected = metrics::counter!("onceward_collected_records_total", "reason" => "retention");
+    let mut tick = tokio::time::interval(SWEEP_EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        metrics.run_upkeep();
+        match store.sweep(SWEEP_RECORDS_MAX).await {
+            Ok(swept) => collected.increment(swept.removed),
+            Err(error) => tracing::warn!(%error, "ended records could not be swept"),
+        }
+        let stats = store.stats();
+        #[expect(clippy::cast_precision_loss, reason = "figures for people, and below 2^52")]
+        {
+            metrics::gauge!("onceward_records", "state" => "open").set(stats.open as f64);
+            metrics::gauge!("onceward_records", "state" => "settled")
+                .set(stats.records.saturating_sub(stats.open) as f64);
+            metrics::gauge!("onceward_store_disk_bytes").set(stats.bytes as f64);
+        }
+    }
+}
+
+async fn settle(engine: Engine) {
+    let mut tick = tokio::time::interval(SETTLE_EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        match engine.settle_unattended().await {
+            Ok(0) => {}
+            Ok(settled) => tracing::info!(settled, "unknown outcomes were settled by policy"),
+            Err(error) => tracing::warn!(%error, "unknown outcomes could not be looked through"),
+        }
+    }
+}
