@@ -1,6 +1,6 @@
 //! The durable store of one process: the log is the store.
 //!
-//! Every write becomes one frame of the [log](crate::log) and is answered once its batch is durable; only then does
+//! Every write becomes one frame of the [`log`] and is answered once its batch is durable; only then does
 //! the index change. A write is evaluated under its table's lock, which is never held across I/O; a second write to an
 //! id waits for the first one's batch and is evaluated anew. Reads of settled records are one positional read.
 //!

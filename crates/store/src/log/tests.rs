@@ -387,6 +387,31 @@ fn a_missing_segment_refuses_wherever_it_stood() {
 }
 
 #[test]
+fn a_lost_chain_file_refuses_and_accepting_the_loss_makes_it_anew() {
+    let (disk, mut expected) = filled(12);
+    for lose in [true, false] {
+        if lose {
+            disk.delete("onceward-log");
+        } else {
+            disk.damage("onceward-log", 17, 1);
+        }
+        assert!(refused(&disk).contains("chain file"), "{}", refused(&disk));
+        drop(open_with(&disk, Options { accept_loss: true, ..options() }).unwrap());
+        let mut bench = open(&disk).unwrap();
+        while *bench.log.segments().last().unwrap() < 9 {
+            bench.put(1, 1000);
+            assert!(matches!(bench.commit(), Some(Outcome::Durable { .. })));
+            if !lose {
+                break;
+            }
+        }
+        expected.sure.insert(1, Some(1000));
+        drop(bench);
+        check(&open(&disk).unwrap(), &expected, "after the chain file was made anew");
+    }
+}
+
+#[test]
 fn one_bad_header_copy_does_no_harm_and_two_refuse() {
     let (disk, expected) = filled(4);
     for name in ["segment-00000", "segment-00001", "segment-00002"] {
