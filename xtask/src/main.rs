@@ -9,6 +9,7 @@
 mod bench;
 mod checks;
 mod codegen;
+mod conformance;
 mod install;
 mod step;
 mod tidy;
@@ -23,6 +24,7 @@ usage: cargo xtask TASK
                          fmt clippy features docs tests doctests tidy conformance codegen clients
   tidy                   the rules of the tree that no compiler knows
   codegen [--check]      makes crates/core/src/wire.rs from proto/, or says that it differs
+  conformance --list     where each case of the conformance list runs; fails where one runs nowhere
   bench [--quick] [ROW…] the measurements P1, P2, P3 and P7, each beside its baseline";
 
 fn main() -> ExitCode {
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         ["tidy"] => tidy::run(),
         ["codegen"] => codegen::run(false),
         ["codegen", "--check"] => codegen::run(true),
+        ["conformance", "--list"] => conformance::list(),
         ["bench", rest @ ..] => bench::run(rest),
         _ => {
             eprintln!("{USAGE}");

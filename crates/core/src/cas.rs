@@ -124,3 +124,39 @@ pub fn extended(there: &Stored, lease: Duration, now: Micros) -> Stored {
         ..*there
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transition::tests::record;
+
+    #[test]
+    fn a_fence_rises_above_the_clock_the_mark_and_the_last() {
+        assert_eq!(next_fence(Micros(50), Fence(10), Fence(20)), Fence(50));
+        assert_eq!(next_fence(Micros(50), Fence(50), Fence(20)), Fence(51));
+        assert_eq!(next_fence(Micros(5), Fence(10), Fence(20)), Fence(21));
+    }
+
+    #[test]
+    fn a_holder_is_met_at_any_revision_and_only_in_flight_and_a_reader_at_his_only() {
+        let there = record().stored;
+        let met = |expect, state| is_meant(expect, &there, state);
+        assert!(met(Expect::Holder(Fence(10)), State::InFlight));
+        assert!(!met(Expect::Holder(Fence(11)), State::InFlight));
+        for state in [State::NotExecuted, State::Completed, State::Failed, State::Erased] {
+            assert!(!met(Expect::Holder(Fence(10)), state), "{state:?} has no holder");
+            assert!(met(Expect::Seen(Fence(10), Revision(3)), state));
+        }
+        assert!(!met(Expect::Seen(Fence(10), Revision(2)), State::InFlight));
+        assert!(!met(Expect::Seen(Fence(9), Revision(3)), State::InFlight));
+    }
+
+    #[test]
+    fn a_renewal_never_shortens_and_always_raises_the_revision() {
+        let there = Stored { lease_until: Micros(1_000), ..record().stored };
+        for (lease, until) in [(1, 1_000), (5_000, 5_100)] {
+            let renewed = extended(&there, Duration::from_micros(lease), Micros(100));
+            assert_eq!((renewed.lease_until, renewed.revision), (Micros(until), Revision(4)));
+        }
+    }
+}

@@ -17,6 +17,7 @@
 //! | settling | Replaced | Refuse(failed) → done |
 //! | dispatching | Replaced | Execute → executing |
 //! | dispatching | Lost, StoreFailed | Refuse(store unavailable), Abandon → done: nothing was sent |
+//! | claiming | Existing: my own claim id, its lease over | Replace(same fence, lease) → taking over |
 //! | waiting | Woken | Insert → claiming (or, with the record at hand, as Existing) |
 //! | waiting | WaitOver | Refuse(in flight) → done |
 //! | executing | Answered(record) | Replace(completed, holder) → recording |
@@ -188,6 +189,8 @@ pub struct Claim {
     at: At,
     /// What the record holds while this request is its holder, or wants to be.
     facts: Facts,
+    /// What a first claim holds, while `facts` are those of a takeover.
+    first: Option<Facts>,
     fence: Fence,
     insert_tries: u32,
     lost_tries: u32,
@@ -227,6 +230,7 @@ impl Claim {
             ask,
             at: At::Claiming,
             facts,
+            first: None,
             fence: Fence(0),
             insert_tries: 0,
             lost_tries: 0,
@@ -256,6 +260,12 @@ impl Claim {
         &self.facts
     }
 
+    /// A write of this holder beside the machine was applied (a checkpoint): what the machine
+    /// writes from here on includes it.
+    pub fn noted(&mut self, facts: Facts) {
+        self.facts = facts;
+    }
+
     /// The driver stops retrying the last write in the foreground: the write itself, to be
     /// repeated in the background.
     #[must_use]
@@ -280,8 +290,11 @@ impl Claim {
             | (At::Claiming | At::TakingOver | At::Settling, Event::Lost { record: Some(record), now }) => {
                 self.decide(record, now)
             }
-            (At::TakingOver | At::Settling, Event::Lost { record: None, .. }) | (At::Waiting, Event::Woken) => {
-                self.look_again()
+            (At::TakingOver | At::Settling, Event::Lost { record: None, .. }) => self.look_again(),
+            // Bounded by the driver's wait limit: a store may wake on every renewal.
+            (At::Waiting, Event::Woken) => {
+                self.lost_tries = 0;
+                self.claim_anew()
             }
             (At::Claiming, Event::StoreFailed(applied)) => self.claim_failed(applied),
             (At::TakingOver, Event::StoreFailed(applied)) => {
@@ -319,7 +332,7 @@ impl Claim {
                 self.at = At::Done;
                 Action::Answer
             }
-            (At::Recording, Event::Lost { record, .. }) => self.recording_lost(record),
+            (At::Recording, Event::Lost { record, now }) => self.recording_lost(record, now),
             (At::Recording, Event::StoreFailed(_)) => self.write_again(),
             (at, event) => panic!("no {at:?} request can see {event:?}"),
         }
@@ -370,7 +383,8 @@ impl Claim {
             Decision::TakeOver(write) => {
                 self.at = At::TakingOver;
                 self.lost_tries += 1;
-                self.facts = write.facts.clone();
+                let mine = core::mem::replace(&mut self.facts, write.facts.clone());
+                self.first.get_or_insert(mine);
                 Action::Replace(Box::new(write))
             }
             Decision::Settle(write) => {
@@ -388,13 +402,15 @@ impl Claim {
             return self.refuse(Refusal::InFlight, None);
         }
         self.lost_tries += 1;
+        self.claim_anew()
+    }
+
+    /// A first claim again: what a takeover wanted to write is void.
+    fn claim_anew(&mut self) -> Action {
         self.insert_tries = 0;
-        // A first claim again: what a takeover wanted to write is void.
-        self.facts.attempt = 1;
-        self.facts.ambiguous = false;
-        self.facts.checkpoint = None;
-        self.facts.fingerprint = self.ask.fingerprint;
-        self.facts.fingerprint_policy = self.ask.fingerprint_policy;
+        if let Some(first) = self.first.take() {
+            self.facts = first;
+        }
         self.insert()
     }
 
@@ -436,24 +452,20 @@ impl Claim {
         }
     }
 
-    fn recording_lost(&mut self, record: Option<Box<Record>>) -> Action {
+    fn recording_lost(&mut self, record: Option<Box<Record>>, now: Micros) -> Action {
         let wanted = match &self.last_write {
             Some(Write::Replace(write)) => Some(&write.facts),
             Some(Write::Remove(_)) | None => None,
         };
-        let outcome = wanted.and_then(|facts| facts.outcome.as_ref());
-        let lost = transition::lost(record.as_deref(), self.fence, self.ask.claim_id, outcome);
+        let lost = transition::lost(record.as_deref(), self.fence, self.ask.claim_id, wanted);
         let removed = matches!(self.last_write, Some(Write::Remove(_)));
         self.at = At::Done;
         match (lost, record) {
             // A removal whose answer was lost finds nothing; a completion finds itself.
             (Lost::Absent, _) if removed => Action::Answer,
             (Lost::Already, _) => Action::Answer,
-            (_, Some(record))
-                if record.facts.fingerprint == self.facts.fingerprint
-                    && matches!(record.facts.state, State::Completed | State::Failed)
-                    && record.facts.outcome.as_ref().is_some_and(|outcome| !outcome.body_not_kept) =>
-            {
+            // The key's answer, on the terms of any other request: same caller, same request.
+            (_, Some(record)) if decide(&record, &self.ask, &self.policy, now).0 == Decision::Replay => {
                 Action::Replay(record)
             }
             _ => Action::Refuse { refusal: Refusal::ClaimLost, abandon: false, record: None },

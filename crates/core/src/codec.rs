@@ -133,6 +133,9 @@ pub fn decode(bytes: &Bytes) -> Result<Record, DecodeError> {
     if version > VERSION {
         return Err(DecodeError::Newer(version));
     }
+    if version == 0 {
+        return Err(DecodeError::Content("format version 0 never existed"));
+    }
     let flags = u16::from_be_bytes(header.take()?);
     let _reserved: [u8; 2] = header.take()?;
     let fingerprint_policy = u32::from_be_bytes(header.take()?);
@@ -272,5 +275,250 @@ impl Reader<'_> {
 
     fn u64(&mut self) -> Result<u64, DecodeError> {
         Ok(u64::from_be_bytes(self.take()?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bytes_of(record: &Record) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        encode(record, &mut bytes);
+        bytes
+    }
+
+    fn read(bytes: &[u8]) -> Result<Record, DecodeError> {
+        decode(&Bytes::copy_from_slice(bytes))
+    }
+
+    /// The bytes with one changed and the checksum made to match: what a defective or later writer
+    /// would leave.
+    fn rewritten(bytes: &[u8], at: usize, value: u8) -> Vec<u8> {
+        let mut out = bytes[..bytes.len() - CHECKSUM_BYTES].to_vec();
+        out[at] = value;
+        let sum = checksum(&out);
+        out.extend_from_slice(&sum.to_be_bytes());
+        out
+    }
+
+    fn texts() -> impl Strategy<Value = String> {
+        proptest::collection::vec(any::<char>(), 0..20).prop_map(|chars| chars.into_iter().collect())
+    }
+
+    fn bytes(max: usize) -> impl Strategy<Value = Bytes> {
+        proptest::collection::vec(any::<u8>(), 0..max).prop_map(Bytes::from)
+    }
+
+    fn headers() -> impl Strategy<Value = Vec<Field>> {
+        proptest::collection::vec((bytes(20), bytes(40)).prop_map(|(name, value)| Field { name, value }), 0..5)
+    }
+
+    prop_compose! {
+        fn outcomes()(
+            status in any::<u16>(), headers in headers(), body in bytes(600), trailers in headers(),
+            body_not_kept in any::<bool>(),
+        ) -> Outcome {
+            Outcome { status, headers, body, trailers, body_not_kept }
+        }
+    }
+
+    prop_compose! {
+        fn checkpoints()(seq in any::<u32>(), name in texts(), data in bytes(100)) -> Checkpoint {
+            Checkpoint { seq, name, data }
+        }
+    }
+
+    prop_compose! {
+        fn records()(
+            stored in any::<[u64; 5]>(),
+            state in prop_oneof![
+                Just(State::InFlight), Just(State::NotExecuted), Just(State::Completed), Just(State::Failed),
+                Just(State::Erased)
+            ],
+            (dispatched, ambiguous) in any::<(bool, bool)>(),
+            (attempt, fingerprint_policy) in any::<(u32, u32)>(),
+            (claim_id, session, fingerprint) in any::<([u8; 16], [u8; 16], [u8; 32])>(),
+            principal_proof in any::<Option<[u8; 16]>>(),
+            fields in proptest::collection::vec(any::<[u8; 8]>(), 0..20),
+            (route, tenant, env, reason) in (texts(), texts(), texts(), texts()),
+            (claimed_at, settled_at, not_before) in any::<(u64, u64, u64)>(),
+            outcome in proptest::option::of(outcomes()),
+            checkpoint in proptest::option::of(checkpoints()),
+        ) -> Record {
+            let [fence, revision, lease_until, keep_until, written_at] = stored;
+            Record {
+                stored: Stored {
+                    fence: Fence(fence),
+                    revision: Revision(revision),
+                    lease_until: Micros(lease_until),
+                    keep_until: Micros(keep_until),
+                    written_at: Micros(written_at),
+                },
+                facts: Facts {
+                    state,
+                    phase: if dispatched { Phase::Dispatched } else { Phase::Claimed },
+                    ambiguous,
+                    attempt,
+                    claim_id: ClaimId(claim_id),
+                    session: SessionId(session),
+                    principal_proof,
+                    fingerprint_policy,
+                    fingerprint,
+                    fields,
+                    route,
+                    tenant,
+                    env,
+                    claimed_at: Micros(claimed_at),
+                    settled_at: Micros(settled_at),
+                    not_before: Micros(not_before),
+                    outcome,
+                    checkpoint,
+                    reason,
+                },
+            }
+        }
+    }
+
+    /// As it comes back: without its digests where it would pass the bound with them.
+    fn kept(record: &Record) -> Record {
+        let mut kept = record.clone();
+        let size = HEADER_BYTES + kept.facts.fields.len() * 8 + body_of(&kept.facts).encoded_len() + CHECKSUM_BYTES;
+        if size > FIELDS_RECORD_BYTES_MAX {
+            kept.facts.fields.clear();
+        }
+        kept
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_record_comes_back_as_it_was_written(record in records()) {
+            let bytes = bytes_of(&record);
+            prop_assert_eq!(read(&bytes), Ok(kept(&record)));
+            prop_assert_eq!(bytes_of(&kept(&record)), bytes, "written again, it is the same bytes");
+        }
+
+        #[test]
+        fn a_truncation_is_an_error(record in records(), more in 1_usize..40) {
+            let mut bytes = bytes_of(&record);
+            for len in 0..bytes.len() {
+                prop_assert!(read(&bytes[..len]).is_err(), "{len} of {} bytes pass", bytes.len());
+            }
+            bytes.resize(bytes.len() + more, 0);
+            prop_assert!(read(&bytes).is_err(), "more bytes than it has pass");
+        }
+
+        #[test]
+        fn a_flipped_bit_is_an_error_outside_the_stores_block_and_changes_only_that_inside(record in records()) {
+            let record = kept(&record);
+            let mut bytes = bytes_of(&record);
+            for bit in 0..bytes.len() * 8 {
+                let (at, mask) = (bit / 8, 1 << (bit % 8));
+                bytes[at] ^= mask;
+                match read(&bytes) {
+                    Ok(other) => {
+                        prop_assert!(STORED.contains(&at), "bit {bit} is not covered");
+                        prop_assert_eq!(&other.facts, &record.facts);
+                        prop_assert_ne!(other.stored, record.stored);
+                    }
+                    Err(error) => prop_assert!(!STORED.contains(&at), "bit {bit} of the store's block: {error}"),
+                }
+                bytes[at] ^= mask;
+            }
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400), header in any::<bool>()) {
+            let mut bytes = bytes;
+            if header && bytes.len() > 3 {
+                bytes[..3].copy_from_slice(&[b'O', b'W', VERSION]);
+            }
+            let _ = read(&bytes);
+        }
+
+        #[test]
+        fn the_stores_block_can_be_written_in_place(record in records(), stored in any::<[u64; 5]>()) {
+            let [fence, revision, lease, keep, written] = stored;
+            let stored = Stored {
+                fence: Fence(fence),
+                revision: Revision(revision),
+                lease_until: Micros(lease),
+                keep_until: Micros(keep),
+                written_at: Micros(written),
+            };
+            let mut bytes = bytes_of(&record);
+            bytes[STORED].copy_from_slice(&stored_bytes(&stored));
+            prop_assert_eq!(read(&bytes), Ok(Record { stored, ..kept(&record) }));
+        }
+    }
+
+    fn any_record() -> Record {
+        crate::transition::tests::record()
+    }
+
+    #[test]
+    fn a_newer_version_is_refused_and_not_misread() {
+        let bytes = bytes_of(&any_record());
+        for version in [VERSION + 1, u8::MAX] {
+            assert_eq!(read(&rewritten(&bytes, 2, version)), Err(DecodeError::Newer(version)));
+            // Whatever else it holds: not even its checksum is ours to judge.
+            let mut foreign = bytes.clone();
+            foreign[2] = version;
+            assert_eq!(read(&foreign[..10]), Err(DecodeError::Newer(version)));
+        }
+        assert!(matches!(read(&rewritten(&bytes, 2, 0)), Err(DecodeError::Content(_))));
+    }
+
+    #[test]
+    fn a_flag_that_is_not_known_is_refused() {
+        let bytes = bytes_of(&any_record());
+        for bit in 0..16 {
+            let flag = 1_u16 << bit;
+            let at = if bit < 8 { 5 } else { 4 };
+            let result = read(&rewritten(&bytes, at, bytes[at] | flag.to_be_bytes()[at - 4]));
+            if FLAGS_KNOWN & flag == 0 {
+                assert_eq!(result, Err(DecodeError::Flags(flag)));
+            } else {
+                assert!(result.is_ok(), "{flag:#06x}: {result:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_no_writer_makes_is_refused() {
+        let bytes = bytes_of(&any_record());
+        for state in [0, 6, u8::MAX] {
+            assert!(matches!(read(&rewritten(&bytes, 3, state)), Err(DecodeError::Content(_))));
+        }
+        let body_at = HEADER_BYTES + 8 * any_record().facts.fields.len();
+        assert!(matches!(read(&rewritten(&bytes, body_at, 0xFF)), Err(DecodeError::Content(_))), "no protobuf");
+        assert_eq!(read(b"{\"state\":1}"), Err(DecodeError::Foreign));
+        assert!(matches!(read(b""), Err(DecodeError::Cut { .. })));
+        let mut status = any_record();
+        status.facts.outcome = Some(Outcome::default());
+        let mut body = body_of(&status.facts);
+        body.outcome.as_mut().unwrap().status = 70_000;
+        let mut too_large = bytes_of(&status)[..HEADER_BYTES].to_vec();
+        too_large[152..154].copy_from_slice(&[0; 2]);
+        too_large[156..160].copy_from_slice(&u32::try_from(body.encoded_len()).unwrap().to_be_bytes());
+        body.encode_raw(&mut too_large);
+        let sum = checksum(&too_large);
+        too_large.extend_from_slice(&sum.to_be_bytes());
+        assert!(matches!(read(&too_large), Err(DecodeError::Content(_))), "a status beyond 65535");
+    }
+
+    #[test]
+    fn digests_are_left_out_where_the_record_would_pass_its_bound() {
+        let mut record = any_record();
+        record.facts.fields = vec![[1; 8]; 8];
+        assert_eq!(read(&bytes_of(&record)).map(|r| r.facts.fields.len()), Ok(8));
+        record.facts.reason = "x".repeat(FIELDS_RECORD_BYTES_MAX);
+        assert_eq!(read(&bytes_of(&record)).map(|r| r.facts.fields.len()), Ok(0));
     }
 }

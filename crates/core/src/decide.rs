@@ -7,7 +7,7 @@
 use crate::{
     cas::Replacement,
     policy::{Policy, Step},
-    record::{Attempt, ClaimId, Fence, Micros, Phase, Record, Seen, SessionId},
+    record::{Attempt, ClaimId, Fence, Micros, NO_FINGERPRINT, Phase, Record, Seen, SessionId},
     transition::{self, Resolution, Taker},
 };
 
@@ -97,8 +97,11 @@ pub fn decide(there: &Record, ask: &Ask, policy: &Policy, now: Micros) -> (Decis
     if seen == Seen::Erased {
         return (Decision::Refuse(Refusal::KeyGone), Verified::Yes);
     }
-    let verified = if facts.fingerprint_policy == ask.fingerprint_policy { Verified::Yes } else { Verified::No };
-    if verified == Verified::Yes && facts.fingerprint != ask.fingerprint {
+    // A place held by an operator belongs to no request: there is nothing to compare.
+    let placed = facts.fingerprint_policy == NO_FINGERPRINT;
+    let same_rules = facts.fingerprint_policy == ask.fingerprint_policy;
+    let verified = if same_rules || placed { Verified::Yes } else { Verified::No };
+    if same_rules && !placed && facts.fingerprint != ask.fingerprint {
         return (Decision::Refuse(Refusal::KeyReused), verified);
     }
     (by_state(there, seen, ask, policy, now), verified)
@@ -107,8 +110,13 @@ pub fn decide(there: &Record, ask: &Ask, policy: &Policy, now: Micros) -> (Decis
 fn by_state(there: &Record, seen: Seen, ask: &Ask, policy: &Policy, now: Micros) -> Decision {
     let facts = &there.facts;
     match seen {
-        Seen::InFlight | Seen::Abandoned | Seen::Unknown if facts.claim_id == ask.claim_id => {
+        Seen::InFlight if facts.claim_id == ask.claim_id => {
             Decision::Mine { fence: there.stored.fence, attempt: facts.attempt }
+        }
+        // Its answer came after its lease: nothing was sent under it yet, and nothing may be
+        // before the lease runs again. Whoever settled it since the read wins.
+        Seen::Abandoned | Seen::Unknown if facts.claim_id == ask.claim_id => {
+            Decision::TakeOver(transition::resume(there, policy.lease))
         }
         Seen::InFlight => Decision::Wait(there.stored.lease_until),
         Seen::NotExecuted if facts.not_before > now => Decision::Refuse(Refusal::RetryLater(facts.not_before)),
@@ -178,5 +186,89 @@ fn take_over(there: &Record, ask: &Ask, policy: &Policy) -> Decision {
     let taker = Taker { claim_id: ask.claim_id, session: ask.session, phase };
     let mut write = transition::take_over(there, taker, policy.lease);
     write.facts.principal_proof = ask.principal_proof;
+    // What runs from here on is this request, also where the old one could not be compared.
+    write.facts.fingerprint_policy = ask.fingerprint_policy;
+    write.facts.fingerprint = ask.fingerprint;
     Decision::TakeOver(write)
+}
+
+#[cfg(test)]
+mod tests {
+    use core::time::Duration;
+
+    use super::*;
+    use crate::{outcome::Outcome, record::State, transition::tests::record};
+
+    const NOW: Micros = Micros(1_000_000);
+
+    fn ask() -> Ask {
+        Ask {
+            claim_id: ClaimId([1; 16]),
+            session: SessionId([1; 16]),
+            principal_proof: Some([4; 16]),
+            fingerprint_policy: 1,
+            fingerprint: [9; 32],
+        }
+    }
+
+    fn decided(there: &Record, ask: &Ask) -> Decision {
+        decide(there, ask, &Policy::default(), NOW).0
+    }
+
+    #[test]
+    fn whose_key_it_is_comes_first_then_which_request_then_the_state() {
+        let mut there = record();
+        (there.facts.state, there.facts.outcome) = (State::Completed, Some(Outcome::default()));
+        let stranger = Ask { principal_proof: None, fingerprint: [3; 32], ..ask() };
+        assert_eq!(decided(&there, &stranger), Decision::Refuse(Refusal::PrincipalChanged));
+        let other = Ask { fingerprint: [3; 32], ..ask() };
+        assert_eq!(decided(&there, &other), Decision::Refuse(Refusal::KeyReused));
+        assert_eq!(decided(&there, &ask()), Decision::Replay);
+        there.facts = transition::erased(there.facts, "asked to", NOW);
+        for ask in [stranger, other, ask()] {
+            assert_eq!(decided(&there, &ask), Decision::Refuse(Refusal::KeyGone));
+        }
+    }
+
+    #[test]
+    fn where_the_rules_of_the_fingerprint_are_gone_the_key_decides_and_it_is_said() {
+        let mut there = record();
+        (there.facts.state, there.facts.outcome) = (State::Completed, Some(Outcome::default()));
+        let newer = Ask { fingerprint_policy: 2, fingerprint: [3; 32], ..ask() };
+        assert_eq!(decide(&there, &newer, &Policy::default(), NOW), (Decision::Replay, Verified::No));
+    }
+
+    #[test]
+    fn a_takeover_carries_the_fingerprint_of_the_request_that_runs() {
+        let mut there = record();
+        there.facts.phase = Phase::Claimed;
+        let newer = Ask { fingerprint_policy: 2, fingerprint: [3; 32], ..ask() };
+        let Decision::TakeOver(write) = decided(&there, &newer) else { panic!("nothing was sent") };
+        assert_eq!((write.facts.fingerprint_policy, write.facts.fingerprint), (2, [3; 32]));
+    }
+
+    #[test]
+    fn a_place_held_by_an_operator_is_taken_over_as_the_first_attempt() {
+        let there = Record { facts: transition::place(ClaimId([7; 16]), SessionId([7; 16])), ..record() };
+        let (decision, verified) = decide(&there, &ask(), &Policy::default(), NOW);
+        let Decision::TakeOver(write) = decision else { panic!("{decision:?}") };
+        assert_eq!((write.facts.attempt, write.facts.ambiguous, verified), (1, false, Verified::Yes));
+        let live = Record { stored: crate::record::Stored { lease_until: Micros(NOW.0 + 1), ..there.stored }, ..there };
+        assert_eq!(decided(&live, &ask()), Decision::Wait(Micros(NOW.0 + 1)));
+    }
+
+    #[test]
+    fn what_is_settled_without_a_request_needs_none() {
+        let there = record();
+        let with = |on_unknown: &[Step]| Policy { on_unknown: on_unknown.into(), ..Policy::default() };
+        let late = NOW.plus(Duration::from_secs(3600));
+        let hour = Step::HoldFor(Duration::from_secs(3600));
+        assert!(unattended(&there, &with(&[Step::Fail]), NOW).is_some());
+        assert!(unattended(&there, &with(&[hour, Step::Fail]), NOW).is_none());
+        assert!(unattended(&there, &with(&[hour, Step::Fail]), late).is_some());
+        assert!(unattended(&there, &with(&[Step::Hold, Step::Fail]), late).is_none());
+        assert!(unattended(&there, &with(&[Step::Retry, Step::Fail]), late).is_none(), "a retry needs a request");
+        let after = NOW.plus(Policy::default().unknown_max);
+        assert!(unattended(&there, &Policy::default(), after).is_some(), "never unknown for ever");
+    }
 }

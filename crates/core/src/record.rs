@@ -101,6 +101,10 @@ pub struct Stored {
     pub written_at: Micros,
 }
 
+/// The fingerprint policy of a record that was made without a request to compare with: the place
+/// that an operator holds while he erases a key that has no record.
+pub const NO_FINGERPRINT: u32 = u32::MAX;
+
 /// What is known of the key's execution.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Facts {

@@ -10,7 +10,7 @@ use core::time::Duration;
 use crate::{
     cas::{Expect, FenceRule, Keep, Lease, Replacement},
     outcome::{Checkpoint, Outcome},
-    record::{ClaimId, Facts, Fence, Micros, Phase, Record, Seen, SessionId, State},
+    record::{ClaimId, Facts, Fence, Micros, NO_FINGERPRINT, Phase, Record, Seen, SessionId, State},
 };
 
 /// The write that ends a transition.
@@ -26,8 +26,8 @@ pub enum Write {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refused {
-    /// Somebody holds the key and its lease runs.
-    #[error("the key is in flight: its holder's lease has not ended")]
+    /// Somebody holds the key, or held it and nobody knows what he did.
+    #[error("the key is in flight or its outcome unknown: only force erases it")]
     Busy,
     /// There is nothing to settle.
     #[error("the outcome is not unknown: the record is {}", .0.as_str())]
@@ -59,7 +59,7 @@ pub enum Refused {
 pub enum Lost {
     /// The same completion was applied before: its answer was lost.
     Already,
-    /// This holder completed it before with another outcome.
+    /// This holder settled it before, otherwise: with another outcome, or in another state.
     Conflict,
     /// Somebody else has the key: this holder did execute, and so perhaps did another.
     Fenced,
@@ -175,6 +175,19 @@ pub fn take_over(seen: &Record, taker: Taker, lease: Duration) -> Replacement {
     Replacement { expect: as_seen(seen), facts, fence: FenceRule::Next, lease: Lease::For(lease), keep: Keep::Open }
 }
 
+/// A claim whose own answer came only after its lease: the same claim under the same fence, with a
+/// lease again. Loses to any write since the read.
+#[must_use]
+pub fn resume(seen: &Record, lease: Duration) -> Replacement {
+    Replacement {
+        expect: as_seen(seen),
+        facts: seen.facts.clone(),
+        fence: FenceRule::Keep,
+        lease: Lease::For(lease),
+        keep: Keep::Open,
+    }
+}
+
 /// An unknown outcome, settled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resolution {
@@ -206,7 +219,7 @@ pub fn resolve(
         Resolution::NotExecuted => (State::NotExecuted, None),
         Resolution::Failed(outcome) => (State::Failed, outcome),
     };
-    let facts = Facts {
+    let mut facts = Facts {
         state,
         ambiguous: false,
         outcome,
@@ -215,6 +228,10 @@ pub fn resolve(
         reason: reason.into(),
         ..seen.facts.clone()
     };
+    // Only a further attempt has a use for a recovery point.
+    if state != State::NotExecuted {
+        facts.checkpoint = None;
+    }
     Ok(Replacement {
         expect: as_seen(seen),
         facts,
@@ -266,6 +283,33 @@ pub fn forget(
     })))
 }
 
+/// What an operator inserts to erase a key that has no record, before [`forget`] with force makes
+/// it a tombstone. Should the second write never come, the next claim takes it over as attempt 1.
+#[must_use]
+pub fn place(claim_id: ClaimId, session: SessionId) -> Facts {
+    Facts {
+        state: State::InFlight,
+        phase: Phase::Claimed,
+        ambiguous: false,
+        attempt: 0,
+        claim_id,
+        session,
+        principal_proof: None,
+        fingerprint_policy: NO_FINGERPRINT,
+        fingerprint: [0; 32],
+        fields: alloc::vec::Vec::new(),
+        route: String::new(),
+        tenant: String::new(),
+        env: String::new(),
+        claimed_at: Micros::ZERO,
+        settled_at: Micros::ZERO,
+        not_before: Micros::ZERO,
+        outcome: None,
+        checkpoint: None,
+        reason: String::new(),
+    }
+}
+
 /// `facts` with everything gone that says what the request or its answer was.
 #[must_use]
 pub fn erased(facts: Facts, reason: &str, now: Micros) -> Facts {
@@ -283,15 +327,17 @@ pub fn erased(facts: Facts, reason: &str, now: Micros) -> Facts {
     }
 }
 
-/// What it means that a holder's write was lost.
+/// What it means that a holder's write was lost. `wanted` is what it wanted to write; `None` for a
+/// removal.
 #[must_use]
-pub fn lost(there: Option<&Record>, fence: Fence, claim_id: ClaimId, outcome: Option<&Outcome>) -> Lost {
+pub fn lost(there: Option<&Record>, fence: Fence, claim_id: ClaimId, wanted: Option<&Facts>) -> Lost {
     let Some(record) = there else { return Lost::Absent };
     if record.facts.state == State::Erased {
         return Lost::Erased;
     }
     if record.stored.fence == fence && record.facts.claim_id == claim_id {
-        return if record.facts.outcome.as_ref() == outcome { Lost::Already } else { Lost::Conflict };
+        let same = |wanted: &Facts| record.facts.state == wanted.state && record.facts.outcome == wanted.outcome;
+        return if wanted.is_some_and(same) { Lost::Already } else { Lost::Conflict };
     }
     Lost::Fenced
 }
@@ -302,4 +348,164 @@ fn holder(facts: Facts, fence: Fence, lease: Lease, keep: Keep) -> Write {
 
 fn as_seen(record: &Record) -> Expect {
     Expect::Seen(record.stored.fence, record.stored.revision)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use alloc::vec;
+
+    use super::*;
+    use crate::record::{Revision, Stored};
+
+    const NOW: Micros = Micros(1_000_000);
+    const KEEP: Duration = Duration::from_secs(60);
+
+    /// In flight, dispatched, its lease over since just now.
+    pub(crate) fn record() -> Record {
+        Record {
+            stored: Stored {
+                fence: Fence(10),
+                revision: Revision(3),
+                lease_until: NOW,
+                keep_until: Micros::ZERO,
+                written_at: Micros(10),
+            },
+            facts: Facts {
+                state: State::InFlight,
+                phase: Phase::Dispatched,
+                ambiguous: false,
+                attempt: 1,
+                claim_id: ClaimId([2; 16]),
+                session: SessionId([8; 16]),
+                principal_proof: Some([4; 16]),
+                fingerprint_policy: 1,
+                fingerprint: [9; 32],
+                fields: vec![[5; 8], [6; 8]],
+                route: "pay".into(),
+                tenant: "acme".into(),
+                env: "live".into(),
+                claimed_at: Micros(10),
+                settled_at: Micros::ZERO,
+                not_before: Micros::ZERO,
+                outcome: None,
+                checkpoint: None,
+                reason: String::new(),
+            },
+        }
+    }
+
+    fn step(seq: u32, data: &'static [u8]) -> Checkpoint {
+        Checkpoint { seq, name: "charged".into(), data: data.into() }
+    }
+
+    fn outcome() -> Outcome {
+        Outcome { status: 201, ..Outcome::default() }
+    }
+
+    fn replaced(write: Write) -> Replacement {
+        match write {
+            Write::Replace(write) => *write,
+            Write::Remove(_) => panic!("it is a removal"),
+        }
+    }
+
+    #[test]
+    fn a_takeover_remembers_that_the_last_holder_may_have_run() {
+        let taker = Taker { claim_id: ClaimId([1; 16]), session: SessionId([1; 16]), phase: Phase::Claimed };
+        for (dispatched, before, after) in [(true, false, true), (false, true, true), (false, false, false)] {
+            let mut old = record();
+            old.facts.phase = if dispatched { Phase::Dispatched } else { Phase::Claimed };
+            old.facts.ambiguous = before;
+            let write = take_over(&old, taker, KEEP);
+            assert_eq!((write.facts.ambiguous, write.facts.attempt, write.fence), (after, 2, FenceRule::Next));
+            assert_eq!(write.expect, Expect::Seen(Fence(10), Revision(3)), "a renewal since the read beats it");
+        }
+    }
+
+    #[test]
+    fn a_release_says_nothing_of_an_earlier_attempt() {
+        let mut facts = record().facts;
+        assert_eq!(release(&facts, Fence(10)), Write::Remove(Expect::Holder(Fence(10))));
+        facts.ambiguous = true;
+        for write in [release(&facts, Fence(10)), fail_retryable(&facts, Fence(10), NOW, KEEP, NOW)] {
+            let write = replaced(write);
+            assert_eq!((write.facts.state, write.lease, write.keep), (State::InFlight, Lease::Over, Keep::Open));
+        }
+    }
+
+    #[test]
+    fn checkpoints_follow_each_other() {
+        let mut facts = record().facts;
+        assert_eq!(checkpoint(&facts, Fence(10), step(2, b"")), Err(Refused::CheckpointOrder { last: 0, got: 2 }));
+        facts = replaced(checkpoint(&facts, Fence(10), step(1, b"a")).unwrap()).facts;
+        assert_eq!(checkpoint(&facts, Fence(10), step(1, b"a")), Err(Refused::CheckpointThere));
+        assert_eq!(checkpoint(&facts, Fence(10), step(1, b"b")), Err(Refused::CheckpointConflict(1)));
+        assert_eq!(checkpoint(&facts, Fence(10), step(0, b"a")), Err(Refused::CheckpointOrder { last: 1, got: 0 }));
+        let data = vec![0; Checkpoint::DATA_BYTES_MAX + 1].into();
+        let large = Checkpoint { seq: 2, name: String::new(), data };
+        assert_eq!(checkpoint(&facts, Fence(10), large), Err(Refused::CheckpointSize));
+    }
+
+    #[test]
+    fn only_what_is_not_known_is_resolved_and_always_under_a_new_fence() {
+        let there = record();
+        for (resolution, state) in [
+            (Resolution::Executed(outcome()), State::Completed),
+            (Resolution::NotExecuted, State::NotExecuted),
+            (Resolution::Failed(None), State::Failed),
+        ] {
+            let write = resolve(&there, resolution.clone(), "looked", KEEP, NOW).unwrap();
+            assert_eq!((write.facts.state, write.fence, write.facts.ambiguous), (state, FenceRule::Next, false));
+            let mut live = there.clone();
+            live.stored.lease_until = NOW.plus(KEEP);
+            let refused = Err(Refused::NotUnknown(Seen::InFlight));
+            assert_eq!(resolve(&live, resolution, "looked", KEEP, NOW), refused);
+        }
+    }
+
+    #[test]
+    fn a_recovery_point_stays_only_where_another_attempt_can_use_it() {
+        let mut there = record();
+        there.facts.checkpoint = Some(step(1, b"a"));
+        let kept = |resolution| resolve(&there, resolution, "", KEEP, NOW).unwrap().facts.checkpoint;
+        assert!(kept(Resolution::NotExecuted).is_some());
+        assert!(kept(Resolution::Executed(outcome())).is_none());
+        assert!(kept(Resolution::Failed(None)).is_none());
+        assert!(replaced(complete(&there.facts, Fence(10), outcome(), KEEP, NOW)).facts.checkpoint.is_none());
+        assert!(replaced(unknown(&there.facts, Fence(10))).facts.checkpoint.is_some());
+    }
+
+    #[test]
+    fn a_key_in_flight_is_erased_only_with_force_and_never_freed() {
+        let there = record();
+        for how in [Forget::Erase, Forget::Reuse] {
+            assert_eq!(forget(&there, how, false, "", KEEP, NOW), Err(Refused::Busy));
+        }
+        assert_eq!(forget(&there, Forget::Reuse, true, "", KEEP, NOW), Err(Refused::ReuseInFlight));
+        let write = replaced(forget(&there, Forget::Erase, true, "asked to", KEEP, NOW).unwrap());
+        assert_eq!((write.fence, write.facts.state), (FenceRule::Next, State::Erased), "its holder is fenced");
+        let Facts { principal_proof, fingerprint, fields, outcome, checkpoint, .. } = write.facts;
+        assert_eq!((principal_proof, fingerprint, fields), (None, [0; 32], vec![]));
+        assert_eq!((outcome, checkpoint), (None, None));
+    }
+
+    #[test]
+    fn what_a_lost_write_means() {
+        let (fence, claim_id) = (Fence(10), ClaimId([2; 16]));
+        let mut there = record();
+        (there.facts.state, there.facts.outcome) = (State::Completed, Some(outcome()));
+        let mut wanted = there.facts.clone();
+        let lost = |there: &Record, wanted: &Facts| lost(Some(there), fence, claim_id, Some(wanted));
+        assert_eq!(lost(&there, &wanted), Lost::Already);
+        wanted.state = State::Failed;
+        assert_eq!(lost(&there, &wanted), Lost::Conflict, "the same answer in another state is another end");
+        wanted.state = State::Completed;
+        wanted.outcome = Some(Outcome::default());
+        assert_eq!(lost(&there, &wanted), Lost::Conflict);
+        there.stored.fence = Fence(11);
+        assert_eq!(lost(&there, &wanted), Lost::Fenced);
+        there.facts.state = State::Erased;
+        assert_eq!(lost(&there, &wanted), Lost::Erased);
+        assert_eq!(super::lost(None, fence, claim_id, Some(&wanted)), Lost::Absent);
+    }
 }

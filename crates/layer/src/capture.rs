@@ -186,7 +186,12 @@ where
     let mut last = None;
     let mut trailers = None;
     let complete = loop {
-        let deadline = if kept.is_some() { bounds.deadline } else { Instant::now() + bounds.idle };
+        let deadline = if kept.is_some() || sender.is_closed() {
+            // A stream that nobody reads any more must not run for ever.
+            bounds.deadline
+        } else {
+            Instant::now() + bounds.idle
+        };
         let frame = match next(body.as_mut(), deadline).await {
             Ok(Some(frame)) => frame,
             Ok(None) => break Ok(()),

@@ -253,6 +253,30 @@ fn result_of<T>(result: &Result<T, StoreError>) -> StoreResult {
     }
 }
 
+/// Whether the claim still holds at the moment of dispatch; if not, it is freed where it stands, since nothing was sent.
+///
+/// A process that was stopped between grant and dispatch may have slept through its lease. The lease is counted from
+/// before the claim was sent, and a hundredth shorter than the store's, since clocks differ in rate; beyond it the
+/// store is asked.
+pub(crate) async fn still_holds(
+    engine: &Engine,
+    id: RecordId,
+    claim: &Claim,
+    clock: StoreClock,
+    lease: Duration,
+) -> bool {
+    if clock.at.elapsed() < lease - lease / 100 {
+        return true;
+    }
+    let renewed = engine.0.store.extend(id, claim.fence(), lease).await;
+    let holds = matches!(renewed, Ok(Write::Applied { .. }));
+    if !holds {
+        tracing::warn!(record = %id.short(), "a claim was lost before anything was sent under it");
+        abandon_claim(engine, id, claim);
+    }
+    holds
+}
+
 /// A claim of this request may stand although nobody said so: free it in the background. Nothing
 /// was sent under it.
 fn abandon_claim(engine: &Engine, id: RecordId, claim: &Claim) {

@@ -149,7 +149,7 @@ impl Engine {
         route: &str,
         authorization: Option<&str>,
     ) -> Result<RecordId, String> {
-        let principal = crate::request::principal_of(self, authorization)?;
+        let principal = crate::request::principal::principal_of(self, authorization)?;
         let env = self.routes().named(route).map_or("default", |route| match &route.scope.env {
             crate::route::Part::Fixed(env) => env,
             crate::route::Part::Header(_) => "default",

@@ -87,6 +87,10 @@ impl Exchange {
         let Grant { owner, fence, clock, permit: _permit, .. } = grant;
         let started = Instant::now();
         failpoint::hit(failpoint::DISPATCH_BEGIN).await;
+        if !drive::still_holds(&self.engine, self.id, &claim, clock, self.route.policy.lease).await {
+            drop(owner);
+            return self.refuse(&Problem::Refused(Refusal::ClaimLost, Details::default()));
+        }
         let (event, owed) = {
             let work = self.call(inner, request, started, clock, handoff);
             tokio::select! {

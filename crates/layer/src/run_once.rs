@@ -199,6 +199,9 @@ impl Jobs {
         use futures_util::FutureExt;
         let _executing = self.engine.executing();
         let Grant { owner, fence, attempt, clock, .. } = grant;
+        if !drive::still_holds(&self.engine, id, &claim, clock, self.policy.lease).await {
+            return Err(RunError::ClaimLost);
+        }
         let started = Instant::now();
         let run = Run { attempt, fence: fence.0, record: id };
         let work = std::panic::AssertUnwindSafe(async move { work(run).await }).catch_unwind();

@@ -644,3 +644,24 @@ async fn a_lease_is_renewed_for_as_long_as_the_service_works() {
     rig.upstream.gate.add_permits(1);
     assert_eq!(first.await.unwrap().status, 201);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_its_client_left_does_not_run_for_ever() {
+    let rig = Rig::new(Upstream::new(|_, _| {
+        let beats = futures_util::stream::unfold((), |()| async {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            Some((Ok::<_, BoxError>(Frame::data(Bytes::from_static(b": beat\n\n"))), ()))
+        });
+        let mut response = Response::new(Body::wrap(StreamBody::new(beats)));
+        response.headers_mut().insert("content-type", "text/event-stream".parse()?);
+        Ok(response)
+    }));
+    let mut stream = rig.send(post("k", "{}")).await.into_body();
+    for _ in 0..100 {
+        assert!(stream.frame().await.unwrap().is_ok(), "the client sets the pace, beyond execution_max too");
+    }
+    assert_eq!(rig.engine.in_flight(), 1);
+    drop(stream);
+    assert_eq!(rig.engine.drain(Duration::from_secs(60)).await, 0);
+    assert_eq!(rig.post("k", "{}").await.slug(), "outcome-unknown");
+}

@@ -77,7 +77,8 @@ pub fn dispatch(config: &Config) -> Result<Dispatch, Unusable> {
         times.timeout = route.timeout;
         times.idle_timeout = route.idle_timeout;
         let plain = Passthrough::new(upstream.clone(), times);
-        let target = Target { upstream: upstream.clone(), idle_timeout: route.idle_timeout, plain };
+        let target =
+            Target { upstream: upstream.clone(), execution_max: route.execution_max.max(route.idle_timeout), plain };
         targets.insert(route.name.clone(), target);
     }
     Ok(Dispatch::new(targets))

@@ -158,13 +158,17 @@ pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
         .map_err(|error| StartError::System { what: "read listen.trusted", source: io::Error::other(error) })?;
     let mut stop = std::pin::pin!(stop_signal()?);
     let service = Layer::new(engine.clone()).layer(dispatch);
+    let stopping = std::cell::Cell::new(None);
     let report = proxy::serve(listener, service, limits, trusted, async {
         stop.as_mut().await;
         tracing::info!("stopping: finishing what runs");
+        stopping.set(Some(tokio::time::Instant::now()));
         admin.drain();
     })
     .await;
-    let left = engine.drain(config.listen.drain).await;
+    // Executions whose clients have gone share the time that connections had.
+    let spent = stopping.get().map_or(Duration::ZERO, |since| since.elapsed());
+    let left = engine.drain(config.listen.drain.saturating_sub(spent)).await;
     if report.connections_cut > 0 || left > 0 {
         tracing::warn!(
             connections_cut = report.connections_cut,

@@ -29,12 +29,12 @@
 //! - **S14** Full means that new claims are refused and nothing is evicted; holders still finish.
 //! - **S15** `watch` wakes after any write to the key since it was called; it may wake without one.
 //! - **S16** A session that is known to be over holds nothing: its records come back with their
-//!   lease over.
+//!   lease over, and it writes nothing more ([`Kind::SessionOver`]).
 //!
 //! # Layout
 //!
 //! [`memory`] the reference, [`embedded`] the durable store of one process over [`log`], `watch`
-//! the waking of waiters inside a process, [`conformance`] the cases.
+//! the waking of waiters inside a process, `conformance` the cases.
 
 use std::{fmt, future::Future, pin::Pin, time::Duration};
 
@@ -47,6 +47,8 @@ use onceward_core::{
 pub use self::error::{Applied, Kind, StoreError};
 pub use self::watch::Watch;
 
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 #[cfg(feature = "embedded")]
 pub mod embedded;
 mod error;

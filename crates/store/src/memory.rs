@@ -16,9 +16,9 @@ use std::{
 use bytes::Bytes;
 use onceward_core::{
     cas::{self, Expect, Replacement},
-    codec,
+    codec::{self, DecodeError},
     key::RecordId,
-    record::{Facts, Fence, Micros, Record, SessionId, State, Stored},
+    record::{Facts, Fence, Micros, Record, Revision, SessionId, State, Stored},
 };
 
 use crate::{Answer, Filter, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Watch, Write, watch::Watchers};
@@ -161,7 +161,10 @@ impl Memory {
             let Ok(Some(mut record)) = inner.read(&id) else { continue };
             if record.facts.session == session && record.facts.state == State::InFlight {
                 record.stored.lease_until = Micros::ZERO;
+                record.stored.revision = Revision(record.stored.revision.0 + 1);
                 inner.write(id, &record);
+                // Whoever waits for the holder waits for nothing.
+                self.shared.watchers.wake(&id);
             }
         }
     }
@@ -176,6 +179,13 @@ impl Memory {
         if let Some(byte) = self.lock().records.get_mut(id).and_then(|bytes| bytes.get_mut(codec::HEADER_BYTES)) {
             *byte ^= 1;
         }
+    }
+
+    /// Puts bytes in a record's place, as another version of this store would.
+    pub fn overwrite(&self, id: &RecordId, with: &[u8]) {
+        let mut inner = self.lock();
+        let Some(old) = inner.records.get_mut(id).map(|bytes| std::mem::replace(bytes, with.into())) else { return };
+        inner.bytes = (inner.bytes + with.len() as u64).saturating_sub(old.len() as u64);
     }
 
     /// A record's stored bytes.
@@ -200,9 +210,10 @@ impl Memory {
         }
         if let Some(session) = session {
             let is_member = inner.members.as_ref().is_none_or(|members| members.contains(&session));
-            if inner.over.contains(&session) || !is_member {
+            if !is_member {
                 return Err(StoreError::not_applied(Kind::SessionOver));
             }
+            inner.live(session)?;
         }
         let now = self.shared.clock.now();
         let behind = inner.seen_until.since(now);
@@ -250,13 +261,17 @@ impl Memory {
         &self,
         id: RecordId,
         expect: Expect,
+        claims_for: Option<SessionId>,
         step: impl FnOnce(&mut Inner, Record, Micros) -> Stored,
     ) -> Result<Write, StoreError> {
-        let (mut inner, now) = self.enter(None)?;
+        let (mut inner, now) = self.enter(claims_for)?;
         let there = inner.read(&id)?.filter(|record| !record.is_expired(now));
         let Some(record) = there else { return Ok(Write::Lost { record: None, now }) };
         if !cas::is_meant(expect, &record.stored, record.facts.state) {
             return Ok(Write::Lost { record: Some(Box::new(record)), now });
+        }
+        if matches!(expect, Expect::Holder(_)) {
+            inner.live(record.facts.session)?;
         }
         let stored = step(&mut inner, record, now);
         drop(inner);
@@ -268,9 +283,18 @@ impl Memory {
 impl Inner {
     fn read(&self, id: &RecordId) -> Result<Option<Record>, StoreError> {
         let Some(bytes) = self.records.get(id) else { return Ok(None) };
-        codec::decode(&Bytes::copy_from_slice(bytes))
-            .map(Some)
-            .map_err(|error| StoreError::not_applied(Kind::Damaged(error.to_string())).because(error))
+        codec::decode(&Bytes::copy_from_slice(bytes)).map(Some).map_err(|error| {
+            let kind = match error {
+                DecodeError::Newer(_) | DecodeError::Flags(_) => Kind::Newer(error.to_string()),
+                _ => Kind::Damaged(error.to_string()),
+            };
+            StoreError::not_applied(kind).because(error)
+        })
+    }
+
+    /// S16: a session that is over writes nothing more.
+    fn live(&self, session: SessionId) -> Result<(), StoreError> {
+        if self.over.contains(&session) { Err(StoreError::not_applied(Kind::SessionOver)) } else { Ok(()) }
     }
 
     fn write(&mut self, id: RecordId, record: &Record) {
@@ -315,7 +339,9 @@ impl Store for Memory {
     }
 
     fn replace<'a>(&'a self, id: RecordId, write: &'a Replacement) -> Answer<'a, Write> {
-        let written = self.meet(id, write.expect, |inner, there, now| {
+        // A takeover is a claim; a settling of somebody else's claim is not.
+        let claims = matches!(write.expect, Expect::Seen(..)) && write.facts.state == State::InFlight;
+        let written = self.meet(id, write.expect, claims.then_some(write.facts.session), |inner, there, now| {
             let stored = cas::replaced(write, &there.stored, now, inner.mark);
             inner.write(id, &Record { stored, facts: write.facts.clone() });
             stored
@@ -324,7 +350,7 @@ impl Store for Memory {
     }
 
     fn extend(&self, id: RecordId, holder: Fence, lease: Duration) -> Answer<'_, Write> {
-        let written = self.meet(id, Expect::Holder(holder), |inner, there, now| {
+        let written = self.meet(id, Expect::Holder(holder), None, |inner, there, now| {
             let stored = cas::extended(&there.stored, lease, now);
             inner.write(id, &Record { stored, ..there });
             stored
@@ -333,7 +359,7 @@ impl Store for Memory {
     }
 
     fn remove(&self, id: RecordId, expect: Expect) -> Answer<'_, Write> {
-        let written = self.meet(id, expect, |inner, there, _now| {
+        let written = self.meet(id, expect, None, |inner, there, _now| {
             inner.take(&id);
             there.stored
         });
@@ -369,10 +395,12 @@ impl Store for Memory {
 
     fn sweep(&self, limit: usize) -> Answer<'_, Swept> {
         let swept = self.enter(None).map(|(mut inner, now)| {
-            let ended: Vec<RecordId> =
-                inner.ends.iter().take_while(|(end, _)| *end <= now).take(limit).map(|(_, id)| *id).collect();
-            for id in &ended {
-                inner.take(id);
+            let ended: Vec<(Micros, RecordId)> =
+                inner.ends.iter().take_while(|(end, _)| *end <= now).take(limit).copied().collect();
+            for end in &ended {
+                inner.take(&end.1);
+                // One that cannot be read stays, as damage, but is not met again.
+                inner.ends.remove(end);
             }
             Swept { removed: ended.len() as u64, more: ended.len() == limit }
         });
@@ -393,5 +421,196 @@ impl Store for Memory {
             accepts_claims: !full,
             concerns: if full { vec!["the store is full: new claims are refused".into()] } else { Vec::new() },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use onceward_core::{
+        outcome::Outcome,
+        record::ClaimId,
+        transition::{self, Write as Transition},
+    };
+
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(10);
+    const KEEP: Duration = Duration::from_secs(60);
+
+    fn bounded(records_max: usize) -> (Memory, Arc<AtomicU64>) {
+        let time = Arc::new(AtomicU64::new(1_750_000_000_000_000));
+        (Memory::new(Bounds { records_max, ..Bounds::default() }, Clock::Manual(Arc::clone(&time))), time)
+    }
+
+    fn pass(time: &AtomicU64, span: Duration) {
+        time.fetch_add(u64::try_from(span.as_micros()).unwrap(), Ordering::SeqCst);
+    }
+
+    fn id(of: u8) -> RecordId {
+        RecordId([of; 32])
+    }
+
+    fn facts() -> Facts {
+        transition::place(ClaimId([1; 16]), SessionId([1; 16]))
+    }
+
+    async fn claim(store: &Memory, of: u8) -> Result<Fence, Kind> {
+        match store.insert(id(of), &facts(), LEASE).await {
+            Ok(Insert::Inserted { fence, .. }) => Ok(fence),
+            Ok(Insert::Existing { .. }) => panic!("{of} is taken"),
+            Err(error) => Err(error.kind),
+        }
+    }
+
+    async fn complete(store: &Memory, of: u8, fence: Fence) {
+        let body = Bytes::from(vec![of; 1000]);
+        let outcome = Outcome { status: 200, body, ..Outcome::default() };
+        let Transition::Replace(write) = transition::complete(&facts(), fence, outcome, KEEP, Micros(1)) else {
+            panic!("a completion is a replacement")
+        };
+        assert!(matches!(store.replace(id(of), &write).await, Ok(Write::Applied { .. })));
+    }
+
+    /// Waits for an event that must come; the limit only ends a test that has failed.
+    async fn woken<T>(watch: impl Future<Output = T>) -> T {
+        tokio::time::timeout(Duration::from_secs(30), watch).await.expect("nobody is woken")
+    }
+
+    async fn is_there(store: &Memory, of: u8) -> bool {
+        store.get(id(of)).await.unwrap().record.is_some()
+    }
+
+    #[tokio::test]
+    async fn a_full_store_refuses_new_claims_and_evicts_nothing_and_holders_still_finish() {
+        let (store, time) = bounded(3);
+        let mut fences = Vec::new();
+        for of in 0..3 {
+            fences.push(claim(&store, of).await.unwrap());
+        }
+        assert_eq!(claim(&store, 3).await, Err(Kind::Full));
+        assert!(!store.stats().accepts_claims && store.stats().concerns.len() == 1);
+        for (of, fence) in (0..3).zip(fences) {
+            assert!(store.extend(id(of), fence, LEASE).await.is_ok());
+            complete(&store, of, fence).await;
+            assert_eq!(claim(&store, 3).await, Err(Kind::Full), "a settled record is not evicted either");
+        }
+        // The records' end makes room, and then only as far as a sweep has come.
+        pass(&time, KEEP);
+        assert!(!is_there(&store, 0).await);
+        assert_eq!(store.sweep(2).await.unwrap(), Swept { removed: 2, more: true });
+        assert!(claim(&store, 3).await.is_ok() && store.stats().accepts_claims);
+        assert_eq!(store.sweep(2).await.unwrap(), Swept { removed: 1, more: false });
+    }
+
+    #[tokio::test]
+    async fn a_full_store_lets_an_ended_key_be_claimed_again() {
+        let (store, time) = bounded(1);
+        let fence = claim(&store, 0).await.unwrap();
+        complete(&store, 0, fence).await;
+        pass(&time, KEEP);
+        assert!(claim(&store, 0).await.unwrap() > fence);
+    }
+
+    #[tokio::test]
+    async fn a_sweep_takes_only_what_has_ended() {
+        let (store, time) = bounded(10);
+        let early = claim(&store, 0).await.unwrap();
+        complete(&store, 0, early).await;
+        pass(&time, KEEP / 2);
+        let late = claim(&store, 1).await.unwrap();
+        complete(&store, 1, late).await;
+        claim(&store, 2).await.unwrap();
+        assert_eq!(store.sweep(10).await.unwrap(), Swept::default());
+        pass(&time, KEEP / 2);
+        assert_eq!(store.sweep(10).await.unwrap().removed, 1);
+        assert!(!is_there(&store, 0).await && is_there(&store, 1).await && is_there(&store, 2).await);
+        pass(&time, 1000 * KEEP);
+        assert_eq!(store.sweep(10).await.unwrap().removed, 1);
+        assert!(is_there(&store, 2).await, "its lease is long over, its outcome unknown: it has no end");
+    }
+
+    #[tokio::test]
+    async fn what_is_counted_is_what_is_there() {
+        let (store, time) = bounded(10);
+        for of in 0..5 {
+            let fence = claim(&store, of).await.unwrap();
+            if of > 1 {
+                complete(&store, of, fence).await;
+            }
+        }
+        let bytes: usize = (0..5).map(|of| store.bytes_of(&id(of)).unwrap().len()).sum();
+        let stats = store.stats();
+        assert_eq!((stats.records, stats.open, stats.bytes), (5, 2, bytes as u64));
+        pass(&time, KEEP);
+        store.sweep(10).await.unwrap();
+        let stats = store.stats();
+        assert_eq!((stats.records, stats.open), (2, 2));
+        assert_eq!(store.lock().tenants.values().sum::<usize>(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_record_is_an_error_and_never_an_absence() {
+        let (store, time) = bounded(10);
+        let fence = claim(&store, 0).await.unwrap();
+        complete(&store, 0, fence).await;
+        store.damage(&id(0));
+        assert!(store.get(id(0)).await.is_err_and(|error| matches!(error.kind, Kind::Damaged(_))));
+        assert!(matches!(claim(&store, 0).await, Err(Kind::Damaged(_))));
+        pass(&time, KEEP);
+        store.sweep(10).await.unwrap();
+        assert!(matches!(claim(&store, 0).await, Err(Kind::Damaged(_))), "nor after a sweep");
+    }
+
+    #[tokio::test]
+    async fn a_watch_wakes_after_each_kind_of_write_also_one_before_it_is_awaited() {
+        let (store, _) = bounded(10);
+        let watch = store.watch(id(0));
+        let fence = claim(&store, 0).await.unwrap();
+        woken(watch).await;
+        let watch = store.watch(id(0));
+        store.extend(id(0), fence, LEASE).await.unwrap();
+        woken(watch).await;
+        let watch = store.watch(id(0));
+        complete(&store, 0, fence).await;
+        woken(watch).await;
+        let fence = claim(&store, 1).await.unwrap();
+        let watch = store.watch(id(1));
+        store.remove(id(1), Expect::Holder(fence)).await.unwrap();
+        woken(watch).await;
+        claim(&store, 2).await.unwrap();
+        let watch = store.watch(id(2));
+        store.end_session(SessionId([1; 16]));
+        woken(watch).await;
+    }
+
+    #[tokio::test]
+    async fn a_write_wakes_all_who_wait_for_the_key_and_nobody_else() {
+        let (store, _) = bounded(10);
+        let all: Vec<_> = (0..20).map(|_| tokio::spawn(store.watch(id(0)))).collect();
+        let mut other = store.watch(id(1));
+        claim(&store, 0).await.unwrap();
+        for waiter in all {
+            woken(waiter).await.unwrap();
+        }
+        assert!((&mut other).now_or_never().is_none());
+        // A write that is refused is none.
+        let mut same = store.watch(id(0));
+        store.extend(id(0), Fence(1), LEASE).await.unwrap();
+        assert!((&mut same).now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn those_who_stop_waiting_leave_nothing_behind() {
+        let (store, _) = bounded(10);
+        let (first, second) = (store.watch(id(0)), store.watch(id(0)));
+        let other = store.watch(id(1));
+        assert_eq!(store.shared.watchers.len(), 2);
+        drop(first);
+        assert_eq!(store.shared.watchers.len(), 2);
+        claim(&store, 0).await.unwrap();
+        woken(second).await;
+        drop(other);
+        assert_eq!(store.shared.watchers.len(), 0);
     }
 }

@@ -12,7 +12,14 @@ use onceward_core::key::RecordId;
 use tokio::sync::{Notify, futures::OwnedNotified};
 
 /// Resolves after the next write to the key it was made for.
-pub struct Watch(Option<Pin<Box<OwnedNotified>>>);
+pub struct Watch(Option<Waiting>);
+
+struct Waiting {
+    /// `None` only while it is dropped.
+    notified: Option<Pin<Box<OwnedNotified>>>,
+    id: RecordId,
+    watchers: Watchers,
+}
 
 impl Watch {
     /// One that never wakes: for stores that cannot notify.
@@ -26,10 +33,17 @@ impl Future for Watch {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.0 {
+        match self.0.as_mut().and_then(|waiting| waiting.notified.as_mut()) {
             Some(notified) => notified.as_mut().poll(cx),
             None => Poll::Pending,
         }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.notified = None;
+        self.watchers.forget(&self.id);
     }
 }
 
@@ -39,20 +53,17 @@ impl std::fmt::Debug for Watch {
     }
 }
 
-/// Everybody who waits, by key. Entries live as long as somebody waits, or until the next write.
-#[derive(Debug, Default)]
-pub(crate) struct Watchers(Mutex<HashMap<RecordId, Arc<Notify>>>);
+/// Everybody who waits, by key. An entry lives until the next write, or as long as somebody waits.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Watchers(Arc<Mutex<HashMap<RecordId, Arc<Notify>>>>);
 
 impl Watchers {
     /// Wakes after the next [`wake`](Self::wake) of `id`, also one before the first poll.
     pub(crate) fn watch(&self, id: RecordId) -> Watch {
-        let notify = {
-            let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(waiting.entry(id).or_default())
-        };
-        let mut notified = Box::pin(notify.notified_owned());
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut notified = Box::pin(Arc::clone(waiting.entry(id).or_default()).notified_owned());
         notified.as_mut().enable();
-        Watch(Some(notified))
+        Watch(Some(Waiting { notified: Some(notified), id, watchers: self.clone() }))
     }
 
     /// Wakes all who wait for `id`.
@@ -61,5 +72,20 @@ impl Watchers {
         if let Some(notify) = waiting {
             notify.notify_waiters();
         }
+    }
+
+    /// Drops the entry of a key that nobody waits for any more.
+    fn forget(&self, id: &RecordId) {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Handles are given out under this lock only: one handle means that this map has the last.
+        if waiting.get(id).is_some_and(|notify| Arc::strong_count(notify) == 1) {
+            waiting.remove(id);
+        }
+    }
+
+    /// How many keys are waited for.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 }

@@ -14,6 +14,9 @@ pub mod args;
 mod explain;
 mod keys;
 
+/// Log lines that wait to be written.
+const LOG_LINES_MAX: usize = 65_536;
+
 /// Something that ends a command: what to say on stderr, and the exit code.
 #[derive(Debug)]
 pub struct Failure {
@@ -56,7 +59,8 @@ impl From<start::StartError> for Failure {
 #[must_use]
 pub fn run() -> ExitCode {
     let line = CommandLine::parse();
-    start_log();
+    // Dropped last: what was logged is written before the process ends.
+    let _log = start_log();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return end(&Failure::not_well(format!("cannot start: {error}"))),
@@ -77,15 +81,23 @@ fn end(failure: &Failure) -> ExitCode {
 
 /// Logs go to stderr: as text, or as JSON lines where `ONCEWARD_LOG_FORMAT=json`. What is logged, `ONCEWARD_LOG`
 /// says, as in `ONCEWARD_LOG=warn`; `info` by default.
-fn start_log() {
+///
+/// A thread of its own writes them, many lines at a time, so that no request waits for whoever reads the log. Beyond
+/// [`LOG_LINES_MAX`] lines that wait, lines are dropped rather than requests held up.
+fn start_log() -> tracing_appender::non_blocking::WorkerGuard {
     use tracing_subscriber::{EnvFilter, fmt};
+    let buffered = std::io::BufWriter::with_capacity(64 << 10, std::io::stderr());
+    let (writer, guard) = tracing_appender::non_blocking::NonBlockingBuilder::default()
+        .buffered_lines_limit(LOG_LINES_MAX)
+        .finish(buffered);
     let filter = EnvFilter::try_from_env("ONCEWARD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr);
+    let log = fmt().with_env_filter(filter).with_target(false).with_writer(writer);
     if std::env::var("ONCEWARD_LOG_FORMAT").is_ok_and(|format| format == "json") {
         log.json().flatten_event(true).init();
     } else {
         log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
     }
+    guard
 }
 
 async fn command(command: Command) -> Result<(), Failure> {

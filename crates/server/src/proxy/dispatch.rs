@@ -17,8 +17,9 @@ use super::upstream::{Upstream, UpstreamError};
 pub struct Target {
     /// For executions under a claim, which the layer times.
     pub upstream: Upstream<Body>,
-    /// Between two pieces of an answer's body.
-    pub idle_timeout: std::time::Duration,
+    /// The end of everything under a claim, so that no answer of the upstream hangs for ever; within it the layer
+    /// says what is too long.
+    pub execution_max: std::time::Duration,
     /// For everything else.
     pub plain: Passthrough<Body>,
 }
@@ -65,7 +66,7 @@ impl Service<Request<Body>> for Dispatch {
             let answer = target.plain.clone().call(request);
             return Box::pin(async move { answer.await.map_err(|never| match never {}) });
         }
-        let idle_timeout = target.idle_timeout;
+        let idle_timeout = target.execution_max;
         let exchange = target.upstream.clone().call(request);
         Box::pin(async move {
             match exchange.await {

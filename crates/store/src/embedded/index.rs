@@ -2,12 +2,15 @@
 //! rehashes everything, and a scan in the order of the ids visits one table after another.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
+use onceward_core::codec::{self, DecodeError};
 use onceward_core::key::RecordId;
-use onceward_core::record::{Micros, Record};
+use onceward_core::record::{Micros, Record, State, Stored};
 use tokio::sync::Notify;
 
 use crate::log::Position;
@@ -90,20 +93,52 @@ fn len_of(class: u32) -> usize {
 }
 
 /// A record in flight or unknown, whole.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Open {
-    pub(crate) record: Record,
+    /// The store's block as it is now.
+    pub(crate) stored: Stored,
+    pub(crate) state: State,
+    /// The record as it was written: renewals since are only in `stored`.
+    pub(crate) bytes: Bytes,
     /// It counts as a claim at work, for the pause between commits.
     pub(crate) counted: bool,
 }
+
+impl Open {
+    pub(crate) fn record(&self) -> Result<Record, DecodeError> {
+        let record = codec::decode(&self.bytes)?;
+        Ok(Record { stored: self.stored, ..record })
+    }
+}
+
+/// Ids are a keyed hash: any eight of their bytes will do for a table.
+#[derive(Default)]
+pub(crate) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some((_, last)) = bytes.split_last_chunk() {
+            self.0 ^= u64::from_le_bytes(*last);
+        }
+    }
+
+    fn write_usize(&mut self, _: usize) {}
+}
+
+/// A map by whole ids.
+pub(crate) type Ids<T> = HashMap<RecordId, T, BuildHasherDefault<IdHasher>>;
 
 /// One table of the index, and what is open among its ids.
 #[derive(Debug, Default)]
 pub(crate) struct Shard {
     slots: HashTable<Slot>,
-    pub(crate) open: HashMap<RecordId, Open>,
+    pub(crate) open: Ids<Open>,
     /// Ids with a write on its way, and who waits for its end.
-    pub(crate) pending: HashMap<RecordId, Option<Arc<Notify>>>,
+    pub(crate) pending: Ids<Option<Arc<Notify>>>,
 }
 
 impl Shard {

@@ -1,6 +1,6 @@
 //! The durable store of one process: the log is the store.
 //!
-//! Every write becomes one frame of the [log](crate::log) and is answered once its batch is durable; only then does
+//! Every write becomes one frame of the [`log`] and is answered once its batch is durable; only then does
 //! the index change. A write is evaluated under its table's lock, which is never held across I/O; a second write to an
 //! id waits for the first one's batch and is evaluated anew. Reads of settled records are one positional read.
 //!
@@ -37,15 +37,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use onceward_core::cas::{self, Expect, Replacement};
 use onceward_core::codec;
 use onceward_core::key::RecordId;
-use onceward_core::record::{Facts, Fence, Micros, Record, State as RecordState};
+use onceward_core::record::{Facts, Fence, Micros, Record, State as RecordState, Stored};
 
 use self::apply::{State, Ticket};
 pub use self::clock::Clock;
 use self::index::{Index, Slot, half};
-use self::write::{Evaluated, There};
+use self::write::{Evaluated, There, damaged};
 use crate::log::{self, Disk, Folder, Kind as FrameKind, LockFile, Log, OpenReport};
 use crate::{Answer, Filter, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Watch, Write};
 
@@ -210,23 +211,29 @@ impl Inner {
             self.state.set_applied(*last);
         }
         let now = self.state.clock.now();
+        let mut counted = apply::Counted::default();
         for first in 0..=u8::MAX {
             let mut shard = self.state.index.shard(first);
-            let slots: Vec<Slot> = shard.slots().copied().collect();
-            for slot in slots {
-                self.state.count_in(&slot);
-                if slot.keep_until_s != 0 {
-                    continue;
+            let mut open = Vec::new();
+            for slot in shard.slots() {
+                counted.add(slot);
+                if slot.keep_until_s == 0 {
+                    open.push(*slot);
                 }
+            }
+            for slot in open {
                 // One that is damaged says so at every read.
                 let Ok(frame) = self.log.read(slot.position(), slot.len(), &slot.id) else { continue };
                 let Ok(mut record) = codec::decode(&frame.payload) else { continue };
                 record.stored.lease_until = Micros::ZERO;
                 // Renewals were not written: what anybody saw before the restart must not come again.
                 record.stored.revision.0 = record.stored.revision.0.saturating_add(1).max(now.0);
-                shard.open.insert(RecordId(frame.id), index::Open { record, counted: false });
+                let (stored, state) = (record.stored, record.facts.state);
+                let bytes = Bytes::copy_from_slice(&frame.payload);
+                shard.open.insert(RecordId(frame.id), index::Open { stored, state, bytes, counted: false });
             }
         }
+        self.state.count(counted);
     }
 
     /// Reads a settled record. None: its segment was dropped meanwhile, look it up again.
@@ -243,9 +250,7 @@ impl Inner {
             let said = "two ids begin with the same sixteen bytes, or this one was damaged";
             return Err(StoreError::not_applied(Kind::Damaged(said.into())));
         }
-        let record = codec::decode(&frame.payload);
-        let record =
-            record.map_err(|error| StoreError::not_applied(Kind::Damaged(error.to_string())).because(error))?;
+        let record = codec::decode(&frame.payload).map_err(damaged)?;
         Ok(Some((RecordId(frame.id), record)))
     }
 
@@ -255,7 +260,9 @@ impl Inner {
             let shard = self.state.index.of(&half(id));
             let now = self.state.clock.now();
             if let Some(open) = shard.open.get(id) {
-                return Ok(Read { record: Some(open.record.clone()), now });
+                let open = open.clone();
+                drop(shard);
+                return Ok(Read { record: Some(open.record().map_err(damaged)?), now });
             }
             let Some(slot) = shard.get(&half(id)).filter(|slot| !slot.has_ended(now)) else {
                 return Ok(Read { record: None, now });
@@ -295,7 +302,7 @@ impl Inner {
             if slot.keep_until_s == 0
                 && let Some((id, open)) = shard.open.iter().find(|(open, _)| half(open) == *id)
             {
-                return Ok(Some((*id, open.record.clone())));
+                return Ok(Some((*id, open.record().map_err(damaged)?)));
             }
             drop(shard);
             if let Some(found) = self.read(&slot, None)? {
@@ -315,19 +322,22 @@ impl Store for Embedded {
     }
 
     fn insert<'a>(&'a self, id: RecordId, facts: &'a Facts, lease: Duration) -> Answer<'a, Insert> {
-        Box::pin(self.inner.write(id, Vec::with_capacity(512), move |inner, there, now, bytes| match there {
-            There::Record(record) => Ok(Evaluated::Answer(Insert::Existing { record: Box::new(record), now })),
-            There::None(ended) => {
-                // An ended record that is still counted makes room for its successor.
-                if !inner.log.has_space() || ended.is_none() && inner.is_full() {
-                    return Err(StoreError::not_applied(Kind::Full));
-                }
-                let record = cas::inserted(facts.clone(), lease, now, inner.state.mark(), ended.as_ref());
-                bytes.clear();
-                codec::encode(&record, bytes);
-                let answer = Insert::Inserted { fence: record.stored.fence, now };
-                Ok(Evaluated::Put(record.stored, Some(Box::new(record)), answer))
+        Box::pin(self.inner.write(id, Vec::with_capacity(512), move |inner, there, now, bytes| {
+            let existing = |record| Ok(Evaluated::Answer(Insert::Existing { record, now }));
+            let ended = match there {
+                There::Open(open) => return existing(Box::new(open.record().map_err(damaged)?)),
+                There::Settled(record) => return existing(record),
+                There::None(ended) => ended,
+            };
+            // An ended record that is still counted makes room for its successor.
+            if !inner.log.has_space() || ended.is_none() && inner.is_full() {
+                return Err(StoreError::not_applied(Kind::Full));
             }
+            let record = cas::inserted(facts.clone(), lease, now, inner.state.mark(), ended.as_ref());
+            bytes.clear();
+            codec::encode(&record, bytes);
+            let answer = Insert::Inserted { fence: record.stored.fence, now };
+            Ok(Evaluated::Put(record.stored, record.facts.state, answer))
         }))
     }
 
@@ -337,43 +347,40 @@ impl Store for Embedded {
         codec::encode(&Record { stored: Default::default(), facts: write.facts.clone() }, &mut encoded);
         let claims = write.facts.state == RecordState::InFlight && write.fence == cas::FenceRule::Next;
         Box::pin(self.inner.write(id, encoded, move |inner, there, now, bytes| {
-            let record = match meant(there, write.expect, now) {
-                Ok(record) => record,
+            let there = match meant(there, write.expect, now)? {
+                Ok(there) => there,
                 Err(lost) => return Ok(Evaluated::Answer(lost)),
             };
             if claims && !inner.log.has_space() {
                 return Err(StoreError::not_applied(Kind::Full));
             }
-            let stored = cas::replaced(write, &record.stored, now, inner.state.mark());
+            let stored = cas::replaced(write, &there, now, inner.state.mark());
             if let Some(block) = bytes.get_mut(codec::STORED) {
                 block.copy_from_slice(&codec::stored_bytes(&stored));
             }
             let answer = Write::Applied { fence: stored.fence, revision: stored.revision, now };
-            let is_open = stored.keep_until == Micros::ZERO;
-            let open = is_open.then(|| Box::new(Record { stored, facts: write.facts.clone() }));
-            Ok(Evaluated::Put(stored, open, answer))
+            Ok(Evaluated::Put(stored, write.facts.state, answer))
         }))
     }
 
     fn extend(&self, id: RecordId, holder: Fence, lease: Duration) -> Answer<'_, Write> {
         Box::pin(self.inner.write(id, Vec::new(), move |_, there, now, _| {
-            let mut record = match meant(there, Expect::Holder(holder), now) {
-                Ok(record) => record,
+            let there = match meant(there, Expect::Holder(holder), now)? {
+                Ok(there) => there,
                 Err(lost) => return Ok(Evaluated::Answer(lost)),
             };
-            record.stored = cas::extended(&record.stored, lease, now);
-            let answer = Write::Applied { fence: record.stored.fence, revision: record.stored.revision, now };
-            Ok(Evaluated::Renew(Box::new(record), answer))
+            let stored = cas::extended(&there, lease, now);
+            let answer = Write::Applied { fence: stored.fence, revision: stored.revision, now };
+            Ok(Evaluated::Renew(stored, answer))
         }))
     }
 
     fn remove(&self, id: RecordId, expect: Expect) -> Answer<'_, Write> {
         Box::pin(self.inner.write(id, Vec::new(), move |_, there, now, _| {
-            let record = match meant(there, expect, now) {
-                Ok(record) => record,
+            let stored = match meant(there, expect, now)? {
+                Ok(there) => there,
                 Err(lost) => return Ok(Evaluated::Answer(lost)),
             };
-            let stored = record.stored;
             Ok(Evaluated::Remove(Write::Applied { fence: stored.fence, revision: stored.revision, now }))
         }))
     }
@@ -417,11 +424,10 @@ impl Store for Embedded {
     }
 }
 
-/// The record that `expect` means, or the answer that there is none.
-fn meant(there: There, expect: Expect, now: Micros) -> Result<Record, Write> {
-    match there {
-        There::None(_) => Err(Write::Lost { record: None, now }),
-        There::Record(record) if cas::is_meant(expect, &record.stored, record.facts.state) => Ok(record),
-        There::Record(record) => Err(Write::Lost { record: Some(Box::new(record)), now }),
+/// The store's block of the record that `expect` means, or the answer that it is not there.
+fn meant(there: There, expect: Expect, now: Micros) -> Result<Result<Stored, Write>, StoreError> {
+    match there.stored() {
+        Some((stored, state)) if cas::is_meant(expect, &stored, state) => Ok(Ok(stored)),
+        _ => Ok(Err(Write::Lost { record: there.record()?, now })),
     }
 }

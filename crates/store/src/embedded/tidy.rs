@@ -87,7 +87,7 @@ impl Inner {
         shard.shrink();
         for open in shard.open.values_mut() {
             // A holder that died without a word no longer makes others wait for it.
-            let counts = open.counted && open.record.stored.lease_until > now;
+            let counts = open.counted && open.stored.lease_until > now;
             self.state.count_claim(open, counts);
         }
         drop(shard);

@@ -3,25 +3,50 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use onceward_core::codec;
+use onceward_core::codec::{self, DecodeError};
 use onceward_core::key::RecordId;
-use onceward_core::record::{Micros, Record, Stored};
+use onceward_core::record::{Micros, Record, State, Stored};
 use tokio::sync::futures::OwnedNotified;
 use tokio::sync::oneshot;
 
 use super::Inner;
 use super::apply::{Change, Failure, Ticket};
-use super::index::{Slot, half, seconds};
+use super::index::{Open, Slot, half, seconds};
 use crate::log::{self, AppendError, Frame};
 use crate::{Kind, StoreError};
 
 /// What is there of an id.
-#[expect(clippy::large_enum_variant, reason = "it is looked at once and taken apart; a box would cost more")]
 pub(super) enum There {
     /// No record, or one that has ended; its block where it is still at hand.
     None(Option<Stored>),
-    /// A record.
-    Record(Record),
+    /// One in flight or unknown.
+    Open(Open),
+    /// A settled one.
+    Settled(Box<Record>),
+}
+
+impl There {
+    /// The record, read where it was not yet.
+    pub(super) fn record(self) -> Result<Option<Box<Record>>, StoreError> {
+        match self {
+            Self::None(_) => Ok(None),
+            Self::Open(open) => open.record().map(|record| Some(Box::new(record))).map_err(damaged),
+            Self::Settled(record) => Ok(Some(record)),
+        }
+    }
+
+    /// What a condition is held against.
+    pub(super) fn stored(&self) -> Option<(Stored, State)> {
+        match self {
+            Self::None(_) => None,
+            Self::Open(open) => Some((open.stored, open.state)),
+            Self::Settled(record) => Some((record.stored, record.facts.state)),
+        }
+    }
+}
+
+pub(super) fn damaged(error: DecodeError) -> StoreError {
+    StoreError::not_applied(Kind::Damaged(error.to_string())).because(error)
 }
 
 /// What a verb makes of what is there.
@@ -29,9 +54,9 @@ pub(super) enum Evaluated<R> {
     /// Nothing is written.
     Answer(R),
     /// An open record's lease runs on: only in memory.
-    Renew(Box<Record>, R),
-    /// The record becomes another, whose bytes are in the buffer. It is held whole while it is open.
-    Put(Stored, Option<Box<Record>>, R),
+    Renew(Stored, R),
+    /// The record becomes another, whose bytes are in the buffer.
+    Put(Stored, State, R),
     /// There is none any more.
     Remove(R),
 }
@@ -81,13 +106,13 @@ impl Inner {
         }
         let now = self.state.clock.now();
         let there = if let Some(open) = shard.open.get(id) {
-            There::Record(open.record.clone())
+            There::Open(open.clone())
         } else {
             match shard.get(&half(id)).filter(|slot| !slot.has_ended(now)) {
                 None => There::None(None),
                 Some(slot) => match read {
                     Some((of, record)) if of == slot && record.is_expired(now) => There::None(Some(record.stored)),
-                    Some((of, record)) if of == slot => There::Record(record),
+                    Some((of, record)) if of == slot => There::Settled(Box::new(record)),
                     _ => return Tried::Read(slot),
                 },
             }
@@ -95,9 +120,9 @@ impl Inner {
         let (change, answer) = match step(self, there, now, bytes) {
             Err(error) => return Tried::Over(Err(error)),
             Ok(Evaluated::Answer(answer)) => return Tried::Over(Ok(answer)),
-            Ok(Evaluated::Renew(record, answer)) => {
+            Ok(Evaluated::Renew(stored, answer)) => {
                 if let Some(open) = shard.open.get_mut(id) {
-                    open.record = *record;
+                    open.stored = stored;
                     self.state.count_claim(open, true);
                 }
                 drop(shard);
@@ -108,9 +133,12 @@ impl Inner {
                 bytes.clear();
                 (Change::Remove, answer)
             }
-            Ok(Evaluated::Put(stored, open, answer)) => {
+            Ok(Evaluated::Put(stored, state, answer)) => {
                 self.state.raise_mark(stored.fence);
                 self.log.raise_fence_mark(stored.fence.0);
+                let is_open = stored.keep_until == Micros::ZERO;
+                let open =
+                    is_open.then(|| Open { stored, state, bytes: Bytes::copy_from_slice(bytes), counted: false });
                 (Change::Put { keep_until_s: seconds(stored.keep_until), open }, answer)
             }
         };

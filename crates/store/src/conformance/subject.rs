@@ -1,0 +1,156 @@
+//! This crate's own stores as subjects.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use onceward_core::key::RecordId;
+
+use super::{Hand, Harness, Raw, Subject};
+use crate::memory::{Bounds, Clock, Memory};
+
+/// The memory store on a clock of the case's.
+#[derive(Clone, Copy, Debug)]
+pub struct OnMemory;
+
+/// A clock that only a case moves: it stands still, so that many grants share one microsecond.
+#[derive(Clone, Debug)]
+pub(super) struct StillClock(pub(super) Arc<AtomicU64>);
+
+impl StillClock {
+    /// In the summer of 2025.
+    pub(super) fn new() -> Self {
+        Self(Arc::new(AtomicU64::new(1_750_000_000_000_000)))
+    }
+
+    pub(super) fn clock(&self) -> Clock {
+        Clock::Manual(Arc::clone(&self.0))
+    }
+}
+
+impl Hand for StillClock {
+    fn turn(&self, micros: i64) {
+        let turned = |now: u64| now.checked_add_signed(micros);
+        // Only the case's own task moves it, and never out of range.
+        let _ = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, turned);
+    }
+}
+
+impl Raw for Memory {
+    fn read(&self, id: &RecordId) -> Option<Bytes> {
+        self.bytes_of(id)
+    }
+
+    fn overwrite(&self, id: &RecordId, bytes: &[u8]) {
+        Self::overwrite(self, id, bytes);
+    }
+}
+
+impl Subject for OnMemory {
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
+    fn open(&self) -> Pin<Box<dyn Future<Output = Harness> + Send + '_>> {
+        let hand = StillClock::new();
+        let store = Memory::new(Bounds::default(), hand.clock());
+        Box::pin(std::future::ready(Harness {
+            store: Arc::new(store.clone()),
+            clock: Some(Arc::new(hand)),
+            raw: Some(Arc::new(store)),
+            rounds: 300,
+            keep: None,
+        }))
+    }
+}
+
+/// The memory store on the machine's clock, which no case can move: what a store across a network
+/// looks like, and the proof that the cases can wait.
+#[derive(Clone, Copy, Debug)]
+pub struct OnMemoryWaiting;
+
+impl Subject for OnMemoryWaiting {
+    fn name(&self) -> &'static str {
+        "memory-waiting"
+    }
+
+    fn open(&self) -> Pin<Box<dyn Future<Output = Harness> + Send + '_>> {
+        let store = Memory::new(Bounds::default(), Clock::system());
+        Box::pin(std::future::ready(Harness {
+            store: Arc::new(store.clone()),
+            clock: None,
+            raw: Some(Arc::new(store)),
+            rounds: 100,
+            keep: None,
+        }))
+    }
+
+    fn cannot(&self) -> &'static [(&'static str, &'static str)] {
+        &[
+            ("fence_no_precision_loss_above_2p53", "its clock stands before 2255"),
+            ("fence_increases_after_release_with_the_clock_set_back", "its clock cannot be set"),
+        ]
+    }
+}
+
+/// The embedded store in a folder of its own, on a clock of the case's.
+#[cfg(feature = "embedded")]
+#[derive(Clone, Copy, Debug)]
+pub struct OnEmbedded;
+
+/// A folder that goes with the case.
+#[cfg(feature = "embedded")]
+struct Folder(std::path::PathBuf);
+
+#[cfg(feature = "embedded")]
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What is left behind lies in the machine's folder for such.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(feature = "embedded")]
+impl Subject for OnEmbedded {
+    fn name(&self) -> &'static str {
+        "embedded"
+    }
+
+    fn open(&self) -> Pin<Box<dyn Future<Output = Harness> + Send + '_>> {
+        use crate::{
+            embedded::{self, Embedded, Options},
+            log,
+        };
+        Box::pin(async {
+            let hand = StillClock::new();
+            let mut name = [0; 8];
+            getrandom::fill(&mut name).unwrap_or_else(|error| panic!("no randomness: {error}"));
+            let folder = std::env::temp_dir().join(format!("onceward-{:016x}", u64::from_le_bytes(name)));
+            let log =
+                log::Options { segment_bytes: 8 << 20, pause: std::time::Duration::ZERO, ..log::Options::default() };
+            let clock = embedded::Clock::Manual(Arc::clone(&hand.0));
+            let store = Embedded::open(&folder, Options { log, clock, ..Options::default() }).await;
+            let store = store.unwrap_or_else(|error| panic!("opening {}: {error}", folder.display()));
+            Harness {
+                store: Arc::new(store),
+                clock: Some(Arc::new(hand)),
+                raw: None,
+                rounds: 50,
+                keep: Some(Box::new(Folder(folder))),
+            }
+        })
+    }
+
+    fn cannot(&self) -> &'static [(&'static str, &'static str)] {
+        &[(
+            "schema_version_forward_refused",
+            "its bytes are under the log's own version and checksums: the tests of the log show it",
+        )]
+    }
+}
