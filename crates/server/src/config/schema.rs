@@ -316,7 +316,7 @@ pub(super) const ROUTE: &[Key] = &[
 ];
 
 /// Well below the embedded store's segments of 64 MiB, in one of which a record must fit.
-const RECORDED_BODY_MAX: u64 = 16 * MIB;
+const RECORDED_BODY_MAX: u64 = 3 * MIB;
 
 fn header_value(text: &str) -> Result<(), String> {
     if text.len() <= 256 && http::HeaderValue::from_str(text).is_ok() {
