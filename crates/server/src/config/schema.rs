@@ -315,7 +315,7 @@ pub(super) const ROUTE: &[Key] = &[
     key("forward_key", Kind::Choice(&["same", "derived"])),
 ];
 
-/// Well below the embedded store's segments of 64 MiB, in one of which a record must fit.
+/// With its headers, a record must fit half a batch of the log, which is 4 MiB.
 const RECORDED_BODY_MAX: u64 = 3 * MIB;
 
 fn header_value(text: &str) -> Result<(), String> {
