@@ -75,8 +75,17 @@ struct Bench {
 }
 
 async fn open(disk: &Arc<Forgetful>, time: &Arc<AtomicU64>) -> Result<Bench, OpenError> {
+    open_sized(disk, time, SEGMENT, 0).await
+}
+
+async fn open_sized(
+    disk: &Arc<Forgetful>,
+    time: &Arc<AtomicU64>,
+    segment_bytes: u32,
+    reserve_bytes: u32,
+) -> Result<Bench, OpenError> {
     let options = Options {
-        log: log::Options { segment_bytes: SEGMENT, pause: Duration::ZERO, ..log::Options::default() },
+        log: log::Options { segment_bytes, reserve_bytes, pause: Duration::ZERO, ..log::Options::default() },
         records_max: 10_000,
         clock: Clock::Manual(Arc::clone(time)),
     };
@@ -354,9 +363,10 @@ async fn a_segment_whose_batches_are_durable_but_not_applied_is_not_dropped() {
 
 #[tokio::test]
 async fn a_full_disk_refuses_new_claims_and_still_takes_completions() {
-    let bench = fresh().await;
+    let time = Arc::new(AtomicU64::new(START));
+    let bench = open_sized(&Forgetful::new(1), &time, 64 << 10, 16 << 10).await.unwrap();
     let mut held = Vec::new();
-    bench.disk.set_space(bench.disk.used() + SEGMENT as usize);
+    bench.disk.set_space(bench.disk.used() + (64 << 10));
     let error = loop {
         match bench.insert(held.len() as u64).await {
             Ok(fence) => held.push(fence),

@@ -78,6 +78,9 @@ pub struct Options {
     pub spares_max: usize,
     /// The most segments there may be, spares included; at the limit the log is full.
     pub segments_max: u32,
+    /// While no free segment is ready, claims are refused once the present one has no more than this left: the rest is
+    /// for completions. At most a quarter of a segment counts, since making the next one takes a while.
+    pub reserve_bytes: u32,
     /// Opens a damaged log and lists what is lost; else it is refused.
     pub accept_loss: bool,
 }
@@ -91,6 +94,7 @@ impl Default for Options {
             spares_min: 1,
             spares_max: 4,
             segments_max: u32::MAX,
+            reserve_bytes: 16 << 20,
             accept_loss: false,
         }
     }
@@ -373,9 +377,10 @@ impl<T: Send + 'static> Log<T> {
         self.shared.fence_mark.fetch_max(fence, Ordering::Relaxed);
     }
 
-    /// Whether there is space for new claims: a segment to go on in, or one in the making. Where none can be made, what
-    /// is left of the present segment is kept for completions. The next one is made as soon as this one is begun, and
-    /// its space is taken first of all, so that nearly all of this one is left when that fails.
+    /// Whether there is space for new claims: a free segment to go on in, or one in the making and more than
+    /// [`Options::reserve_bytes`] left until then. Where none can be made, what is left of the present segment is kept
+    /// for completions. The next one is made as soon as this one is begun, and its space is taken first of all, so that
+    /// nearly all of this one is left when that fails.
     #[must_use]
     pub fn has_space(&self) -> bool {
         self.shared.has_space()

@@ -108,7 +108,13 @@ impl<T> Shared<T> {
     }
 
     pub(crate) fn has_space(&self) -> bool {
-        self.spares.load(Ordering::Relaxed) > 0 || !self.spare_failed.load(Ordering::Relaxed)
+        if self.spares.load(Ordering::Relaxed) > 0 {
+            return true;
+        }
+        let enough = self.room.load(Ordering::Relaxed)
+            > u64::from(self.options.reserve_bytes.min(self.options.segment_bytes / 4));
+        // A log that is being opened anew says itself what it has not written.
+        !self.spare_failed.load(Ordering::Relaxed) && (enough || self.is_broken())
     }
 
     pub(crate) fn is_broken(&self) -> bool {

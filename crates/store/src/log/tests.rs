@@ -25,7 +25,7 @@ struct Bench {
 }
 
 fn options() -> Options {
-    Options { segment_bytes: SEGMENT, ..Options::default() }
+    Options { segment_bytes: SEGMENT, reserve_bytes: 0, ..Options::default() }
 }
 
 fn open_with(disk: &Arc<Forgetful>, options: Options) -> Result<Bench, OpenError> {
