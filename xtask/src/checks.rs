@@ -20,6 +20,7 @@ const STEPS: &[Step] = &[
     ("tests", tests),
     ("doctests", |counts| Shown::new("cargo test --workspace --doc").run(counts)),
     ("tidy", |counts| Shown::new("cargo xtask tidy").run(counts)),
+    ("conformance", |counts| Shown::new("cargo xtask conformance --list").run(counts)),
     ("codegen", |counts| Shown::new("cargo xtask codegen --check").run(counts)),
     ("clients", clients),
 ];
