@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: the measurements, each beside its baseline in the same run.
 
-use crate::install;
 use crate::step::{Counts, Shown};
+use crate::{install, tree};
 
 /// Builds what is measured, and measures.
 ///
@@ -11,6 +11,9 @@ pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
     install::program("nginx", "nginx-light")?;
     install::program("wrk", "wrk")?;
     let mut counts = Counts::default();
-    Shown::new("cargo build --release --package onceward-server --package bench").run(&mut counts)?;
-    Shown::new(&format!("target/release/bench {}", arguments.join(" "))).run(&mut counts)
+    // One command, so that what they share is built once.
+    let packages = "--package onceward-server --package onceward-store --package bench";
+    Shown::new(&format!("cargo build --release {packages} --bins --example log_speed")).run(&mut counts)?;
+    let bench = tree::shown(&tree::target().join("release/bench"));
+    Shown::new(&format!("{bench} {}", arguments.join(" "))).run(&mut counts)
 }

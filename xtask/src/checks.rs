@@ -20,6 +20,7 @@ const STEPS: &[Step] = &[
     ("tests", tests),
     ("doctests", |counts| Shown::new("cargo test --workspace --doc").run(counts)),
     ("tidy", |counts| Shown::new("cargo xtask tidy").run(counts)),
+    ("conformance", |counts| Shown::new("cargo xtask conformance --list").run(counts)),
     ("codegen", |counts| Shown::new("cargo xtask codegen --check").run(counts)),
     ("clients", clients),
 ];
@@ -91,9 +92,8 @@ fn clients(counts: &mut Counts) -> anyhow::Result<()> {
     let (python, modules) = (install::python()?, install::node()?);
     Shown::new("cargo build --package onceward-server").run(counts)?;
     let binary = tree::target().join("debug/onceward");
-    let show = |path: &std::path::Path| path.strip_prefix(tree::root()).unwrap_or(path).display().to_string();
-    Shown::new(&format!("{} clients/run.py", show(&python)))
-        .env("ONCEWARD_BINARY", &show(&binary))
-        .env("NODE_PATH", &show(&modules))
+    Shown::new(&format!("{} clients/run.py", tree::shown(&python)))
+        .env("ONCEWARD_BINARY", &tree::shown(&binary))
+        .env("NODE_PATH", &tree::shown(&modules))
         .run(counts)
 }

@@ -18,6 +18,11 @@ pub(crate) fn target() -> PathBuf {
     root().join(folder)
 }
 
+/// A path as it can be pasted at the root.
+pub(crate) fn shown(path: &Path) -> String {
+    path.strip_prefix(root()).unwrap_or(path).display().to_string()
+}
+
 /// A text file of the tree.
 pub(crate) struct Text {
     /// From the root, with `/`.
