@@ -207,7 +207,10 @@ impl Exchange {
         };
         let captured =
             capture::capture(Response::from_parts(parts, body), &plan, bounds, |head| handoff.give(head)).await;
-        let Captured { body, trailers, complete, rest } = captured;
+        let Captured { body, mut trailers, complete, rest } = captured;
+        if let Some(trailers) = &mut trailers {
+            replay::strip_own(trailers, route);
+        }
         if let Err(error) = complete {
             tracing::warn!(record = %self.id.short(), route = %route.name, error = %chain(&*error), "the upstream's answer broke off");
             if let Rest::Tail(tail) = rest {

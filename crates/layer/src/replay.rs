@@ -101,7 +101,7 @@ pub(crate) fn response(record: &Record, route: &Route, request_id: &HeaderValue,
     if let Some(expires) = expires {
         headers.insert(EXPIRES, expires);
     }
-    if route.says_should_retry() && response.status().is_server_error() {
+    if route.says_should_retry() && response.status().as_u16() >= 400 {
         response.headers_mut().insert("stripe-should-retry", HeaderValue::from_static("false"));
     }
     response

@@ -18,6 +18,7 @@ use onceward_core::{
     decide::Refusal,
     key::{self, ClientKey},
     policy::Policy,
+    record::Micros,
 };
 use tokio::time::Instant;
 use tower_service::Service as TowerService;
@@ -199,13 +200,12 @@ where
             handoff.must_finish().store(false, Ordering::Relaxed);
             return response;
         }
-        Obtained::Replay { record, waited } => {
+        Obtained::Replay { record, waited, now } => {
             let outcome = if waited { Outcome::Waited } else { Outcome::Replayed };
             if !waited {
                 engine.0.metrics.overhead(&route.name, started.elapsed());
             }
-            let now = record.stored.written_at;
-            extend_retention(engine, route, id, &record);
+            extend_retention(engine, route, id, &record, now);
             (outcome, replay::response(&record, route, &exchange.request_id, now))
         }
         Obtained::Refused { refusal, record } => {
@@ -291,10 +291,16 @@ fn usual_time_left(engine: &Engine, route: &Route) -> Duration {
 }
 
 /// Where the retention slides, each replay extends it, in the background.
-fn extend_retention(engine: &Engine, route: &Route, id: key::RecordId, record: &onceward_core::record::Record) {
+fn extend_retention(
+    engine: &Engine,
+    route: &Route,
+    id: key::RecordId,
+    record: &onceward_core::record::Record,
+    now: Micros,
+) {
     use onceward_core::cas::{Expect, FenceRule, Keep, Lease, Replacement};
     let Some(most) = route.policy.sliding_max else { return };
-    let age = record.stored.written_at.since(record.facts.settled_at);
+    let age = now.since(record.facts.settled_at);
     let left = most.saturating_sub(age).min(route.policy.retention);
     let write = Replacement {
         expect: Expect::Seen(record.stored.fence, record.stored.revision),

@@ -665,3 +665,28 @@ async fn a_stream_that_its_client_left_does_not_run_for_ever() {
     assert_eq!(rig.engine.drain(Duration::from_secs(60)).await, 0);
     assert_eq!(rig.post("k", "{}").await.slug(), "outcome-unknown");
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_the_retention_is_told_as_it_is_and_does_not_move_with_each_replay() {
+    let rig = Rig::new(Upstream::new(charged));
+    let expires =
+        |answer: &Answer| httpdate::parse_http_date(answer.headers["idempotency-expires"].to_str().unwrap()).unwrap();
+    let first = expires(&rig.post("k", "{}").await);
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    // Dates are told by the wall clock, which stands still here: an hour later an hour less is left.
+    let again = expires(&rig.post("k", "{}").await);
+    let sooner = first.duration_since(again).unwrap();
+    assert!((3590..3610).contains(&sooner.as_secs()), "{sooner:?}");
+}
+
+#[tokio::test]
+async fn a_damaged_record_is_no_outage_and_is_never_bypassed() {
+    let rig = Rig::with(Upstream::new(charged), |route| {
+        route.policy = Arc::new(Policy { on_store_outage: onceward::Outage::Bypass, ..Policy::default() });
+    });
+    rig.post("k", "{}").await;
+    let page = rig.memory.scan(None, 10, onceward::store::Filter::default()).await.unwrap();
+    rig.memory.damage(&page.records.first().unwrap().0);
+    assert_eq!(rig.post("k", "{}").await.slug(), "store-unavailable");
+    assert_eq!(rig.upstream.calls(), 1);
+}

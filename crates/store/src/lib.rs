@@ -52,6 +52,7 @@ pub mod conformance;
 #[cfg(feature = "embedded")]
 pub mod embedded;
 mod error;
+pub mod guarded;
 #[cfg(feature = "embedded")]
 pub mod log;
 pub mod memory;

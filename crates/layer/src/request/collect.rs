@@ -1,7 +1,7 @@
 //! A request's body within bounds, and its fingerprint.
 //!
-//! Bodies up to `canonical_body` are read into memory and brought into canonical form; longer ones are hashed as they
-//! are while they go to disk. What is over 256 KiB waits for its execution on disk either way.
+//! Short bodies are read into memory. What is over 256 KiB goes to disk as it arrives and waits there for its execution;
+//! up to `canonical_body` it is read back once, to be brought into canonical form, and beyond it is hashed as it is.
 
 use std::{cell::RefCell, pin::Pin, sync::Arc};
 
@@ -14,8 +14,6 @@ use onceward_core::{
     fingerprint::{FieldDigest, Fingerprint},
     key::RecordId,
 };
-
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     body::{Body, BoxError},
@@ -60,7 +58,7 @@ where
         return Err(Problem::BodyTooLarge(bytes_max));
     }
     let mut body = std::pin::pin!(body);
-    let mut memory = Memory { frames: Vec::new(), bytes: 0, permit: None };
+    let mut memory = Memory { frames: Vec::new(), bytes: 0 };
     let mut trailers = None;
     while let Some(frame) = next(body.as_mut()).await? {
         let data = match frame.into_data() {
@@ -75,52 +73,32 @@ where
             return Err(Problem::BodyTooLarge(bytes_max));
         }
         memory.frames.push(data);
-        if memory.bytes > limits.canonical_body_bytes {
+        if memory.bytes > limits.spool_above_bytes.min(limits.canonical_body_bytes) {
             // On the heap, so that a short body does not carry the room of a long one.
             let length = hint.exact().unwrap_or(bytes_max);
-            return Box::pin(spool_rest(engine, route, body, head, memory, length)).await;
-        }
-        if memory.bytes > limits.spool_above_bytes && memory.permit.is_none() {
-            // Large bodies are brought into canonical form a few at a time.
-            let bytes = u32::try_from(limits.canonical_body_bytes).unwrap_or(u32::MAX);
-            memory.permit = Arc::clone(&engine.0.canonical_memory).acquire_many_owned(bytes).await.ok();
+            return Box::pin(spool_rest(engine, route, body, head, id, memory, length)).await;
         }
     }
     let whole = joined(memory.frames);
-    let (fingerprint, fields, keep_missing, missing_required) = with_workspace(|workspace| {
-        let request = canonical::Request { body: &whole, ..*head };
-        let canonical = workspace.canonicalize(&request, &route.fingerprint);
-        let fingerprint = engine.0.fingerprinter.fingerprint(route.fingerprint.hash(), &canonical);
-        let fields = id.map(|id| field_bytes(engine.0.fingerprinter.field_digests(id, &canonical.fields)));
-        (fingerprint, fields, canonical.findings.keep_missing, owned(&canonical.findings.missing_required))
-    });
-    if keep_missing {
-        metrics::counter!("onceward_fingerprint_fallbacks_total").increment(1);
-    }
-    if whole.len() <= limits.spool_above_bytes {
-        let body = Body::frames(std::iter::once(whole.clone()), trailers);
-        return Ok(Collected { body, memory: Some(whole), fingerprint, keep_missing, missing_required, fields });
-    }
-    // The execution may take long: its body waits on disk.
-    let seeks_key = route.key.from.iter().any(|source| matches!(source, Source::Json(_) | Source::Form(_)));
-    let memory = seeks_key.then(|| whole.clone());
-    let body = Box::pin(spool_whole(engine, whole, trailers)).await?;
-    Ok(Collected { body, memory, fingerprint, keep_missing, missing_required, fields })
+    let canonical = canonicalize(engine, route, head, id, &whole);
+    let body = Body::frames(std::iter::once(whole.clone()), trailers);
+    Ok(Collected { body, memory: Some(whole), ..canonical })
 }
 
 /// What of a body is in memory.
 struct Memory {
     frames: Vec<Bytes>,
     bytes: usize,
-    permit: Option<OwnedSemaphorePermit>,
 }
 
-/// A body that is too large for a canonical form: hashed as it is, while it goes to disk.
+/// A large body waits on disk: for the rest of itself, then for its execution. It is hashed as it is on the way; where
+/// it turns out to have a canonical form, it is read back for it, a few bodies at a time.
 async fn spool_rest<B>(
     engine: &Engine,
     route: &Route,
     mut body: Pin<&mut B>,
     head: &canonical::Request<'_>,
+    id: Option<&RecordId>,
     memory: Memory,
     length: u64,
 ) -> Result<Collected, Problem>
@@ -141,7 +119,6 @@ where
         hasher.update(&frame);
         spool.write(frame).await.map_err(spool_failed)?;
     }
-    drop(memory.permit);
     let mut trailers = None;
     while let Some(frame) = next(body.as_mut()).await? {
         let data = match frame.into_data() {
@@ -159,22 +136,46 @@ where
         spool.write(data).await.map_err(spool_failed)?;
     }
     let reader = spool.into_reader().await.map_err(spool_failed)?;
-    Ok(Collected {
-        body: Body::spooled(reader, trailers),
-        memory: None,
-        fingerprint: hasher.finish(),
-        keep_missing,
-        missing_required,
-        fields: None,
-    })
+    let limits = engine.0.limits;
+    if total > limits.canonical_body_bytes as u64 {
+        let body = Body::spooled(reader, trailers);
+        let fingerprint = hasher.finish();
+        return Ok(Collected { body, memory: None, fingerprint, keep_missing, missing_required, fields: None });
+    }
+    // All of it has arrived: nobody holds this memory while a slow client sends.
+    let room =
+        u32::try_from(total).unwrap_or(u32::MAX).min(u32::try_from(limits.canonical_memory_bytes).unwrap_or(u32::MAX));
+    let _room = Arc::clone(&engine.0.canonical_memory).acquire_many_owned(room).await;
+    let (whole, reader) = reader.read_all().await.map_err(spool_failed)?;
+    let canonical = canonicalize(engine, route, head, id, &whole);
+    let seeks_key = route.key.from.iter().any(|source| matches!(source, Source::Json(_) | Source::Form(_)));
+    Ok(Collected { body: Body::spooled(reader, trailers), memory: seeks_key.then_some(whole), ..canonical })
 }
 
-async fn spool_whole(engine: &Engine, whole: Bytes, trailers: Option<HeaderMap>) -> Result<Body, Problem> {
-    let room = engine.0.spool.take(whole.len() as u64).ok_or(Problem::SpoolFull)?;
-    let mut spool = Spool::create(room).await.map_err(spool_failed)?;
-    spool.write(whole).await.map_err(spool_failed)?;
-    let reader = spool.into_reader().await.map_err(spool_failed)?;
-    Ok(Body::spooled(reader, trailers))
+/// The fingerprint of a whole body, its digests where the record's id is known, and what the rules found.
+fn canonicalize(
+    engine: &Engine,
+    route: &Route,
+    head: &canonical::Request<'_>,
+    id: Option<&RecordId>,
+    whole: &[u8],
+) -> Collected {
+    let collected = with_workspace(|workspace| {
+        let request = canonical::Request { body: whole, ..*head };
+        let canonical = workspace.canonicalize(&request, &route.fingerprint);
+        Collected {
+            body: Body::empty(),
+            memory: None,
+            fingerprint: engine.0.fingerprinter.fingerprint(route.fingerprint.hash(), &canonical),
+            fields: id.map(|id| field_bytes(engine.0.fingerprinter.field_digests(id, &canonical.fields))),
+            keep_missing: canonical.findings.keep_missing,
+            missing_required: owned(&canonical.findings.missing_required),
+        }
+    });
+    if collected.keep_missing {
+        metrics::counter!("onceward_fingerprint_fallbacks_total").increment(1);
+    }
+    collected
 }
 
 async fn next<B>(mut body: Pin<&mut B>) -> Result<Option<Frame<Bytes>>, Problem>

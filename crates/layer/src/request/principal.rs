@@ -108,7 +108,11 @@ fn auto_principal(engine: &Engine, headers: &HeaderMap) -> Result<Who, Problem> 
         )));
     }
     for name in ["x-api-key", "api-key"] {
-        if let Some(value) = headers.get(name) {
+        let mut lines = headers.get_all(name).iter();
+        if let Some(value) = lines.next() {
+            if lines.next().is_some() {
+                return Err(Problem::NoPrincipal(format!("{name} stands on more than one line")));
+            }
             let value = value.to_str().map_err(|_| Problem::NoPrincipal(format!("{name} is not visible ASCII")))?;
             return opaque(format!("{name}:{value}"));
         }

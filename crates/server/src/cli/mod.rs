@@ -13,9 +13,7 @@ use crate::{
 pub mod args;
 mod explain;
 mod keys;
-
-/// Log lines that wait to be written.
-const LOG_LINES_MAX: usize = 65_536;
+mod log;
 
 /// Something that ends a command: what to say on stderr, and the exit code.
 #[derive(Debug)]
@@ -60,7 +58,10 @@ impl From<start::StartError> for Failure {
 pub fn run() -> ExitCode {
     let line = CommandLine::parse();
     // Dropped last: what was logged is written before the process ends.
-    let _log = start_log();
+    let _log = match start_log() {
+        Ok(log) => log,
+        Err(error) => return end(&Failure::not_well(format!("cannot start the log: {error}"))),
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return end(&Failure::not_well(format!("cannot start: {error}"))),
@@ -81,23 +82,18 @@ fn end(failure: &Failure) -> ExitCode {
 
 /// Logs go to stderr: as text, or as JSON lines where `ONCEWARD_LOG_FORMAT=json`. What is logged, `ONCEWARD_LOG`
 /// says, as in `ONCEWARD_LOG=warn`; `info` by default.
-///
-/// A thread of its own writes them, many lines at a time, so that no request waits for whoever reads the log. Beyond
-/// [`LOG_LINES_MAX`] lines that wait, lines are dropped rather than requests held up.
-fn start_log() -> tracing_appender::non_blocking::WorkerGuard {
+fn start_log() -> std::io::Result<log::Writer> {
     use tracing_subscriber::{EnvFilter, fmt};
-    let buffered = std::io::BufWriter::with_capacity(64 << 10, std::io::stderr());
-    let (writer, guard) = tracing_appender::non_blocking::NonBlockingBuilder::default()
-        .buffered_lines_limit(LOG_LINES_MAX)
-        .finish(buffered);
+    let lines = log::Lines::default();
+    let writer = log::Writer::start(&lines, std::io::stderr())?;
     let filter = EnvFilter::try_from_env("ONCEWARD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = fmt().with_env_filter(filter).with_target(false).with_writer(writer);
+    let to = fmt().with_env_filter(filter).with_target(false).with_writer(move || lines.clone());
     if std::env::var("ONCEWARD_LOG_FORMAT").is_ok_and(|format| format == "json") {
-        log.json().flatten_event(true).init();
+        to.json().flatten_event(true).init();
     } else {
-        log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
+        to.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
     }
-    guard
+    Ok(writer)
 }
 
 async fn command(command: Command) -> Result<(), Failure> {

@@ -1,0 +1,25 @@
+//! The contract from outside: the real binary with its own store, real sockets on both sides.
+//!
+//! Each module takes some rows of PROTOCOL: `keys` section 3, the others section 4.
+
+// Marked as tests, so that the lints on panics know all of it for what it is.
+#[cfg(test)]
+mod answers;
+#[cfg(test)]
+mod crashes;
+#[cfg(test)]
+mod duplicates;
+#[cfg(test)]
+mod folder;
+#[cfg(test)]
+mod keys;
+#[cfg(test)]
+mod process;
+#[cfg(test)]
+mod recording;
+#[cfg(test)]
+mod replays;
+#[cfg(test)]
+mod support;
+#[cfg(test)]
+mod unknown;
