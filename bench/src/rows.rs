@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 
-use crate::load::{self, Figures, Keys};
+use crate::load::{self, Figures, Keys, Round};
 use crate::process::Server;
 
 /// How long, and how often.
@@ -153,14 +153,20 @@ fn measure(row: &Row, servers: &Servers, rounds: Rounds, folder: &Path) -> anyho
         Baseline::Nginx => &servers.nginx,
         Baseline::PlainProxy => &servers.plain_proxy,
     };
-    let warm_up = Duration::from_secs(1);
-    for server in [baseline, &servers.onceward] {
-        load::run(server, row.keys, row.connections, warm_up, 0, folder)?;
-    }
+    let round = |number, span| Round { keys: row.keys, connections: row.connections, span, number, folder };
+    // The warm-up shows that what is going to be measured is what the row says.
+    let warm_up = round(0, Duration::from_secs(1));
+    load::look(baseline, warm_up)?;
+    let (executed, replayed) = load::look(&servers.onceward, warm_up)?;
+    let right = match row.keys {
+        Keys::Same(_) => executed <= 1.0 && replayed > 0.0,
+        Keys::Fresh | Keys::None => replayed == 0.0,
+    };
+    ensure!(right, "{executed} answers were first ones and {replayed} were replays");
     let (mut theirs, mut ours) = (Vec::new(), Vec::new());
-    for round in 1..=rounds.count {
-        theirs.push(load::run(baseline, row.keys, row.connections, rounds.span, round, folder)?);
-        ours.push(load::run(&servers.onceward, row.keys, row.connections, rounds.span, round, folder)?);
+    for number in 1..=rounds.count {
+        theirs.push(load::run(baseline, round(number, rounds.span))?);
+        ours.push(load::run(&servers.onceward, round(number, rounds.span))?);
     }
     Ok(line(row, &ours, &theirs))
 }

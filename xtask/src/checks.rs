@@ -77,7 +77,7 @@ fn tests(counts: &mut Counts) -> anyhow::Result<()> {
     let runner = if install::find("cargo-nextest").is_some() {
         "cargo nextest run --workspace"
     } else {
-        "cargo test --workspace --lib --bins --tests --examples"
+        "cargo test --workspace --lib --bins --tests"
     };
     Shown::new(runner).run(counts)?;
     if counts.passed == before {

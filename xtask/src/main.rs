@@ -4,7 +4,7 @@
 //!
 //! [`checks`] the steps of `cargo xtask test`, [`step`] one command that is shown, timed and
 //! counted, [`install`] what the steps need from outside, [`tidy`] the rules of the tree that no
-//! compiler knows, [`codegen`] what is generated from `proto/`, [`bench`] the measurements.
+//! compiler knows, [`codegen`] what is generated from `proto/`, [`mod@bench`] the measurements.
 
 mod bench;
 mod checks;

@@ -11,7 +11,7 @@ use crate::tree::Text;
 /// `crates/layer/src/service.rs`, `layer/drive.rs::run`, `crates/store/`. The folder `crates/` and
 /// the `src/` below it may be left out.
 pub(super) fn architecture(texts: &[Text]) -> Vec<String> {
-    let Some(document) = file(texts, "ARCHITECTURE.md") else { return Vec::new() };
+    let Some(document) = file(texts, "ARCHITECTURE.md") else { return vec!["ARCHITECTURE.md is gone".to_owned()] };
     let mut found = Vec::new();
     for name in quoted(&document.text) {
         let (path, item) = name.split_once("::").map_or((name, None), |(path, item)| (path, Some(item)));
@@ -95,10 +95,7 @@ pub(super) fn metrics(texts: &[Text]) -> Vec<String> {
             }
         }
     }
-    // The page of metrics is the one that must be whole; before it is there, nothing is.
-    if !named.is_empty() {
-        found.extend(made.difference(&named).map(|name| format!("no document names `{name}`")));
-    }
+    found.extend(made.difference(&named).map(|name| format!("no document names `{name}`")));
     found
 }
 
@@ -129,7 +126,9 @@ const SCHEMA: &str = "crates/server/src/config/schema.rs";
 /// Differences between the configuration's list of what is not built yet and the README's: the
 /// backticked names below its heading that says "not available", one or more an item.
 pub(super) fn not_available(texts: &[Text]) -> Vec<String> {
-    let (Some(readme), Some(schema)) = (file(texts, "README.md"), file(texts, SCHEMA)) else { return Vec::new() };
+    let (Some(readme), Some(schema)) = (file(texts, "README.md"), file(texts, SCHEMA)) else {
+        return vec![format!("README.md or {SCHEMA} is gone")];
+    };
     let refused: BTreeSet<String> = refused_names(&schema.text);
     if refused.is_empty() {
         return vec![format!("{SCHEMA}: no NOT_AVAILABLE to read")];
@@ -192,6 +191,7 @@ mod tests {
         assert_eq!(architecture(&tree("`layer/drive.rs::ru`")).len(), 1);
         assert_eq!(architecture(&tree("`crates/gone/`")).len(), 1);
         assert_eq!(architecture(&tree("`gone.md`")).len(), 1);
+        assert_eq!(architecture(&[]), ["ARCHITECTURE.md is gone"]);
     }
 
     #[test]
@@ -224,5 +224,6 @@ mod tests {
         assert_eq!(not_available(&tree(&right.replace("`quota`", "quota"))).len(), 1);
         assert_eq!(not_available(&tree(&right.replace("quotas:", "`telemetry`"))).len(), 1);
         assert_eq!(not_available(&tree("# Onceward")).len(), 1);
+        assert_eq!(not_available(&[]).len(), 1);
     }
 }
