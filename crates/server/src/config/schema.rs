@@ -22,6 +22,7 @@ pub const NOT_AVAILABLE: &[(&str, &str)] = &[
     ("upstream.ca", "TLS to an upstream"),
     ("upstream.client_cert", "TLS to an upstream"),
     ("upstream.http2 = true", "HTTP/2 to an upstream"),
+    (r#"route.mode = "observe""#, "the dry run on live traffic"),
     ("route.auth", "authorization before replay"),
     ("route.probe", "asking the upstream for an unknown outcome"),
     (r#"route.on_unknown = "probe""#, "asking the upstream for an unknown outcome"),
