@@ -1,2 +1,44 @@
-//! bench.
-fn main() {}
+//! Measurements side by side with baselines: `cargo xtask bench [--quick] [ROW…]`.
+//!
+//! Load comes from wrk; upstream and proxies are processes of their own on loopback. Targets and
+//! baselines take turns, round by round; what is printed are medians, of the rounds' ratios too. A
+//! process's CPU time a request, from the scheduler's accounting, hardly moves with the machine's
+//! noise and is what to look at first; requests a second move with everything.
+//!
+//! # Layout
+//!
+//! [`rows`] what is measured against what, [`load`] one round of wrk, [`process`] the processes and
+//! their CPU time, [`servers`] the upstream and the plain proxy.
+//!
+//! A figure that misses its aim is printed and is no error; a row that cannot be measured is.
+
+mod load;
+mod process;
+mod rows;
+mod servers;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match words.as_slice() {
+        ["upstream"] => servers::upstream(),
+        ["plain-proxy", upstream] => servers::plain_proxy(upstream),
+        rest => {
+            let quick = rest.contains(&"--quick");
+            let (seconds, count) = if quick { (1, 3) } else { (3, 5) };
+            let rounds = rows::Rounds { span: Duration::from_secs(seconds), count };
+            let names: Vec<&str> = rest.iter().copied().filter(|word| *word != "--quick").collect();
+            rows::run(&names, rounds)
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

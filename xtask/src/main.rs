@@ -1,16 +1,52 @@
-//! The project's own tasks.
+//! The project's own tasks, each run as `cargo xtask NAME`.
+//!
+//! # Layout
+//!
+//! [`checks`] the steps of `cargo xtask test`, [`step`] one command that is shown, timed and
+//! counted, [`install`] what the steps need from outside, [`tidy`] the rules of the tree that no
+//! compiler knows, [`codegen`] what is generated from `proto/`, [`mod@bench`] the measurements.
 
+mod bench;
+mod checks;
+mod codegen;
 mod conformance;
+mod install;
+mod step;
+mod tidy;
+mod tree;
 
-fn main() -> anyhow::Result<()> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = args.iter().map(String::as_str).collect();
-    match words.as_slice() {
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask TASK
+
+  test [STEP…]           everything that must hold before a change lands, or some steps of it:
+                         fmt clippy features docs tests doctests tidy conformance codegen clients
+  tidy                   the rules of the tree that no compiler knows
+  codegen [--check]      makes crates/core/src/wire.rs from proto/, or says that it differs
+  conformance --list     where each case of the conformance list runs; fails where one runs nowhere
+  bench [--quick] [ROW…] the measurements P1, P2, P3 and P7, each beside its baseline";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match words.as_slice() {
+        ["test", steps @ ..] => return checks::run(steps),
+        ["tidy"] => tidy::run(),
+        ["codegen"] => codegen::run(false),
+        ["codegen", "--check"] => codegen::run(true),
         ["conformance", "--list"] => conformance::list(),
-        ["conformance", "--names"] => {
-            conformance::names().iter().for_each(|name| println!("{name}"));
-            Ok(())
+        ["bench", rest @ ..] => bench::run(rest),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
         }
-        _ => anyhow::bail!("usage: cargo xtask conformance --list|--names"),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

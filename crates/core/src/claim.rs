@@ -11,6 +11,7 @@
 //! | claiming | Existing: not executed, or holder gone before dispatch | Replace(next fence) → taking over |
 //! | claiming | Existing: outcome unknown | by `on_unknown`: Replace(next fence) → taking over, Replace(failed) → settling, or Refuse(unknown) → done |
 //! | claiming | StoreFailed(applied: unknown), tries left | Insert with the same claim id → claiming |
+//! | claiming, taking over | StoreRefused | Refuse(store unavailable) → done, whatever `on_store_outage` says |
 //! | claiming | StoreFailed | by `on_store_outage`: Refuse(store unavailable) or PassThrough → done; Abandon where the claim may stand |
 //! | taking over | Replaced | Execute → executing |
 //! | taking over, settling | Lost | as Existing, or Insert where the record is gone → claiming, a bounded number of times |
@@ -101,6 +102,9 @@ pub enum Event {
     },
     /// The store failed.
     StoreFailed(Applied),
+    /// The store answered, and its answer is no: a damaged record, a session that is over. No outage, so that no policy
+    /// goes on without it.
+    StoreRefused,
     /// The execution waited for has ended, or its lease has.
     Woken,
     /// The wait limit is reached, or too many wait.
@@ -296,17 +300,18 @@ impl Claim {
                 self.lost_tries = 0;
                 self.claim_anew()
             }
+            (At::Claiming | At::TakingOver, Event::StoreRefused) => self.refuse(Refusal::StoreUnavailable, None),
             (At::Claiming, Event::StoreFailed(applied)) => self.claim_failed(applied),
             (At::TakingOver, Event::StoreFailed(applied)) => {
                 self.may_hold |= applied == Applied::Unknown;
                 // The claim id in the record tells whether it was ours after all.
                 if applied == Applied::Unknown { self.look_again() } else { self.outage() }
             }
-            (At::Settling, Event::StoreFailed(_)) => self.refuse(Refusal::StoreUnavailable, None),
+            (At::Settling, Event::StoreFailed(_) | Event::StoreRefused) => self.refuse(Refusal::StoreUnavailable, None),
             (At::TakingOver, Event::Applied { fence, .. }) => self.granted(fence),
             (At::Settling, Event::Applied { .. }) => self.refuse(Refusal::Failed, None),
             (At::Dispatching, Event::Applied { .. }) => self.execute(),
-            (At::Dispatching, Event::Lost { .. } | Event::StoreFailed(_)) => {
+            (At::Dispatching, Event::Lost { .. } | Event::StoreFailed(_) | Event::StoreRefused) => {
                 self.may_hold = true;
                 self.refuse(Refusal::StoreUnavailable, None)
             }
@@ -333,7 +338,7 @@ impl Claim {
                 Action::Answer
             }
             (At::Recording, Event::Lost { record, now }) => self.recording_lost(record, now),
-            (At::Recording, Event::StoreFailed(_)) => self.write_again(),
+            (At::Recording, Event::StoreFailed(_) | Event::StoreRefused) => self.write_again(),
             (at, event) => panic!("no {at:?} request can see {event:?}"),
         }
     }

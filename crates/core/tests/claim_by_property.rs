@@ -167,7 +167,7 @@ fn event(action: &Action, fate: &Fate) -> Option<Event> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
 
     #[test]
     fn whatever_a_driver_reports_a_request_ends_as_it_may(policy in policies(), fates in fates()) {
@@ -310,7 +310,7 @@ fn turns() -> impl Strategy<Value = Vec<Turn>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
 
     #[test]
     fn on_one_key_fences_rise_and_hold_dispatches_once(

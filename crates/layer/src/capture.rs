@@ -183,10 +183,16 @@ where
     let mut kept = keeps.then(Vec::new);
     let mut total = 0;
     let mut lag = 0usize;
+    let mut gone = false;
     let mut last = None;
     let mut trailers = None;
     let complete = loop {
-        let deadline = if kept.is_some() { bounds.deadline } else { Instant::now() + bounds.idle };
+        let deadline = if kept.is_some() || gone || sender.is_closed() {
+            // A stream that nobody reads any more must not run for ever.
+            bounds.deadline
+        } else {
+            Instant::now() + bounds.idle
+        };
         let frame = match next(body.as_mut(), deadline).await {
             Ok(Some(frame)) => frame,
             Ok(None) => break Ok(()),
@@ -213,11 +219,17 @@ where
         if data.is_empty() {
             continue;
         }
-        if sender.send(Ok(Frame::data(data))).is_ok() {
+        if !gone && sender.send(Ok(Frame::data(data))).is_ok() {
             lag += 1;
         }
-        if kept.is_none() {
-            wait_for_client(&sender, taken, &mut lag).await;
+        if kept.is_none() && !gone {
+            // A client that takes nothing for so long is as good as gone.
+            let pace = wait_for_client(&sender, taken, &mut lag);
+            gone = tokio::time::timeout(bounds.idle, pace).await.is_err();
+            if gone {
+                // It must not take what it has for the whole.
+                let _gone = sender.send(Err("the answer was not taken in time".into()));
+            }
         }
     };
     let body = kept.map(|frames| joined(&frames));

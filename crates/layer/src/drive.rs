@@ -16,7 +16,7 @@ use onceward_core::{
     record::{Facts, Fence, Micros, Record, State, Stored},
     transition::Write as Transition,
 };
-use onceward_store::{Answer, Insert, Read, StoreError, Write};
+use onceward_store::{Answer, Insert, Kind, Read, StoreError, Write};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
@@ -38,7 +38,7 @@ pub(crate) enum Obtained {
     /// This request executes.
     Granted(Grant),
     /// The key has an answer.
-    Replay { record: Box<Record>, waited: bool },
+    Replay { record: Box<Record>, waited: bool, now: Micros },
     /// No.
     Refused { refusal: Refusal, record: Option<Box<Record>> },
     /// The store is out, and the route says to go on without it.
@@ -117,7 +117,7 @@ pub(crate) async fn obtain(
                     match shared.store.get(id).await {
                         Ok(Read { record: Some(record), now }) => Event::Existing { record: Box::new(record), now },
                         Ok(Read { record: None, .. }) => return Obtained::Overloaded,
-                        Err(error) => Event::StoreFailed(error.applied),
+                        Err(error) => failed(&error),
                     }
                 } else {
                     must_finish.store(true, Ordering::Relaxed);
@@ -136,7 +136,7 @@ pub(crate) async fn obtain(
                 let started = Instant::now();
                 let result = shared.store.replace(id, &write).await;
                 shared.metrics.store_operation(StoreVerb::Replace, result_of(&result), started.elapsed());
-                conditional(result, &mut clock)
+                conditional(result, started, &mut clock)
             }
             Action::Wait(until) => {
                 must_finish.store(false, Ordering::Relaxed);
@@ -180,7 +180,11 @@ pub(crate) async fn obtain(
                 let owner = shared.flights.own(id, turn.take());
                 return Obtained::Granted(Grant { owner, fence, attempt, clock, permit });
             }
-            Action::Replay(record) => return Obtained::Replay { record, waited },
+            Action::Replay(record) => {
+                // An unrecorded answer is replayed without asking the store: it is as old as it says.
+                let now = clock.now().max(record.stored.written_at);
+                return Obtained::Replay { record, waited, now };
+            }
             Action::Refuse { refusal, abandon, record } => {
                 if abandon {
                     abandon_claim(engine, id, claim);
@@ -223,7 +227,7 @@ async fn insert(engine: &Engine, id: RecordId, facts: &Facts, lease: Duration, c
         Ok(Insert::Existing { record, now }) => (now, Event::Existing { record, now }),
         Err(error) => {
             tracing::warn!(record = %id.short(), %error, "the store did not answer a claim");
-            return Event::StoreFailed(error.applied);
+            return failed(&error);
         }
     };
     // The store said so no earlier than the call began: the lease counts from there.
@@ -231,17 +235,25 @@ async fn insert(engine: &Engine, id: RecordId, facts: &Facts, lease: Duration, c
     event
 }
 
-fn conditional(result: Result<Write, StoreError>, clock: &mut StoreClock) -> Event {
+fn conditional(result: Result<Write, StoreError>, started: Instant, clock: &mut StoreClock) -> Event {
     match result {
         Ok(Write::Applied { fence, revision, now }) => {
-            *clock = StoreClock { said: now, at: Instant::now() };
+            *clock = StoreClock { said: now, at: started };
             Event::Applied { fence, revision, now }
         }
         Ok(Write::Lost { record, now }) => Event::Lost { record, now },
         Err(error) => {
             tracing::warn!(%error, "the store did not answer a write");
-            Event::StoreFailed(error.applied)
+            failed(&error)
         }
+    }
+}
+
+/// Whether the store is out, or says no.
+fn failed(error: &StoreError) -> Event {
+    match error.kind {
+        Kind::Unavailable | Kind::Full | Kind::Conflict | Kind::NotPrimary => Event::StoreFailed(error.applied),
+        _ => Event::StoreRefused,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -13,6 +13,7 @@ use onceward_core::{
     decide::unattended,
     fingerprint::Fingerprinter,
     key::{RecordId, Scope, Secret},
+    policy::Policy,
     record::{ClaimId, Seen, SessionId},
 };
 use onceward_store::{Filter, Store, StoreError, Write};
@@ -73,6 +74,22 @@ pub(crate) struct Shared {
     pub(crate) fingerprinter: Fingerprinter,
     pub(crate) metrics: Metrics,
     executing: AtomicUsize,
+    /// The policies of queues, whose unknown outcomes are looked through as those of routes are.
+    queues: Mutex<HashMap<String, Arc<Policy>>>,
+}
+
+impl Shared {
+    pub(crate) fn know_queue(&self, queue: &str, policy: &Arc<Policy>) {
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        queues.insert(queue.to_owned(), Arc::clone(policy));
+    }
+
+    /// The policy of a record's route or queue; one that is gone is treated as the fallback is.
+    fn policy_of(&self, route: &str) -> Option<Arc<Policy>> {
+        let named = self.routes.named(route).map(|route| Arc::clone(&route.policy));
+        let queue = || self.queues.lock().unwrap_or_else(PoisonError::into_inner).get(route).cloned();
+        named.or_else(queue).or_else(|| self.routes.all().last().map(|fallback| Arc::clone(&fallback.policy)))
+    }
 }
 
 impl Engine {
@@ -95,6 +112,7 @@ impl Engine {
             session,
             metrics,
             executing: AtomicUsize::new(0),
+            queues: Mutex::default(),
         }))
     }
 
@@ -149,7 +167,7 @@ impl Engine {
         route: &str,
         authorization: Option<&str>,
     ) -> Result<RecordId, String> {
-        let principal = crate::request::principal_of(self, authorization)?;
+        let principal = crate::request::principal::principal_of(self, authorization)?;
         let env = self.routes().named(route).map_or("default", |route| match &route.scope.env {
             crate::route::Part::Fixed(env) => env,
             crate::route::Part::Header(_) => "default",
@@ -185,22 +203,22 @@ impl Engine {
     pub async fn settle_unattended(&self) -> Result<u64, StoreError> {
         let store = self.store();
         let filter = Filter { state: Some(Seen::Unknown), ..Filter::default() };
-        let mut open: HashMap<&str, Unknowns> =
-            self.routes().all().map(|route| (route.name.as_str(), Unknowns::default())).collect();
+        let mut open: HashMap<String, Unknowns> =
+            self.routes().all().map(|route| (route.name.clone(), Unknowns::default())).collect();
         let mut settled = 0;
         let mut after = None;
         loop {
             let page = store.scan(after, 256, filter.clone()).await?;
             for (id, record) in &page.records {
-                let Some(route) = self.routes().named(&record.facts.route) else { continue };
-                if let Some(write) = unattended(record, &route.policy, page.now)
+                let Some(policy) = self.0.policy_of(&record.facts.route) else { continue };
+                if let Some(write) = unattended(record, &policy, page.now)
                     && let Write::Applied { .. } = store.replace(*id, &write).await?
                 {
-                    self.count_settled(&route.name, "policy");
+                    self.count_settled(&record.facts.route, "policy");
                     settled += 1;
                     continue;
                 }
-                let unknowns = open.entry(&route.name).or_default();
+                let unknowns = open.entry(record.facts.route.clone()).or_default();
                 unknowns.open += 1;
                 unknowns.oldest = unknowns.oldest.max(page.now.since(record.unknown_since()));
             }
@@ -210,7 +228,7 @@ impl Engine {
             }
         }
         for (route, unknowns) in open {
-            crate::metrics::unknowns(route, unknowns.open, unknowns.oldest);
+            crate::metrics::unknowns(&route, unknowns.open, unknowns.oldest);
         }
         Ok(settled)
     }

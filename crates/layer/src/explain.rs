@@ -63,7 +63,7 @@ impl Engine {
     pub fn explain(&self, request: &Request<Bytes>) -> Result<Explained, Problem> {
         let host = route::host_of(request.uri(), request.headers());
         let route = self.routes().of(request.method(), request.uri().path(), host);
-        let listed = request::listed_headers(&route.fingerprint, request.headers());
+        let listed = request::collect::listed_headers(&route.fingerprint, request.headers());
         let listed: Vec<(&str, &[u8])> = listed.iter().map(|(name, value)| (*name, value.as_slice())).collect();
         let message = canonical::Request {
             method: request.method().as_str(),
@@ -71,7 +71,7 @@ impl Engine {
             query: request.uri().query(),
             headers: &listed,
             content_type: request.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes),
-            encoded: request::is_encoded(request.headers()),
+            encoded: request::collect::is_encoded(request.headers()),
             body: request.body(),
         };
         let mut workspace = Workspace::new();
@@ -94,8 +94,8 @@ impl Engine {
             return Err(Problem::InvalidPath);
         }
         let missing = canonical.findings.missing_required.iter().map(|entry| (*entry).to_owned()).collect::<Vec<_>>();
-        let from_head = request::key_from_head(route, request.headers(), request.uri().query())?;
-        let key = request::agreed_key(route, from_head, &message, Some(request.body()))?;
+        let from_head = request::key::from_head(route, request.headers(), request.uri().query())?;
+        let key = request::key::agreed(route, from_head, &message, Some(request.body()))?;
         let key = match (key, route.key.missing) {
             (Some(key), _) => key.as_str().to_owned(),
             (None, route::Missing::Optional) => return Ok(explained),
@@ -109,10 +109,11 @@ impl Engine {
         if !missing.is_empty() {
             return Err(Problem::MissingIdentifier(missing));
         }
-        let principal = request::spelled_principal(self, route, request.headers(), true)?;
-        let tenant = request::scope_part(&route.scope.tenant, request.headers(), true)?.into_owned();
-        let env = request::scope_part(&route.scope.env, request.headers(), true)?.into_owned();
-        let route_name = request::scope_route(self, route, request.method(), request.uri().path()).into_owned();
+        let principal = request::principal::spelled_principal(self, route, request.headers(), true)?;
+        let tenant = request::principal::scope_part(&route.scope.tenant, request.headers(), true)?.into_owned();
+        let env = request::principal::scope_part(&route.scope.env, request.headers(), true)?.into_owned();
+        let route_name =
+            request::principal::scope_route(self, route, request.method(), request.uri().path()).into_owned();
         let scope = Scope { tenant: &tenant, env: &env, principal: &principal, route: &route_name };
         explained.record_id = Some(RecordId::derive(self.secret(), &scope, &key));
         explained.key = Some(key);

@@ -122,7 +122,9 @@ impl Jobs {
     #[must_use]
     pub fn new(engine: Engine, queue: &str, policy: Policy, wait: std::time::Duration) -> Self {
         let in_flight = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
-        Self { engine, queue: queue.into(), policy: Arc::new(policy), wait, in_flight }
+        let policy = Arc::new(policy);
+        engine.0.know_queue(queue, &policy);
+        Self { engine, queue: queue.into(), policy, wait, in_flight }
     }
 
     /// Runs `work` once for `key`; every later call gets its output. `input` is what must be the
@@ -140,7 +142,7 @@ impl Jobs {
         E: std::error::Error + Send + 'static,
     {
         let this = self.clone();
-        let scope = Scope { tenant: "default", env: "default", principal: "anonymous", route: &self.queue };
+        let scope = Scope { tenant: "default", env: "default", principal: "job", route: &self.queue };
         let id = RecordId::derive(self.engine.secret(), &scope, key);
         // The input is bound to its queue by the record, and keyed by the secret.
         let input_scope = Scope { tenant: "", env: "", principal: "input", route: &self.queue };

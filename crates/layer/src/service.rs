@@ -18,6 +18,7 @@ use onceward_core::{
     decide::Refusal,
     key::{self, ClientKey},
     policy::Policy,
+    record::Micros,
 };
 use tokio::time::Instant;
 use tower_service::Service as TowerService;
@@ -186,7 +187,8 @@ where
             let claimed_in = started.elapsed();
             announce(&mut request, route, &grant, &id, &key);
             let (fence, attempt) = (grant.fence.0, grant.attempt);
-            let response = exchange.run(claim, grant, inner, request, &handoff).await;
+            // On the heap, so that a replay does not carry the room of an execution.
+            let response = Box::pin(exchange.run(claim, grant, inner, request, &handoff)).await;
             let upstream = Duration::from_micros(exchange.upstream.load(Ordering::Relaxed));
             let overhead = started.elapsed().saturating_sub(upstream);
             engine.0.metrics.request(&route.name, Outcome::Executed);
@@ -201,13 +203,12 @@ where
             handoff.must_finish().store(false, Ordering::Relaxed);
             return response;
         }
-        Obtained::Replay { record, waited } => {
+        Obtained::Replay { record, waited, now } => {
             let outcome = if waited { Outcome::Waited } else { Outcome::Replayed };
             if !waited {
                 engine.0.metrics.overhead(&route.name, started.elapsed());
             }
-            let now = record.stored.written_at;
-            extend_retention(engine, route, id, &record);
+            extend_retention(engine, route, id, &record, now);
             let mut response = replay::response(&record, route, &exchange.request_id, now);
             exchange.mark_derived(response.headers_mut());
             (outcome, response)
@@ -215,14 +216,14 @@ where
         Obtained::Refused { refusal, record } => {
             let stored = record.as_ref().map(|record| record.facts.fields.as_slice()).unwrap_or_default();
             let details = Details {
-                fields: if refusal == Refusal::KeyReused {
+                fields: if let (Refusal::KeyReused, Some(body)) = (refusal, body.as_deref()) {
                     let asked = Reread {
                         id: &id,
                         method: request.method().as_str(),
                         path: request.uri().path(),
                         query: request.uri().query(),
                         headers: request.headers(),
-                        body: body.as_deref().unwrap_or_default(),
+                        body,
                     };
                     request::differing(engine, route, &asked, stored)
                 } else {
@@ -295,10 +296,16 @@ fn usual_time_left(engine: &Engine, route: &Route) -> Duration {
 }
 
 /// Where the retention slides, each replay extends it, in the background.
-fn extend_retention(engine: &Engine, route: &Route, id: key::RecordId, record: &onceward_core::record::Record) {
+fn extend_retention(
+    engine: &Engine,
+    route: &Route,
+    id: key::RecordId,
+    record: &onceward_core::record::Record,
+    now: Micros,
+) {
     use onceward_core::cas::{Expect, FenceRule, Keep, Lease, Replacement};
     let Some(most) = route.policy.sliding_max else { return };
-    let age = record.stored.written_at.since(record.facts.settled_at);
+    let age = now.since(record.facts.settled_at);
     let left = most.saturating_sub(age).min(route.policy.retention);
     let write = Replacement {
         expect: Expect::Seen(record.stored.fence, record.stored.revision),
@@ -328,4 +335,24 @@ fn outcome_of(refusal: Refusal) -> Outcome {
 
 fn micros(span: Duration) -> u64 {
     u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_way_of_a_replay_carries_no_room_for_what_it_does_not_do() {
+        // Futures are moved into place once for each request: what only large bodies or executions
+        // need belongs behind a box of its own.
+        const BYTES_MAX: usize = 5 * 1024;
+        let store = Arc::new(onceward_store::memory::Memory::default());
+        let routes = crate::Routes::new(vec![], Route::new("default"));
+        let secret = crate::Secret::from_bytes([0; 32]);
+        let engine = Engine::new(store, secret, routes, crate::Limits::default(), Engine::new_session());
+        let inner = tower::service_fn(|_: Request<Body>| async { Ok::<_, BoxError>(Response::new(Body::empty())) });
+        let route = Arc::clone(engine.routes().named("default").expect("every engine has one"));
+        let bytes = size_of_val(&serve(engine, route, inner, Request::new(Body::empty())));
+        assert!(bytes <= BYTES_MAX, "{bytes} bytes");
+    }
 }

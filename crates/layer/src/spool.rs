@@ -134,6 +134,22 @@ impl SpoolReader {
         self.left
     }
 
+    /// The whole body, and the reader at its beginning again.
+    pub(crate) async fn read_all(mut self) -> io::Result<(Bytes, Self)> {
+        let bytes = self.left;
+        let mut all = BytesMut::with_capacity(usize::try_from(bytes).unwrap_or_default());
+        while let Some(part) = std::future::poll_fn(|cx| self.poll_next(cx)).await {
+            all.extend_from_slice(&part?);
+        }
+        if let Some(state) = &mut self.state {
+            state.file.seek(SeekFrom::Start(0)).await?;
+            state.chunk = 0;
+            state.left = bytes;
+        }
+        self.left = bytes;
+        Ok((all.freeze(), self))
+    }
+
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
         if self.left == 0 {
             return Poll::Ready(None);
@@ -214,6 +230,15 @@ mod tests {
             assert_eq!(reader.left(), len as u64);
             assert_eq!(read_all(reader).await, body, "{len} bytes");
         }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_was_read_whole_is_read_again_from_its_beginning() {
+        let body: Vec<u8> = (0..3 * CHUNK_BYTES + 5).map(|i| (i % 251) as u8).collect();
+        let (reader, _budget) = spooled(&[body.clone().into()]).await;
+        let (whole, reader) = reader.read_all().await.unwrap();
+        assert!(whole == body && reader.left() == body.len() as u64);
+        assert!(read_all(reader).await == body);
     }
 
     #[tokio::test]

@@ -644,3 +644,49 @@ async fn a_lease_is_renewed_for_as_long_as_the_service_works() {
     rig.upstream.gate.add_permits(1);
     assert_eq!(first.await.unwrap().status, 201);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_its_client_left_does_not_run_for_ever() {
+    let rig = Rig::new(Upstream::new(|_, _| {
+        let beats = futures_util::stream::unfold((), |()| async {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            Some((Ok::<_, BoxError>(Frame::data(Bytes::from_static(b": beat\n\n"))), ()))
+        });
+        let mut response = Response::new(Body::wrap(StreamBody::new(beats)));
+        response.headers_mut().insert("content-type", "text/event-stream".parse()?);
+        Ok(response)
+    }));
+    let mut stream = rig.send(post("k", "{}")).await.into_body();
+    for _ in 0..100 {
+        assert!(stream.frame().await.unwrap().is_ok(), "the client sets the pace, beyond execution_max too");
+    }
+    assert_eq!(rig.engine.in_flight(), 1);
+    drop(stream);
+    assert_eq!(rig.engine.drain(Duration::from_secs(60)).await, 0);
+    assert_eq!(rig.post("k", "{}").await.slug(), "outcome-unknown");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_the_retention_is_told_as_it_is_and_does_not_move_with_each_replay() {
+    let rig = Rig::new(Upstream::new(charged));
+    let expires =
+        |answer: &Answer| httpdate::parse_http_date(answer.headers["idempotency-expires"].to_str().unwrap()).unwrap();
+    let first = expires(&rig.post("k", "{}").await);
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    // Dates are told by the wall clock, which stands still here: an hour later an hour less is left.
+    let again = expires(&rig.post("k", "{}").await);
+    let sooner = first.duration_since(again).unwrap();
+    assert!((3590..3610).contains(&sooner.as_secs()), "{sooner:?}");
+}
+
+#[tokio::test]
+async fn a_damaged_record_is_no_outage_and_is_never_bypassed() {
+    let rig = Rig::with(Upstream::new(charged), |route| {
+        route.policy = Arc::new(Policy { on_store_outage: onceward::Outage::Bypass, ..Policy::default() });
+    });
+    rig.post("k", "{}").await;
+    let page = rig.memory.scan(None, 10, onceward::store::Filter::default()).await.unwrap();
+    rig.memory.damage(&page.records.first().unwrap().0);
+    assert_eq!(rig.post("k", "{}").await.slug(), "store-unavailable");
+    assert_eq!(rig.upstream.calls(), 1);
+}

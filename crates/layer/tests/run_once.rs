@@ -126,3 +126,12 @@ async fn a_key_with_another_input_is_refused() {
     let other = rig.jobs.run_once("job-1", b"other input", |_| async { Ok::<_, JobError<io::Error>>(Bytes::new()) });
     assert!(matches!(other.await, Err(RunError::KeyReused)));
 }
+
+#[tokio::test]
+async fn unknown_outcomes_of_a_queue_are_given_up_by_its_policy_without_a_caller() {
+    let rig = Rig::new(Policy { on_unknown: vec![Step::Fail], ..Policy::default() });
+    rig.gate.add_permits(9);
+    assert!(rig.start(Err(JobError::Unknown)).await.is_err());
+    assert_eq!(rig.engine.settle_unattended().await.unwrap(), 1);
+    assert!(matches!(rig.start(Ok("done")).await, Err(RunError::Failed)));
+}

@@ -16,6 +16,7 @@ use onceward::{
     Engine, Layer,
     store::{
         embedded::{self, Embedded},
+        guarded::Guarded,
         log::{self, Keeps},
     },
 };
@@ -32,6 +33,10 @@ use crate::{
 
 /// The admin token's file in the data folder.
 const TOKEN_FILE: &str = "admin.token";
+/// Whose secret the records of the folder were made with, as a hash.
+const SECRET_ID_FILE: &str = "onceward.secret-id";
+/// What record ids of the folder are made of, route by route.
+const ROUTES_FILE: &str = "onceward.routes";
 /// The install secret's file in the data folder.
 const SECRET_FILE: &str = "onceward.secret";
 /// How often ended records are swept.
@@ -138,8 +143,19 @@ pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
     tracing::info!("requests through this process only are protected; point every client at it");
 
     let metrics = install_metrics()?;
-    let (store, concerns) = open_store(&config, args.accept_loss).await?;
-    let engine = engine(&config, Arc::new(store.clone()))?;
+    let (store, mut concerns) = open_store(&config, args.accept_loss).await?;
+    let changed = rekeyed(&config)?;
+    if !changed.is_empty() {
+        let concern = format!(
+            "since the last start the record ids of these routes are made otherwise: {}; keys that clients are still \
+             retrying there are new, and may run again",
+            changed.join(", ")
+        );
+        tracing::warn!("{concern}");
+        concerns.push(concern);
+    }
+    let guarded = Guarded::new(Arc::new(store.clone()), config.store.deadline);
+    let engine = engine(&config, Arc::new(guarded))?;
     let dispatch = assemble::dispatch(&config)?;
     let listener = listen("requests", config.listen.address, "--listen").await?;
     let admin_listener = listen("admin", config.admin.address, "--admin").await?;
@@ -158,13 +174,17 @@ pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
         .map_err(|error| StartError::System { what: "read listen.trusted", source: io::Error::other(error) })?;
     let mut stop = std::pin::pin!(stop_signal()?);
     let service = Layer::new(engine.clone()).layer(dispatch);
+    let stopping = std::cell::Cell::new(None);
     let report = proxy::serve(listener, service, limits, trusted, async {
         stop.as_mut().await;
         tracing::info!("stopping: finishing what runs");
+        stopping.set(Some(tokio::time::Instant::now()));
         admin.drain();
     })
     .await;
-    let left = engine.drain(config.listen.drain).await;
+    // Executions whose clients have gone share the time that connections had.
+    let spent = stopping.get().map_or(Duration::ZERO, |since| since.elapsed());
+    let left = engine.drain(config.listen.drain.saturating_sub(spent)).await;
     if report.connections_cut > 0 || left > 0 {
         tracing::warn!(
             connections_cut = report.connections_cut,
@@ -191,6 +211,7 @@ pub fn engine(config: &Config, store: Arc<dyn onceward::store::Store>) -> Result
         Some(secret) => onceward::Secret::from_bytes(*secret.expose()),
         None => folder_secret(&config.store.path)?,
     };
+    bind_secret(&config.store.path, &secret)?;
     let routes = assemble::routes(config)?;
     Ok(Engine::new(store, secret, routes, assemble::limits(&config.limits), Engine::new_session()))
 }
@@ -203,6 +224,7 @@ pub async fn open_store(config: &Config, accept_loss: bool) -> Result<(Embedded,
     let folder = &config.store.path;
     let mut options = embedded::Options::default();
     options.log.accept_loss = accept_loss;
+    options.log.reserve_bytes = u32::try_from(config.store.reserve).unwrap_or(u32::MAX);
     if let Some(records) = config.store.max_records {
         options.records_max = usize::try_from(records).unwrap_or(usize::MAX);
     }
@@ -263,7 +285,70 @@ pub fn admin_token(config: &Config) -> Result<Secret, StartError> {
     folder_text(&config.store.path, TOKEN_FILE).map(Secret::new)
 }
 
+/// Refuses another secret than the one that the folder's records were made with: under it every key would be new.
+fn bind_secret(folder: &Path, secret: &onceward::Secret) -> Result<(), StartError> {
+    let file = folder.join(SECRET_ID_FILE);
+    let id: String = secret.id().0.iter().map(|byte| format!("{byte:02x}")).collect();
+    let failed = |what: String| StartError::Secret { file: file.clone(), what };
+    match fs::read_to_string(&file) {
+        Ok(bound) if bound.trim() == id => Ok(()),
+        Ok(_) => Err(failed(
+            "the records here were made with another install secret; under this one every key would be new and run \
+             again. Bring the old secret back (onceward.secret, or [identity] secret), or start with an empty folder"
+                .into(),
+        )),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            write_whole(folder, SECRET_ID_FILE, &id).map_err(|error| failed(format!("cannot be written: {error}")))
+        }
+        Err(error) => Err(failed(format!("cannot be read: {error}"))),
+    }
+}
+
+/// Says which routes have changed, since the last start, in what record ids are made of: keys that clients are still
+/// retrying on them are new, and may run again.
+fn rekeyed(config: &Config) -> Result<Vec<String>, StartError> {
+    let folder = &config.store.path;
+    let file = folder.join(ROUTES_FILE);
+    let failed = |what: String| StartError::Secret { file: file.clone(), what };
+    let routes = config.routes.iter().chain([&config.default_route]);
+    let now: Vec<String> = routes
+        .map(|route| {
+            let place = if route.name == crate::config::route::DEFAULT_ROUTE {
+                String::new()
+            } else {
+                format!("{} {}", route.matching.path.text, route.matching.host.as_deref().unwrap_or("*"))
+            };
+            let (from, scope) = (&route.key.from, &route.scope);
+            format!("{}\t{:?} {place}\t{from:?}\t{scope:?}", route.name, route.matching.methods)
+        })
+        .collect();
+    let before = match fs::read_to_string(&file) {
+        Ok(text) => Some(text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(failed(format!("cannot be read: {error}"))),
+    };
+    write_whole(folder, ROUTES_FILE, &now.join("\n")).map_err(|error| failed(format!("cannot be written: {error}")))?;
+    let Some(before) = before else { return Ok(Vec::new()) };
+    let before: Vec<&str> = before.lines().collect();
+    let name = |line: &str| line.split('\t').next().unwrap_or_default().to_owned();
+    let mut changed: Vec<String> =
+        now.iter().filter(|line| !before.contains(&line.as_str())).map(|line| name(line)).collect();
+    changed.extend(before.iter().filter(|line| !now.iter().any(|now| now == *line)).map(|line| name(line)));
+    changed.sort();
+    changed.dedup();
+    Ok(changed)
+}
+
 fn folder_secret(folder: &Path) -> Result<onceward::Secret, StartError> {
+    if folder.join(SECRET_ID_FILE).exists() && !folder.join(SECRET_FILE).exists() {
+        return Err(StartError::Secret {
+            file: folder.join(SECRET_FILE),
+            what:
+                "is gone, and the records here were made with it; a new one would make every key new. Bring it back, \
+                   or start with an empty folder"
+                    .into(),
+        });
+    }
     let text = folder_text(folder, SECRET_FILE)?;
     onceward::Secret::from_base64(&text).map_err(|error| StartError::Secret {
         file: folder.join(SECRET_FILE),
@@ -284,19 +369,23 @@ fn folder_text(folder: &Path, name: &str) -> Result<String, StartError> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(|error| failed(format!("cannot be drawn: {error}")))?;
     let text = STANDARD.encode(bytes);
-    let write = || -> io::Result<()> {
-        // Whole or not at all: a crash between leaves no half secret behind.
-        let draft = folder.join(format!("{name}.new"));
-        let _ = fs::remove_file(&draft);
-        let mut options = fs::OpenOptions::new();
-        let mut out = options.write(true).create_new(true).mode(0o600).open(&draft)?;
-        writeln!(out, "{text}")?;
-        out.sync_all()?;
-        fs::rename(&draft, &file)?;
-        fs::File::open(folder)?.sync_all()
-    };
-    write().map_err(|error| failed(format!("cannot be written: {error}")))?;
+    write_whole(folder, name, &text).map_err(|error| failed(format!("cannot be written: {error}")))?;
     Ok(text)
+}
+
+/// Writes a file of this user's only, whole or not at all: a crash between leaves no half secret behind.
+fn write_whole(folder: &Path, name: &str, text: &str) -> io::Result<()> {
+    let draft = folder.join(format!("{name}.new"));
+    match fs::remove_file(&draft) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut options = fs::OpenOptions::new();
+    let mut out = options.write(true).create_new(true).mode(0o600).open(&draft)?;
+    writeln!(out, "{text}")?;
+    out.sync_all()?;
+    fs::rename(&draft, folder.join(name))?;
+    fs::File::open(folder)?.sync_all()
 }
 
 async fn sample_api(flags: &mut Flags) -> Result<tokio::task::JoinHandle<io::Result<()>>, StartError> {

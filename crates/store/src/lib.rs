@@ -34,7 +34,7 @@
 //! # Layout
 //!
 //! [`memory`] the reference, [`embedded`] the durable store of one process over [`log`], `watch`
-//! the waking of waiters inside a process, [`conformance`] the cases.
+//! the waking of waiters inside a process, `conformance` the cases.
 
 use std::{fmt, future::Future, pin::Pin, time::Duration};
 
@@ -52,6 +52,7 @@ pub mod conformance;
 #[cfg(feature = "embedded")]
 pub mod embedded;
 mod error;
+pub mod guarded;
 #[cfg(feature = "embedded")]
 pub mod log;
 pub mod memory;

@@ -472,6 +472,11 @@ mod tests {
         assert!(matches!(store.replace(id(of), &write).await, Ok(Write::Applied { .. })));
     }
 
+    /// Waits for an event that must come; the limit only ends a test that has failed.
+    async fn woken<T>(watch: impl Future<Output = T>) -> T {
+        tokio::time::timeout(Duration::from_secs(30), watch).await.expect("nobody is woken")
+    }
+
     async fn is_there(store: &Memory, of: u8) -> bool {
         store.get(id(of)).await.unwrap().record.is_some()
     }
@@ -562,21 +567,21 @@ mod tests {
         let (store, _) = bounded(10);
         let watch = store.watch(id(0));
         let fence = claim(&store, 0).await.unwrap();
-        watch.await;
+        woken(watch).await;
         let watch = store.watch(id(0));
         store.extend(id(0), fence, LEASE).await.unwrap();
-        watch.await;
+        woken(watch).await;
         let watch = store.watch(id(0));
         complete(&store, 0, fence).await;
-        watch.await;
+        woken(watch).await;
         let fence = claim(&store, 1).await.unwrap();
         let watch = store.watch(id(1));
         store.remove(id(1), Expect::Holder(fence)).await.unwrap();
-        watch.await;
+        woken(watch).await;
         claim(&store, 2).await.unwrap();
         let watch = store.watch(id(2));
         store.end_session(SessionId([1; 16]));
-        watch.await;
+        woken(watch).await;
     }
 
     #[tokio::test]
@@ -586,7 +591,7 @@ mod tests {
         let mut other = store.watch(id(1));
         claim(&store, 0).await.unwrap();
         for waiter in all {
-            waiter.await.unwrap();
+            woken(waiter).await.unwrap();
         }
         assert!((&mut other).now_or_never().is_none());
         // A write that is refused is none.
@@ -604,7 +609,7 @@ mod tests {
         drop(first);
         assert_eq!(store.shared.watchers.len(), 2);
         claim(&store, 0).await.unwrap();
-        second.await;
+        woken(second).await;
         drop(other);
         assert_eq!(store.shared.watchers.len(), 0);
     }

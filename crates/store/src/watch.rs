@@ -4,7 +4,10 @@ use std::{
     collections::HashMap,
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -55,37 +58,55 @@ impl std::fmt::Debug for Watch {
 
 /// Everybody who waits, by key. An entry lives until the next write, or as long as somebody waits.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Watchers(Arc<Mutex<HashMap<RecordId, Arc<Notify>>>>);
+pub(crate) struct Watchers(Arc<Waited>);
+
+#[derive(Debug, Default)]
+struct Waited {
+    keys: Mutex<HashMap<RecordId, Arc<Notify>>>,
+    /// How many there are, so that a write that nobody waits for takes no lock. Whoever waits is counted before it
+    /// reads the record, and whoever writes looks after it wrote: one of the two sees the other.
+    count: AtomicUsize,
+}
 
 impl Watchers {
     /// Wakes after the next [`wake`](Self::wake) of `id`, also one before the first poll.
     pub(crate) fn watch(&self, id: RecordId) -> Watch {
-        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.0.keys.lock().unwrap_or_else(PoisonError::into_inner);
         let mut notified = Box::pin(Arc::clone(waiting.entry(id).or_default()).notified_owned());
         notified.as_mut().enable();
+        self.0.count.store(waiting.len(), Ordering::SeqCst);
         Watch(Some(Waiting { notified: Some(notified), id, watchers: self.clone() }))
     }
 
     /// Wakes all who wait for `id`.
     pub(crate) fn wake(&self, id: &RecordId) {
-        let waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
-        if let Some(notify) = waiting {
+        if self.0.count.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        let woken = {
+            let mut waiting = self.0.keys.lock().unwrap_or_else(PoisonError::into_inner);
+            let woken = waiting.remove(id);
+            self.0.count.store(waiting.len(), Ordering::SeqCst);
+            woken
+        };
+        if let Some(notify) = woken {
             notify.notify_waiters();
         }
     }
 
     /// Drops the entry of a key that nobody waits for any more.
     fn forget(&self, id: &RecordId) {
-        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.0.keys.lock().unwrap_or_else(PoisonError::into_inner);
         // Handles are given out under this lock only: one handle means that this map has the last.
         if waiting.get(id).is_some_and(|notify| Arc::strong_count(notify) == 1) {
             waiting.remove(id);
+            self.0.count.store(waiting.len(), Ordering::SeqCst);
         }
     }
 
     /// How many keys are waited for.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.0.keys.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 }

@@ -13,6 +13,7 @@ use crate::{
 pub mod args;
 mod explain;
 mod keys;
+mod log;
 
 /// Something that ends a command: what to say on stderr, and the exit code.
 #[derive(Debug)]
@@ -56,7 +57,11 @@ impl From<start::StartError> for Failure {
 #[must_use]
 pub fn run() -> ExitCode {
     let line = CommandLine::parse();
-    start_log();
+    // Dropped last: what was logged is written before the process ends.
+    let _log = match start_log() {
+        Ok(log) => log,
+        Err(error) => return end(&Failure::not_well(format!("cannot start the log: {error}"))),
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return end(&Failure::not_well(format!("cannot start: {error}"))),
@@ -77,15 +82,18 @@ fn end(failure: &Failure) -> ExitCode {
 
 /// Logs go to stderr: as text, or as JSON lines where `ONCEWARD_LOG_FORMAT=json`. What is logged, `ONCEWARD_LOG`
 /// says, as in `ONCEWARD_LOG=warn`; `info` by default.
-fn start_log() {
+fn start_log() -> std::io::Result<log::Writer> {
     use tracing_subscriber::{EnvFilter, fmt};
+    let lines = log::Lines::default();
+    let writer = log::Writer::start(&lines, std::io::stderr())?;
     let filter = EnvFilter::try_from_env("ONCEWARD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr);
+    let to = fmt().with_env_filter(filter).with_target(false).with_writer(move || lines.clone());
     if std::env::var("ONCEWARD_LOG_FORMAT").is_ok_and(|format| format == "json") {
-        log.json().flatten_event(true).init();
+        to.json().flatten_event(true).init();
     } else {
-        log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
+        to.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
     }
+    Ok(writer)
 }
 
 async fn command(command: Command) -> Result<(), Failure> {

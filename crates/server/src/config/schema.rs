@@ -22,7 +22,7 @@ pub const NOT_AVAILABLE: &[(&str, &str)] = &[
     ("upstream.ca", "TLS to an upstream"),
     ("upstream.client_cert", "TLS to an upstream"),
     ("upstream.http2 = true", "HTTP/2 to an upstream"),
-    (r#"route.mode = "observe""#, "the dry run on live traffic"),
+    (r#"route.mode = "observe""#, "shadow mode"),
     ("route.auth", "authorization before replay"),
     ("route.probe", "asking the upstream for an unknown outcome"),
     (r#"route.on_unknown = "probe""#, "asking the upstream for an unknown outcome"),
@@ -316,8 +316,8 @@ pub(super) const ROUTE: &[Key] = &[
     key("forward_key", Kind::Choice(&["same", "derived"])),
 ];
 
-/// Well below the embedded store's segments of 64 MiB, in one of which a record must fit.
-const RECORDED_BODY_MAX: u64 = 16 * MIB;
+/// With its headers, a record must fit half a batch of the log, which is 4 MiB.
+const RECORDED_BODY_MAX: u64 = 3 * MIB;
 
 fn header_value(text: &str) -> Result<(), String> {
     if text.len() <= 256 && http::HeaderValue::from_str(text).is_ok() {

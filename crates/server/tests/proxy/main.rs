@@ -10,6 +10,8 @@ mod crashes;
 #[cfg(test)]
 mod duplicates;
 #[cfg(test)]
+mod folder;
+#[cfg(test)]
 mod keys;
 #[cfg(test)]
 mod process;

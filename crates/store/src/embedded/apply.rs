@@ -72,6 +72,24 @@ pub(super) struct Live {
     pub(super) bytes: u64,
 }
 
+/// Slots counted, not yet part of the state's counts.
+#[derive(Debug, Default)]
+pub(super) struct Counted {
+    records: usize,
+    open: usize,
+    live: BTreeMap<u32, Live>,
+}
+
+impl Counted {
+    pub(super) fn add(&mut self, slot: &Slot) {
+        self.records += 1;
+        self.open += usize::from(slot.keep_until_s == 0);
+        let live = self.live.entry(slot.segment).or_default();
+        live.records += 1;
+        live.bytes += slot.len() as u64;
+    }
+}
+
 /// Everything in memory.
 pub(super) struct State {
     pub(super) index: Index,
@@ -125,14 +143,16 @@ impl State {
         self.mark.fetch_max(fence.0, Ordering::Relaxed);
     }
 
-    /// A slot came into the index.
-    pub(super) fn count_in(&self, slot: &Slot) {
-        self.records.fetch_add(1, Ordering::Relaxed);
-        self.open.fetch_add(usize::from(slot.keep_until_s == 0), Ordering::Relaxed);
+    /// Slots came into the index.
+    pub(super) fn count(&self, counted: Counted) {
+        self.records.fetch_add(counted.records, Ordering::Relaxed);
+        self.open.fetch_add(counted.open, Ordering::Relaxed);
         let mut live = lock(&self.live);
-        let live = live.entry(slot.segment).or_default();
-        live.records += 1;
-        live.bytes += slot.len() as u64;
+        for (segment, more) in counted.live {
+            let live = live.entry(segment).or_default();
+            live.records += more.records;
+            live.bytes += more.bytes;
+        }
     }
 
     /// A slot left the index.
@@ -170,7 +190,8 @@ impl State {
             let moved = matches!(change, Change::Move { .. });
             let told = match &outcome {
                 Outcome::Durable { segment } => {
-                    self.change(&id, change, Position { segment: *segment, offset }, len as usize);
+                    let position = Position { segment: *segment, offset };
+                    self.change(&id, change, position, len as usize);
                     Ok(())
                 }
                 Outcome::Unknown(error) => Err(Failure::Unknown(Arc::clone(error))),
@@ -219,9 +240,11 @@ impl State {
                 (shard.put(slot), Some(slot))
             }
         };
-        drop(shard);
+        // Counted under the lock: a sweep that takes the slot out again must not be counted before it.
         if let Some(slot) = after {
-            self.count_in(&slot);
+            let mut counted = Counted::default();
+            counted.add(&slot);
+            self.count(counted);
         }
         if let Some(slot) = before {
             self.count_out(&slot);

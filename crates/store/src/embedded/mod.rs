@@ -1,6 +1,6 @@
 //! The durable store of one process: the log is the store.
 //!
-//! Every write becomes one frame of the [log](crate::log) and is answered once its batch is durable; only then does
+//! Every write becomes one frame of the [`log`] and is answered once its batch is durable; only then does
 //! the index change. A write is evaluated under its table's lock, which is never held across I/O; a second write to an
 //! id waits for the first one's batch and is evaluated anew. Reads of settled records are one positional read.
 //!
@@ -211,14 +211,17 @@ impl Inner {
             self.state.set_applied(*last);
         }
         let now = self.state.clock.now();
+        let mut counted = apply::Counted::default();
         for first in 0..=u8::MAX {
             let mut shard = self.state.index.shard(first);
-            let slots: Vec<Slot> = shard.slots().copied().collect();
-            for slot in slots {
-                self.state.count_in(&slot);
-                if slot.keep_until_s != 0 {
-                    continue;
+            let mut open = Vec::new();
+            for slot in shard.slots() {
+                counted.add(slot);
+                if slot.keep_until_s == 0 {
+                    open.push(*slot);
                 }
+            }
+            for slot in open {
                 // One that is damaged says so at every read.
                 let Ok(frame) = self.log.read(slot.position(), slot.len(), &slot.id) else { continue };
                 let Ok(mut record) = codec::decode(&frame.payload) else { continue };
@@ -230,6 +233,7 @@ impl Inner {
                 shard.open.insert(RecordId(frame.id), index::Open { stored, state, bytes, counted: false });
             }
         }
+        self.state.count(counted);
     }
 
     /// Reads a settled record. None: its segment was dropped meanwhile, look it up again.

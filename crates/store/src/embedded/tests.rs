@@ -75,8 +75,17 @@ struct Bench {
 }
 
 async fn open(disk: &Arc<Forgetful>, time: &Arc<AtomicU64>) -> Result<Bench, OpenError> {
+    open_sized(disk, time, SEGMENT, 0).await
+}
+
+async fn open_sized(
+    disk: &Arc<Forgetful>,
+    time: &Arc<AtomicU64>,
+    segment_bytes: u32,
+    reserve_bytes: u32,
+) -> Result<Bench, OpenError> {
     let options = Options {
-        log: log::Options { segment_bytes: SEGMENT, pause: Duration::ZERO, ..log::Options::default() },
+        log: log::Options { segment_bytes, reserve_bytes, pause: Duration::ZERO, ..log::Options::default() },
         records_max: 10_000,
         clock: Clock::Manual(Arc::clone(time)),
     };
@@ -323,10 +332,41 @@ async fn ended_records_leave_segments_are_used_again_and_the_few_that_live_on_ar
 }
 
 #[tokio::test]
-async fn a_full_disk_refuses_new_claims_and_still_takes_completions() {
+async fn a_segment_whose_batches_are_durable_but_not_applied_is_not_dropped() {
     let bench = fresh().await;
+    // Large enough that eight fill a segment, and fewer than may wait to be applied.
+    let facts = Facts { reason: "r".repeat(1000), ..facts(1) };
+    let mut writes = Vec::new();
+    // Nothing here gives way to the task that applies batches.
+    for key in 0..12 {
+        let durable = bench.store.log_stats().frames;
+        let mut write = bench.store.insert(id(key), &facts, LEASE);
+        let polled = std::future::poll_fn(|context| std::task::Poll::Ready(write.as_mut().poll(context))).await;
+        assert!(polled.is_pending());
+        writes.push(write);
+        while bench.store.log_stats().frames == durable {
+            std::thread::yield_now();
+        }
+    }
+    assert!(bench.store.inner.log.segments().len() > 1);
+    bench.store.inner.tidy_step();
+    let count = writes.len() as u64;
+    for write in writes {
+        assert!(matches!(write.await.unwrap(), Insert::Inserted { .. }));
+    }
+    for key in 0..count {
+        assert_eq!(bench.get(key).await.unwrap().facts, facts);
+    }
+    let bench = bench.restart(Crash::Power).await;
+    assert_eq!(bench.store.stats().records, count);
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_new_claims_and_still_takes_completions() {
+    let time = Arc::new(AtomicU64::new(START));
+    let bench = open_sized(&Forgetful::new(1), &time, 64 << 10, 16 << 10).await.unwrap();
     let mut held = Vec::new();
-    bench.disk.set_space(bench.disk.used() + SEGMENT as usize);
+    bench.disk.set_space(bench.disk.used() + (64 << 10));
     let error = loop {
         match bench.insert(held.len() as u64).await {
             Ok(fence) => held.push(fence),

@@ -89,37 +89,53 @@ fn check_of(bytes: &[u8]) -> u64 {
 }
 
 /// The entries of the segment that ends so, or nothing where its hint cannot be used.
-pub(crate) fn read_hint(disk: &dyn Disk, ending: &Ending) -> Option<Vec<Entry>> {
+pub(crate) fn read_hint(disk: &dyn Disk, ending: &Ending) -> Option<Hint> {
     let file = disk.open(&hint_name(ending.number)).ok()?;
     let len = usize::try_from(file.len().ok()?).ok()?;
     // A foreign file of that name is not read into memory whole.
     (len <= HEADER + ending.frames as usize * ENTRY).then_some(())?;
     let bytes = read_vec(&*file, 0, len).ok()?;
-    decode(&bytes, ending)
+    is_bound(&bytes, ending).filter(|bound| *bound)?;
+    Some(Hint { bytes, number: ending.number })
 }
 
-fn decode(bytes: &[u8], ending: &Ending) -> Option<Vec<Entry>> {
-    let bound = bytes.get(..8)? == MAGIC
-        && array(bytes, 8).map(u16::from_le_bytes)? == FORMAT
-        && u32_at(bytes, 16)? == ending.number
-        && u32_at(bytes, 20)? == ending.frames
-        && u64_at(bytes, 24)? == ending.salt
-        && u64_at(bytes, 32)? == ending.end
-        && u64_at(bytes, 40)? == ending.digest
-        && u64_at(bytes, 56)? == check_of(bytes);
-    bound.then_some(())?;
+/// A hint that was read and is its segment's.
+pub(crate) struct Hint {
+    bytes: Vec<u8>,
+    number: u32,
+}
+
+impl Hint {
+    /// What it holds.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
+        let body = self.bytes.get(HEADER..).unwrap_or_default();
+        body.chunks_exact(ENTRY).filter_map(|entry| decode(entry, self.number))
+    }
+}
+
+fn is_bound(bytes: &[u8], ending: &Ending) -> Option<bool> {
     let body = bytes.get(HEADER..)?;
-    (body.len() == u32_at(bytes, 12)? as usize * ENTRY).then_some(())?;
-    body.chunks_exact(ENTRY)
-        .map(|entry| {
-            let word = u32_at(entry, 20)?;
-            Some(Entry {
-                id: array(entry, 0)?,
-                kind: Kind::from_byte((word >> 24) as u8)?,
-                keep_until_s: u32_at(entry, 24)?,
-                position: Position { segment: ending.number, offset: u32_at(entry, 16)? },
-                len: (word & 0x00ff_ffff) as usize * ALIGN,
-            })
-        })
-        .collect()
+    Some(
+        bytes.get(..8)? == MAGIC
+            && array(bytes, 8).map(u16::from_le_bytes)? == FORMAT
+            && u32_at(bytes, 16)? == ending.number
+            && u32_at(bytes, 20)? == ending.frames
+            && u64_at(bytes, 24)? == ending.salt
+            && u64_at(bytes, 32)? == ending.end
+            && u64_at(bytes, 40)? == ending.digest
+            && u64_at(bytes, 56)? == check_of(bytes)
+            && body.len() == u32_at(bytes, 12)? as usize * ENTRY
+            && body.chunks_exact(ENTRY).all(|entry| decode(entry, ending.number).is_some()),
+    )
+}
+
+fn decode(entry: &[u8], segment: u32) -> Option<Entry> {
+    let word = u32_at(entry, 20)?;
+    Some(Entry {
+        id: array(entry, 0)?,
+        kind: Kind::from_byte((word >> 24) as u8)?,
+        keep_until_s: u32_at(entry, 24)?,
+        position: Position { segment, offset: u32_at(entry, 16)? },
+        len: (word & 0x00ff_ffff) as usize * ALIGN,
+    })
 }

@@ -8,7 +8,7 @@ use super::file::{Disk, DiskFile};
 use super::hint::{hint_name, hinted, write_hint};
 use super::lock;
 use super::segment::slot_name;
-use super::writer::Shared;
+use super::shared::Shared;
 
 /// How much of a new slot is written at once; commits get their turn in between.
 const ZEROS: usize = 1 << 20;

@@ -10,7 +10,7 @@
 //!
 //! - `file.rs`: the file layer, real; and `forgetful.rs`, the one of the tests, which forgets what was not synced
 //! - `batch.rs`: bytes of batches and frames; `segment.rs`: headers, the chain, the table of open segments
-//! - `writer.rs`: the queue, group commit, rotation, errors; `keeper.rs`: the background (spare segments, hints)
+//! - `shared.rs`: the queue and what all parts share; `writer.rs`: group commit, rotation, errors; `keeper.rs`: the background (spare segments, hints)
 //! - `scan.rs`, `hint.rs`, `recovery.rs`: reading a log again
 //! - `lock.rs`: one process at a time
 //!
@@ -20,6 +20,7 @@
 //! half a segment or 8 MiB.
 
 mod batch;
+mod error;
 mod file;
 #[cfg(test)]
 pub(crate) mod forgetful;
@@ -29,6 +30,7 @@ mod lock;
 mod recovery;
 mod scan;
 mod segment;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -41,6 +43,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use batch::{Frame, Kind, PAYLOAD_BYTES_MAX};
+pub use error::{AppendError, NotWritten, OpenError, ReadError};
 pub use file::{Disk, DiskFile, Folder, Keeps, Name, keeps};
 pub(crate) use lock::LOCK;
 pub use lock::{Holder, LockError, LockFile};
@@ -51,7 +54,8 @@ use file::read_vec;
 use keeper::Keeper;
 use recovery::Found;
 use segment::HEADER_ROOM;
-use writer::{Shared, Writer};
+use shared::Shared;
+use writer::Writer;
 
 /// Locks a mutex; a poisoned one held nothing that a panic could leave half done.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -74,6 +78,9 @@ pub struct Options {
     pub spares_max: usize,
     /// The most segments there may be, spares included; at the limit the log is full.
     pub segments_max: u32,
+    /// While no free segment is ready, claims are refused once the present one has no more than this left: the rest is
+    /// for completions. At most a quarter of a segment counts, since making the next one takes a while.
+    pub reserve_bytes: u32,
     /// Opens a damaged log and lists what is lost; else it is refused.
     pub accept_loss: bool,
 }
@@ -87,6 +94,7 @@ impl Default for Options {
             spares_min: 1,
             spares_max: 4,
             segments_max: u32::MAX,
+            reserve_bytes: 16 << 20,
             accept_loss: false,
         }
     }
@@ -151,18 +159,6 @@ pub enum Outcome {
     NotWritten(NotWritten),
 }
 
-/// Why a batch was not written.
-#[derive(Debug, Clone, thiserror::Error)]
-#[non_exhaustive]
-pub enum NotWritten {
-    /// The present segment is full and there is no other.
-    #[error("no space is left for the log")]
-    Full,
-    /// The log failed and could not be opened anew yet; it is tried again by itself.
-    #[error("the log cannot be written")]
-    Broken(#[source] Arc<io::Error>),
-}
-
 /// What [`Log::append`] was given and where it went.
 #[derive(Debug)]
 pub struct Placed<T> {
@@ -187,105 +183,6 @@ pub struct Done<T> {
 pub type Sink<T> = Box<dyn FnMut(Done<T>) + Send>;
 /// The store's clock, in microseconds; never goes back.
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
-
-/// Why a frame was not taken. Nothing of it will be written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum AppendError {
-    /// It is longer than a payload may be.
-    #[error("a record is larger than the log takes")]
-    TooLarge,
-    /// More is queued than one batch may hold; try again when a batch is over.
-    #[error("the log's queue is full")]
-    QueueFull,
-    /// The log is closed.
-    #[error("the log is closed")]
-    Closed,
-}
-
-/// Why a frame could not be read.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ReadError {
-    /// Its segment was dropped since the position was learnt: look the position up again.
-    #[error("the segment was dropped")]
-    Gone,
-    /// What stands there is not what was written. The record is damaged, not absent.
-    #[error("damaged record in {file} at byte {offset}")]
-    Damaged {
-        /// The file.
-        file: String,
-        /// The byte in it.
-        offset: u32,
-    },
-    /// The disk did not answer.
-    #[error("cannot read {file}")]
-    Io {
-        /// The file.
-        file: String,
-        /// What went wrong.
-        #[source]
-        source: io::Error,
-    },
-}
-
-/// Why a log was not opened.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum OpenError {
-    /// The folder holds something else.
-    #[error("{folder} is not a data folder: it holds {found}")]
-    NotALog {
-        /// The folder.
-        folder: String,
-        /// One thing found in it.
-        found: String,
-    },
-    /// It was written by a later version.
-    #[error("{file} has format {format}; this version reads up to {FORMAT}")]
-    Newer {
-        /// The file.
-        file: String,
-        /// Its format.
-        format: u16,
-    },
-    /// It is damaged where no crash damages it.
-    #[error("{file} is damaged at byte {offset}: {what}")]
-    Damaged {
-        /// The file.
-        file: String,
-        /// The byte in it.
-        offset: u64,
-        /// What is wrong there.
-        what: &'static str,
-    },
-    /// A segment of the chain is gone.
-    #[error("{folder}: segment number {segment} is missing")]
-    Missing {
-        /// The folder.
-        folder: String,
-        /// The segment's number.
-        segment: u32,
-    },
-    /// The options make no sense.
-    #[error("segment size {0} is not a multiple of 4096 between 16 KiB and 64 MiB")]
-    SegmentBytes(u32),
-    /// The disk refused.
-    #[error("cannot open {file}")]
-    Io {
-        /// The file.
-        file: String,
-        /// What went wrong.
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl OpenError {
-    pub(crate) fn io(disk: &dyn Disk, name: &str, source: io::Error) -> Self {
-        Self::Io { file: disk.locate(name), source }
-    }
-}
 
 /// The incomplete last batch that opening cut off.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -424,8 +321,8 @@ impl<T: Send + 'static> Log<T> {
         if !(4 * HEADER_ROOM..=64 << 20).contains(&size) || !size.is_multiple_of(4096) {
             return Err(OpenError::SegmentBytes(size));
         }
-        keeper::clear(&*disk).map_err(|source| OpenError::io(&*disk, "", source))?;
         let chain = recovery::open_chain(&*disk, size, options.accept_loss)?;
+        keeper::clear(&*disk).map_err(|source| OpenError::io(&*disk, "", source))?;
         let found = recovery::recover(&*disk, chain, options.accept_loss, show)?;
         let options = Options { segment_bytes: found.chain.segment_bytes, ..options };
         Ok(Opened { disk, options, found })
@@ -462,13 +359,6 @@ impl<T: Send + 'static> Log<T> {
         Ok(Record { kind: head.kind, id: head.id, keep_until_s: head.keep_until_s, payload })
     }
 
-    /// Shows the frames of one segment that counts, in order. Blocks; at most a segment's length is read.
-    ///
-    /// Errors: [`ReadError::Gone`] where it counts no longer, [`ReadError::Damaged`] where it is not whole.
-    pub fn scan(&self, number: u32, show: &mut dyn FnMut(Entry)) -> Result<(), ReadError> {
-        self.shared.scan(number, show)
-    }
-
     /// Says that no segment before `number` counts any more. They are free once a batch that says so is durable.
     /// The segment that is being written always counts.
     pub fn release_before(&self, number: u32) {
@@ -487,9 +377,10 @@ impl<T: Send + 'static> Log<T> {
         self.shared.fence_mark.fetch_max(fence, Ordering::Relaxed);
     }
 
-    /// Whether there is space for new claims: a segment to go on in, or one in the making. Where none can be made, what
-    /// is left of the present segment is kept for completions. The next one is made as soon as this one is begun, and
-    /// its space is taken first of all, so that nearly all of this one is left when that fails.
+    /// Whether there is space for new claims: a free segment to go on in, or one in the making and more than
+    /// [`Options::reserve_bytes`] left until then. Where none can be made, what is left of the present segment is kept
+    /// for completions. The next one is made as soon as this one is begun, and its space is taken first of all, so that
+    /// nearly all of this one is left when that fails.
     #[must_use]
     pub fn has_space(&self) -> bool {
         self.shared.has_space()

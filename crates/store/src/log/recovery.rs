@@ -153,7 +153,7 @@ pub(crate) fn recover(
         for (carried, ending, time_next) in link(&newest.header, found.oldest, &mut slots, &mut judge)? {
             let hint = ending.as_ref().and_then(|ending| read_hint(disk, ending));
             let ending = if let (Some(ending), Some(hint)) = (ending, hint) {
-                hint.into_iter().for_each(&mut *show);
+                hint.entries().for_each(&mut *show);
                 ending
             } else {
                 let read = judge.read_segment(&carried, ending.as_ref(), time_next, show)?;
@@ -240,8 +240,7 @@ fn read_slots(disk: &dyn Disk, chain: &mut Chain, judge: &mut Judge<'_>) -> Resu
                 return Err(OpenError::Damaged { file: disk.locate(&entry.name), offset: 0, what });
             }
             // The chain file was made anew; its segments know what it said.
-            chain.log_id = header.log_id;
-            chain.segment_bytes = header.segment_bytes;
+            chain.adopt(&header).map_err(|source| OpenError::io(disk, CHAIN, source))?;
         }
         slots.number_next = slots.number_next.max(header.number + 1);
         if slots.carried.contains_key(&header.number) {
@@ -386,7 +385,9 @@ impl<'a> Judge<'a> {
                 break;
             }
             let next = scan.next_header().map_err(|source| self.io(&name, source))?;
-            if ending.is_none() && next.is_none() {
+            // A whole header with another number is no torn batch: one before it was lost.
+            let jumps = matches!(stop, Stop::Torn(Some(head)) if head.sequence != scan.progress.sequence);
+            if ending.is_none() && next.is_none() && !jumps {
                 self.cut = cut_of(stop, &name, self.disk, &scan.progress, limit);
                 break;
             }

@@ -187,21 +187,33 @@ impl Chain {
         let mut log_id = [0; 16];
         put(&mut log_id, 0, &low.to_le_bytes());
         put(&mut log_id, 8, &high.to_le_bytes());
-        let mut head = vec![0; 40];
-        put(&mut head, 0, CHAIN_MAGIC);
-        put(&mut head, 8, &FORMAT.to_le_bytes());
-        put(&mut head, 12, &segment_bytes.to_le_bytes());
-        put(&mut head, 16, &log_id);
-        let check = xxh3_64_with_seed(head.get(..32).unwrap_or_default(), 0);
-        put(&mut head, 32, &check.to_le_bytes());
-        head.resize(3 * 4096, 0);
+        let mut bytes = Self::head(segment_bytes, &log_id).to_vec();
+        bytes.resize(3 * 4096, 0);
         let new = format!("{CHAIN}.new");
         let file = disk.create(&new)?;
-        file.write_at(&head, 0)?;
+        file.write_at(&bytes, 0)?;
         file.sync()?;
         disk.rename(&new, CHAIN)?;
         disk.sync_folder()?;
         Ok(Self { file, segment_bytes, log_id, last: (0, 0), next_mark: 0 })
+    }
+
+    fn head(segment_bytes: u32, log_id: &[u8; 16]) -> [u8; 40] {
+        let mut head = [0; 40];
+        put(&mut head, 0, CHAIN_MAGIC);
+        put(&mut head, 8, &FORMAT.to_le_bytes());
+        put(&mut head, 12, &segment_bytes.to_le_bytes());
+        put(&mut head, 16, log_id);
+        let check = xxh3_64_with_seed(head.get(..32).unwrap_or_default(), 0);
+        put(&mut head, 32, &check.to_le_bytes());
+        head
+    }
+
+    /// Makes a chain file that was made anew after a loss that of the segments which are there.
+    pub(crate) fn adopt(&mut self, header: &Header) -> io::Result<()> {
+        self.log_id = header.log_id;
+        self.segment_bytes = header.segment_bytes;
+        self.file.write_synced_at(&Self::head(self.segment_bytes, &self.log_id), 0)
     }
 
     pub(crate) fn read(disk: &dyn Disk) -> Result<Self, ChainError> {

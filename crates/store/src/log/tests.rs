@@ -25,7 +25,7 @@ struct Bench {
 }
 
 fn options() -> Options {
-    Options { segment_bytes: SEGMENT, ..Options::default() }
+    Options { segment_bytes: SEGMENT, reserve_bytes: 0, ..Options::default() }
 }
 
 fn open_with(disk: &Arc<Forgetful>, options: Options) -> Result<Bench, OpenError> {
@@ -387,6 +387,31 @@ fn a_missing_segment_refuses_wherever_it_stood() {
 }
 
 #[test]
+fn a_lost_chain_file_refuses_and_accepting_the_loss_makes_it_anew() {
+    let (disk, mut expected) = filled(12);
+    for lose in [true, false] {
+        if lose {
+            disk.delete("onceward-log");
+        } else {
+            disk.damage("onceward-log", 17, 1);
+        }
+        assert!(refused(&disk).contains("chain file"), "{}", refused(&disk));
+        drop(open_with(&disk, Options { accept_loss: true, ..options() }).unwrap());
+        let mut bench = open(&disk).unwrap();
+        while *bench.log.segments().last().unwrap() < 9 {
+            bench.put(1, 1000);
+            assert!(matches!(bench.commit(), Some(Outcome::Durable { .. })));
+            if !lose {
+                break;
+            }
+        }
+        expected.sure.insert(1, Some(1000));
+        drop(bench);
+        check(&open(&disk).unwrap(), &expected, "after the chain file was made anew");
+    }
+}
+
+#[test]
 fn one_bad_header_copy_does_no_harm_and_two_refuse() {
     let (disk, expected) = filled(4);
     for name in ["segment-00000", "segment-00001", "segment-00002"] {
@@ -434,6 +459,44 @@ fn stale_frames_of_a_recycled_segment_never_pass() {
     drop(bench);
     let bench = open(&disk).unwrap();
     assert_eq!((bench.version(1), bench.report.cut.clone()), (Some(written - 1), None));
+}
+
+#[test]
+fn a_dropped_segment_is_written_over_only_once_its_dropping_is_durable() {
+    // Two slots only, and the first is dropped right before its space is needed.
+    let two = || Options { segments_max: 2, ..options() };
+    let filled = |disk: &Arc<Forgetful>| {
+        let mut bench = open_with(disk, two()).unwrap();
+        while bench.keeper.step() == Step::Done {}
+        let mut written = 0;
+        while bench.log.segments().len() < 2 || bench.log.stats().room_bytes > 2000 {
+            bench.put(1, written);
+            assert!(matches!(bench.commit(), Some(Outcome::Durable { .. })));
+            written += 1;
+        }
+        bench.log.release_before(2);
+        let payload = vec![1; 3000];
+        bench.log.append(&Frame { kind: Kind::Put, id: &id(2), keep_until_s: 9, payload: &payload }, 2).unwrap();
+        (bench, written - 1)
+    };
+    let (mut bench, _) = filled(&Forgetful::new(1));
+    let before = bench.disk.steps();
+    assert!(matches!(bench.commit(), Some(Outcome::Durable { segment: 3 })));
+    let steps = bench.disk.steps() - before;
+    assert!(steps >= 4, "an empty batch, two headers, a mark and the batch");
+    for stop in 0..steps {
+        for seed in 0..20 {
+            for crash in [Crash::Process, Crash::Power] {
+                let disk = Forgetful::new(seed);
+                let (mut bench, written) = filled(&disk);
+                disk.stop_after(stop);
+                bench.commit();
+                let context = format!("seed {seed}, step {stop}, {crash:?}");
+                let bench = open(&disk.after(crash)).unwrap_or_else(|error| panic!("{context}: {error}"));
+                assert_eq!(bench.version(1), Some(written), "{context}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,17 +1,17 @@
-//! The writer: queue, group commit, rotation to the next segment, and what happens after an error.
+//! The writer: group commit, rotation to the next segment, and what happens after an error.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::batch::{BATCH_HEADER, Frame, PAYLOAD_BYTES_MAX, Seal, digest_over, encode_frame, frame_len, seal_batch};
+use super::batch::{BATCH_HEADER, Seal, digest_over, seal_batch};
 use super::file::{Disk, DiskFile};
 use super::recovery::Found;
-use super::scan::Scan;
 use super::segment::{Chain, Ending, HEADER_ROOM, Header, Segment, Table, slot_name};
-use super::{AppendError, Clock, Done, Entry, NotWritten, Options, Outcome, Placed, ReadError, Sink, Stats, lock};
+use super::shared::{Counts, Queue, Shared, Slots, add};
+use super::{Clock, Done, NotWritten, Options, Outcome, Placed, Sink, lock};
 
 /// The most bytes one batch holds, in segments large enough.
 const BATCH_BYTES_MAX: usize = 8 << 20;
@@ -19,173 +19,6 @@ const BATCH_BYTES_MAX: usize = 8 << 20;
 const SPARE_WAIT: Duration = Duration::from_secs(2);
 /// How often a log that failed is opened anew.
 const REOPEN_EVERY: Duration = Duration::from_secs(1);
-
-/// What is queued for the next batch.
-struct Queue<T> {
-    /// Room for a batch header, then frames.
-    buffer: Vec<u8>,
-    placed: Vec<Placed<T>>,
-    /// The writer sleeps until so many frames are queued; 0: it does not sleep.
-    wake_at: usize,
-    closed: bool,
-}
-
-/// Segments that do not count, and what the keeper has to do.
-#[derive(Default)]
-pub(crate) struct Slots {
-    /// Ready to be written.
-    pub(crate) free: VecDeque<(u32, Arc<dyn DiskFile>)>,
-    /// Dropped; free once a batch that says so is durable.
-    pub(crate) leaving: VecDeque<Arc<Segment>>,
-    /// Sealed and without a hint, each with its first batch's sequence number.
-    pub(crate) unhinted: VecDeque<(Arc<Segment>, Ending, u64)>,
-    /// Segments whose hints can go.
-    pub(crate) dropped: VecDeque<u32>,
-    pub(crate) slot_next: u32,
-    /// Why the last spare could not be made.
-    pub(crate) failed: Option<Arc<io::Error>>,
-    pub(crate) closed: bool,
-}
-
-/// What the log's handle, its writer and its keeper share.
-pub(crate) struct Shared<T> {
-    pub(crate) disk: Arc<dyn Disk>,
-    pub(crate) options: Options,
-    queue: Mutex<Queue<T>>,
-    wake: Condvar,
-    pub(crate) table: Table,
-    pub(crate) slots: Mutex<Slots>,
-    /// Woken when the keeper has something to do, or has made a spare.
-    pub(crate) slots_changed: Condvar,
-    oldest: AtomicU32,
-    pub(crate) fence_mark: AtomicU64,
-    open: Arc<AtomicUsize>,
-    spares: AtomicUsize,
-    spare_failed: AtomicBool,
-    broken: AtomicBool,
-    room: AtomicU64,
-    counts: Counts,
-    batch_bytes_max: usize,
-    /// First sequence number of each segment that is needed to read it again.
-    sequences: Mutex<std::collections::BTreeMap<u32, u64>>,
-}
-
-#[derive(Default)]
-struct Counts {
-    batches: AtomicU64,
-    frames: AtomicU64,
-    bytes: AtomicU64,
-    unknown: AtomicU64,
-    not_written: AtomicU64,
-    reopened: AtomicU64,
-}
-
-fn add(counter: &AtomicU64, by: u64) {
-    counter.fetch_add(by, Ordering::Relaxed);
-}
-
-impl<T> Shared<T> {
-    pub(crate) fn append(&self, frame: &Frame<'_>, ticket: T) -> Result<(), AppendError> {
-        let len = frame_len(frame.payload.len());
-        if frame.payload.len() > PAYLOAD_BYTES_MAX || len > self.batch_bytes_max / 2 {
-            return Err(AppendError::TooLarge);
-        }
-        let mut queue = lock(&self.queue);
-        if queue.closed {
-            return Err(AppendError::Closed);
-        }
-        let offset = queue.buffer.len();
-        if offset + len > self.batch_bytes_max {
-            return Err(AppendError::QueueFull);
-        }
-        encode_frame(&mut queue.buffer, frame);
-        // Within a batch both fit 32 bits; the writer adds the batch's place.
-        let small = |number| u32::try_from(number).unwrap_or(u32::MAX);
-        queue.placed.push(Placed { ticket, offset: small(offset), len: small(len) });
-        if queue.wake_at != 0 && queue.placed.len() >= queue.wake_at {
-            queue.wake_at = 0;
-            drop(queue);
-            self.wake.notify_one();
-        }
-        Ok(())
-    }
-
-    pub(crate) fn close(&self) {
-        lock(&self.queue).closed = true;
-        lock(&self.slots).closed = true;
-        self.wake.notify_all();
-        self.slots_changed.notify_all();
-    }
-
-    pub(crate) fn has_space(&self) -> bool {
-        self.spares.load(Ordering::Relaxed) > 0 || !self.spare_failed.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn is_broken(&self) -> bool {
-        self.broken.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn release_before(&self, number: u32) {
-        let Some(last) = self.table.numbers().pop() else {
-            return;
-        };
-        let dropped = self.table.remove_before(number.min(last));
-        if dropped.is_empty() {
-            return;
-        }
-        let mut sequences = lock(&self.sequences);
-        let mut slots = lock(&self.slots);
-        for segment in dropped {
-            sequences.remove(&segment.number);
-            slots.unhinted.retain(|(unhinted, ..)| unhinted.number != segment.number);
-            slots.dropped.push_back(segment.number);
-            // Said in the next batch, which alone makes it true.
-            self.oldest.fetch_max(segment.number + 1, Ordering::Relaxed);
-            slots.leaving.push_back(segment);
-        }
-        drop(slots);
-        self.slots_changed.notify_all();
-    }
-
-    pub(crate) fn scan(&self, number: u32, show: &mut dyn FnMut(Entry)) -> Result<(), ReadError> {
-        let segment = self.table.get(number).ok_or(ReadError::Gone)?;
-        let sequence = lock(&self.sequences).get(&number).copied().ok_or(ReadError::Gone)?;
-        let file = || self.disk.locate(&slot_name(segment.slot));
-        let end = segment.end.load(Ordering::Acquire);
-        let mut scan = Scan::new(&*segment.file, number, segment.salt, end, sequence);
-        scan.run(show).map_err(|source| ReadError::Io { file: file(), source })?;
-        if scan.progress.end == end {
-            return Ok(());
-        }
-        if self.table.get(number).is_none() {
-            return Err(ReadError::Gone);
-        }
-        Err(ReadError::Damaged { file: file(), offset: u32::try_from(scan.progress.end).unwrap_or(u32::MAX) })
-    }
-
-    /// Copies what callers ask often out of the lock.
-    pub(crate) fn note_spares(&self, slots: &Slots) {
-        self.spares.store(slots.free.len() + slots.leaving.len(), Ordering::Relaxed);
-        self.spare_failed.store(slots.failed.is_some(), Ordering::Relaxed);
-    }
-
-    pub(crate) fn stats(&self) -> Stats {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Stats {
-            batches: get(&self.counts.batches),
-            frames: get(&self.counts.frames),
-            bytes: get(&self.counts.bytes),
-            unknown: get(&self.counts.unknown),
-            not_written: get(&self.counts.not_written),
-            reopened: get(&self.counts.reopened),
-            segments: self.table.len() as u64,
-            spares: self.spares.load(Ordering::Relaxed) as u64,
-            room_bytes: get(&self.room),
-            full: !self.has_space(),
-            broken: self.is_broken(),
-        }
-    }
-}
 
 /// What a turn of the writer came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -236,7 +69,7 @@ impl<T> Writer<T> {
         let mut slots = Slots { slot_next: found.slot_next, ..Slots::default() };
         slots.free.extend(found.free);
         let table = Table::default();
-        let mut sequences = std::collections::BTreeMap::new();
+        let mut sequences = BTreeMap::new();
         for (segment, ending, sequence) in &found.segments {
             table.insert(Arc::clone(segment));
             sequences.insert(segment.number, *sequence);

@@ -1,0 +1,250 @@
+//! What is measured, against what, and what is aimed at.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+
+use crate::load::{self, Figures, Keys, Round};
+use crate::process::Server;
+
+/// How long, and how often.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rounds {
+    pub(crate) span: Duration,
+    pub(crate) count: u32,
+}
+
+/// Requests through Onceward beside a baseline.
+struct Row {
+    name: &'static str,
+    what: &'static str,
+    baseline: Baseline,
+    keys: Keys,
+    connections: u32,
+    /// At most so much of the baseline's CPU time a request.
+    cpu_max: Option<f64>,
+    /// At least so much of the baseline's requests a second.
+    rate_min: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Baseline {
+    Nginx,
+    PlainProxy,
+}
+
+const ROWS: &[Row] = &[
+    Row {
+        name: "P1",
+        what: "replay of 300 bytes / nginx passing through",
+        baseline: Baseline::Nginx,
+        keys: Keys::Same("the-one-that-is-replayed"),
+        connections: 32,
+        cpu_max: Some(0.75),
+        rate_min: Some(1.5),
+    },
+    Row {
+        name: "P2",
+        what: "unprotected / plain proxy",
+        baseline: Baseline::PlainProxy,
+        keys: Keys::None,
+        connections: 32,
+        cpu_max: Some(1.15),
+        rate_min: None,
+    },
+    Row {
+        name: "P3-64",
+        what: "fresh at 64 connections / plain proxy",
+        baseline: Baseline::PlainProxy,
+        keys: Keys::Fresh,
+        connections: 64,
+        cpu_max: Some(2.2),
+        rate_min: Some(0.5),
+    },
+    Row {
+        name: "P3-256",
+        what: "fresh at 256 connections / plain proxy",
+        baseline: Baseline::PlainProxy,
+        keys: Keys::Fresh,
+        connections: 256,
+        cpu_max: Some(1.8),
+        rate_min: Some(0.5),
+    },
+];
+
+/// Durable claims beside a bare log, which the store's own example measures.
+const P7: &str = "P7";
+const P7_CALLERS: &str = "64";
+const P7_MIN: f64 = 0.8;
+
+/// Measures the rows whose names begin with one of `names`, or all.
+///
+/// # Errors
+/// Where a row cannot be measured, or there is none of a name.
+pub(crate) fn run(names: &[&str], rounds: Rounds) -> anyhow::Result<()> {
+    let wanted = |row: &str| names.is_empty() || names.iter().any(|name| row.starts_with(name));
+    for name in names {
+        let known = ROWS.iter().any(|row| row.name.starts_with(name)) || P7.starts_with(name);
+        ensure!(known, "no row {name}; there are P1 P2 P3-64 P3-256 P7");
+    }
+    let folder = Folder::new()?;
+    let rows: Vec<&Row> = ROWS.iter().filter(|row| wanted(row.name)).collect();
+    println!("{} rounds of {} s each, in turns; medians", rounds.count, rounds.span.as_secs());
+    if !rows.is_empty() {
+        let servers = Servers::start(&folder.0)?;
+        for row in rows {
+            println!("{}", measure(row, &servers, rounds, &folder.0).with_context(|| row.name)?);
+        }
+    }
+    if wanted(P7) {
+        println!("{}", claims(&folder.0, rounds).context(P7)?);
+    }
+    Ok(())
+}
+
+/// Where everything is written, on the disk of the binaries; gone afterwards.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> anyhow::Result<Self> {
+        let folder = binaries()?.join(format!("bench-{}", std::process::id()));
+        std::fs::create_dir_all(&folder)?;
+        Ok(Self(folder))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The folder that this binary is in, and so the others.
+fn binaries() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    Ok(own.parent().context("no folder")?.to_path_buf())
+}
+
+struct Servers {
+    onceward: Server,
+    nginx: Server,
+    plain_proxy: Server,
+    /// Last, so that it is stopped last.
+    _upstream: Server,
+}
+
+impl Servers {
+    fn start(folder: &Path) -> anyhow::Result<Self> {
+        let own = std::env::current_exe()?;
+        let upstream = Server::start(Command::new(&own).arg("upstream"))?;
+        let nginx = Server::nginx(&upstream.url, &folder.join("nginx"))?;
+        let plain_proxy = Server::start(Command::new(&own).args(["plain-proxy", &upstream.url]))?;
+        let mut onceward = Command::new(binaries()?.join("onceward"));
+        onceward.args(["proxy", "--upstream", &upstream.url, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        let onceward = Server::start(onceward.arg("--data").arg(folder.join("data")))?;
+        Ok(Self { onceward, nginx, plain_proxy, _upstream: upstream })
+    }
+}
+
+fn measure(row: &Row, servers: &Servers, rounds: Rounds, folder: &Path) -> anyhow::Result<String> {
+    let baseline = match row.baseline {
+        Baseline::Nginx => &servers.nginx,
+        Baseline::PlainProxy => &servers.plain_proxy,
+    };
+    let round = |number, span| Round { keys: row.keys, connections: row.connections, span, number, folder };
+    // The warm-up shows that what is going to be measured is what the row says.
+    let warm_up = round(0, Duration::from_secs(1));
+    load::look(baseline, warm_up)?;
+    let (executed, replayed) = load::look(&servers.onceward, warm_up)?;
+    let right = match row.keys {
+        Keys::Same(_) => executed <= 1.0 && replayed > 0.0,
+        Keys::Fresh | Keys::None => replayed == 0.0,
+    };
+    ensure!(right, "{executed} answers were first ones and {replayed} were replays");
+    let (mut theirs, mut ours) = (Vec::new(), Vec::new());
+    for number in 1..=rounds.count {
+        theirs.push(load::run(baseline, round(number, rounds.span))?);
+        ours.push(load::run(&servers.onceward, round(number, rounds.span))?);
+    }
+    Ok(line(row, &ours, &theirs))
+}
+
+/// A row's line: its ratios with their aims, then the figures that they come from.
+fn line(row: &Row, ours: &[Figures], theirs: &[Figures]) -> String {
+    let ratio =
+        |of: fn(&Figures) -> f64| median(ours.iter().zip(theirs).map(|(own, other)| of(own) / of(other)).collect());
+    let (cpu, rate) = (ratio(|figures| figures.cpu_us), ratio(|figures| figures.per_second));
+    let cpu_aim = row.cpu_max.map_or(String::new(), |max| aim("at most", max, cpu <= max));
+    let rate_aim = row.rate_min.map_or(String::new(), |min| aim("at least", min, rate >= min));
+    let shown = |figures: &[Figures]| {
+        let of = |part: fn(&Figures) -> f64| median(figures.iter().map(part).collect());
+        format!(
+            "{:.1} us CPU, {:.0}/s, p50 {:.0} us, p99 {:.0} us",
+            of(|figures| figures.cpu_us),
+            of(|figures| figures.per_second),
+            of(|figures| figures.p50_us),
+            of(|figures| figures.p99_us)
+        )
+    };
+    let (name, what) = (row.name, row.what);
+    format!("{name:<7} {what}: CPU {cpu:.2}x{cpu_aim}, rate {rate:.2}x{rate_aim}; {} / {}", shown(ours), shown(theirs))
+}
+
+fn aim(word: &str, bound: f64, met: bool) -> String {
+    format!(" ({word} {bound}{})", if met { "" } else { ", missed" })
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// P7, by the store's example, which has the bare log.
+fn claims(folder: &Path, rounds: Rounds) -> anyhow::Result<String> {
+    let mut command = Command::new(binaries()?.join("examples/log_speed"));
+    command.arg(folder.join("log")).arg(P7_CALLERS);
+    command.args([rounds.span.as_secs().to_string(), rounds.count.to_string()]);
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
+    let printed = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "{command:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    let Some((ratio, rest)) = claims_ratio(&printed) else { bail!("{command:?} printed no ratio:\n{printed}") };
+    let aim = aim("at least", P7_MIN, ratio >= P7_MIN);
+    Ok(format!(
+        "{P7:<7} durable claims at 64 callers / bare log with group commit: rate {ratio:.2}x{aim}; rounds {rest}"
+    ))
+}
+
+/// The median and the rounds, from `embedded / bare: median 0.91 of [0.90, 0.91] (…)`.
+fn claims_ratio(printed: &str) -> Option<(f64, &str)> {
+    let line = printed.lines().find_map(|line| line.strip_prefix("embedded / bare: median "))?;
+    let (ratio, rest) = line.split_once(" of ")?;
+    let end = rest.find(']')?;
+    Some((ratio.parse().ok()?, rest.get(..=end)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn figures(per_second: f64, cpu_us: f64) -> Figures {
+        Figures { per_second, cpu_us, p50_us: 100.0, p99_us: 200.0 }
+    }
+
+    #[test]
+    fn a_row_shows_the_median_of_its_rounds_ratios_and_whether_the_aim_is_met() {
+        let row = ROWS.first().unwrap();
+        let theirs = [figures(100.0, 10.0), figures(50.0, 10.0), figures(100.0, 20.0)];
+        let ours = [figures(200.0, 7.0), figures(100.0, 9.0), figures(400.0, 30.0)];
+        let line = line(row, &ours, &theirs);
+        assert!(line.contains("CPU 0.90x (at most 0.75, missed), rate 2.00x (at least 1.5);"), "{line}");
+    }
+
+    #[test]
+    fn the_example_s_ratio_is_read() {
+        let printed = "bare 1/s\nembedded / bare: median 0.91 of [0.90, 0.91, 0.95] (P7: 0.80)\n";
+        assert_eq!(claims_ratio(printed), Some((0.91, "[0.90, 0.91, 0.95]")));
+        assert_eq!(claims_ratio("bare 1/s"), None);
+    }
+}

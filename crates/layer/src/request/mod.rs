@@ -1,0 +1,191 @@
+//! What a request asks: its key, whose it is, its body within bounds, its fingerprint.
+//!
+//! [`key`] where the key stands, [`principal`] whose it is, [`collect`] the body and its fingerprint.
+
+pub(crate) mod collect;
+pub(crate) mod key;
+pub(crate) mod principal;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, header};
+use http_body::Body as HttpBody;
+use onceward_core::{
+    canonical,
+    claim::Belongs,
+    decide::Ask,
+    fingerprint::FieldDigest,
+    key::{ClientKey, RecordId, Scope},
+};
+
+use self::{
+    collect::{collect, digests, is_encoded, listed_headers, with_workspace},
+    principal::{principal, scope_part, scope_route},
+};
+use crate::{
+    body::{Body, BoxError},
+    engine::{Engine, new_claim_id},
+    refuse::Problem,
+    replay::REQUEST_ID,
+    route::{Missing, Route, Source},
+};
+
+/// Request extension: whether the peer is a hop whose principal, tenant and forwarding headers
+/// count. Without it, as in a library behind one's own server, every peer is trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrustedPeer(pub bool);
+
+/// A request that brings a key, or is given one.
+pub(crate) struct Asked {
+    pub(crate) id: RecordId,
+    pub(crate) ask: Ask,
+    pub(crate) belongs: Belongs,
+    pub(crate) fields: Vec<[u8; 8]>,
+    pub(crate) key: ClientKey,
+    pub(crate) request: Request<Body>,
+    /// The body, where it is in memory: to name what differs from the first request.
+    pub(crate) body: Option<Bytes>,
+    pub(crate) derived: bool,
+    pub(crate) unverified_principal: bool,
+}
+
+/// What became of reading a request.
+#[expect(clippy::large_enum_variant, reason = "moved once, to whoever reads it")]
+pub(crate) enum Reading {
+    /// It has a key.
+    Protected(Box<Asked>),
+    /// It has none, and its route lets it pass.
+    Unprotected(Request<Body>),
+}
+
+/// The id of a request: its own, or a new one.
+pub(crate) fn request_id(headers: &HeaderMap) -> HeaderValue {
+    const ID_BYTES_MAX: usize = 200;
+    if let Some(id) = headers.get(REQUEST_ID)
+        && (1..=ID_BYTES_MAX).contains(&id.len())
+        && id.to_str().is_ok()
+    {
+        return id.clone();
+    }
+    let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+    let text: &str = uuid::Uuid::now_v7().hyphenated().encode_lower(&mut text);
+    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("-"))
+}
+
+/// Reads a request on a covered route. The order of checks is PROTOCOL section 3's: key,
+/// principal, body, required fields.
+pub(crate) async fn read<B>(engine: &Engine, route: &Arc<Route>, request: Request<B>) -> Result<Reading, Problem>
+where
+    B: HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let (parts, body) = request.into_parts();
+    let from_head = key::from_head(route, &parts.headers, parts.uri.query())?;
+    let reads_body_for_key = route.key.from.iter().any(|source| matches!(source, Source::Json(_) | Source::Form(_)));
+    if from_head.is_none() && !reads_body_for_key {
+        match route.key.missing {
+            Missing::Optional => {
+                return Ok(Reading::Unprotected(Request::from_parts(parts, Body::wrap(body))));
+            }
+            Missing::Required => return Err(Problem::MissingKey),
+            Missing::Derive(_) => {}
+        }
+    }
+    let trusted = parts.extensions.get::<TrustedPeer>().is_none_or(|peer| peer.0);
+    let who = principal(engine, route, &parts.headers, trusted)?;
+    let tenant = scope_part(&route.scope.tenant, &parts.headers, trusted)?;
+    let env = scope_part(&route.scope.env, &parts.headers, trusted)?;
+
+    let listed = listed_headers(&route.fingerprint, &parts.headers);
+    let listed: Vec<(&str, &[u8])> = listed.iter().map(|(name, value)| (*name, value.as_slice())).collect();
+    let head = canonical::Request {
+        method: parts.method.as_str(),
+        path: parts.uri.path(),
+        query: parts.uri.query(),
+        headers: &listed,
+        content_type: parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes),
+        encoded: is_encoded(&parts.headers),
+        body: &[],
+    };
+    let route_name = scope_route(engine, route, &parts.method, parts.uri.path());
+    let scope = Scope { tenant: &tenant, env: &env, principal: &who.spelled, route: &route_name };
+    // Where the head has the key, one pass over the body makes fingerprint and digests.
+    let early_id = match &from_head {
+        Some(key) if !reads_body_for_key => Some(RecordId::derive(engine.secret(), &scope, key.as_str())),
+        _ => None,
+    };
+    let mut collected = collect(engine, route, body, &head, early_id.as_ref()).await?;
+    let key = key::agreed(route, from_head, &head, collected.memory.as_deref())?;
+    let (key, derived) = match (key, route.key.missing) {
+        (Some(key), _) => (key, false),
+        (None, Missing::Optional) => {
+            return Ok(Reading::Unprotected(Request::from_parts(parts, collected.body)));
+        }
+        (None, Missing::Required) => return Err(Problem::MissingKey),
+        (None, Missing::Derive(_)) => {
+            if collected.keep_missing {
+                return Err(Problem::MissingKey);
+            }
+            (ClientKey::derived(&collected.fingerprint), true)
+        }
+    };
+    if !collected.missing_required.is_empty() {
+        return Err(Problem::MissingIdentifier(collected.missing_required));
+    }
+    let id = early_id.unwrap_or_else(|| RecordId::derive(engine.secret(), &scope, key.as_str()));
+    let fields = match collected.fields.take() {
+        Some(fields) => fields,
+        None => digests(engine, &id, route, &head, collected.memory.as_deref()),
+    };
+    let [a, b, c, d, ..] = route.fingerprint.policy();
+    let ask = Ask {
+        claim_id: new_claim_id(),
+        session: engine.0.session,
+        principal_proof: who.proof,
+        fingerprint_policy: u32::from_be_bytes([a, b, c, d]),
+        fingerprint: collected.fingerprint.0,
+    };
+    let belongs = Belongs { route: route.name.clone(), tenant: tenant.into_owned(), env: env.into_owned() };
+    Ok(Reading::Protected(Box::new(Asked {
+        id,
+        ask,
+        belongs,
+        fields,
+        key,
+        body: collected.memory,
+        request: Request::from_parts(parts, collected.body),
+        derived,
+        unverified_principal: who.proof.is_some(),
+    })))
+}
+
+/// The names of what differs between a record's request and this one.
+pub(crate) fn differing(engine: &Engine, route: &Route, asked: &Reread<'_>, stored: &[[u8; 8]]) -> Vec<String> {
+    let stored: Vec<FieldDigest> = stored.iter().copied().map(FieldDigest::from_bytes).collect();
+    let listed = listed_headers(&route.fingerprint, asked.headers);
+    let listed: Vec<(&str, &[u8])> = listed.iter().map(|(name, value)| (*name, value.as_slice())).collect();
+    let request = canonical::Request {
+        method: asked.method,
+        path: asked.path,
+        query: asked.query,
+        headers: &listed,
+        content_type: asked.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes),
+        encoded: is_encoded(asked.headers),
+        body: asked.body,
+    };
+    with_workspace(|workspace| {
+        let canonical = workspace.canonicalize_to_explain(&request, &route.fingerprint);
+        engine.0.fingerprinter.differing(asked.id, &stored, &canonical.fields, &route.fingerprint).names
+    })
+}
+
+/// A request as it was read, for naming what differs.
+pub(crate) struct Reread<'a> {
+    pub(crate) id: &'a RecordId,
+    pub(crate) method: &'a str,
+    pub(crate) path: &'a str,
+    pub(crate) query: Option<&'a str>,
+    pub(crate) headers: &'a HeaderMap,
+    pub(crate) body: &'a [u8],
+}

@@ -1,0 +1,105 @@
+//! A store whose every call has a deadline.
+//!
+//! A call that does not answer in time fails, and a write that did not is unknown: it goes on beneath and may still be
+//! applied. Its caller repeats it with the same claim id or fence and recognises itself.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use onceward_core::{
+    cas::{Expect, Replacement},
+    key::RecordId,
+    record::{Facts, Fence},
+};
+
+use crate::{Answer, Filter, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Watch, Write};
+
+/// Pages and sweeps do many steps in one call.
+const MANY_STEPS: u32 = 20;
+
+/// Any store, with a deadline on each call.
+#[derive(Clone, Debug)]
+pub struct Guarded {
+    inner: Arc<dyn Store>,
+    deadline: Duration,
+}
+
+impl Guarded {
+    /// `inner`, whose calls answer within `deadline`; scans and sweeps within twenty times that.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Store>, deadline: Duration) -> Self {
+        Self { inner, deadline }
+    }
+}
+
+async fn within<T>(
+    deadline: Duration,
+    late: fn(Kind) -> StoreError,
+    call: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    match tokio::time::timeout(deadline, call).await {
+        Ok(answer) => answer,
+        Err(elapsed) => Err(late(Kind::Unavailable).because(elapsed)),
+    }
+}
+
+impl Store for Guarded {
+    fn kind(&self) -> &'static str {
+        self.inner.kind()
+    }
+
+    fn insert<'a>(&'a self, id: RecordId, facts: &'a Facts, lease: Duration) -> Answer<'a, Insert> {
+        Box::pin(within(self.deadline, StoreError::unknown, self.inner.insert(id, facts, lease)))
+    }
+
+    fn replace<'a>(&'a self, id: RecordId, write: &'a Replacement) -> Answer<'a, Write> {
+        Box::pin(within(self.deadline, StoreError::unknown, self.inner.replace(id, write)))
+    }
+
+    fn extend(&self, id: RecordId, holder: Fence, lease: Duration) -> Answer<'_, Write> {
+        Box::pin(within(self.deadline, StoreError::unknown, self.inner.extend(id, holder, lease)))
+    }
+
+    fn remove(&self, id: RecordId, expect: Expect) -> Answer<'_, Write> {
+        Box::pin(within(self.deadline, StoreError::unknown, self.inner.remove(id, expect)))
+    }
+
+    fn get(&self, id: RecordId) -> Answer<'_, Read> {
+        Box::pin(within(self.deadline, StoreError::not_applied, self.inner.get(id)))
+    }
+
+    fn scan(&self, after: Option<RecordId>, limit: usize, filter: Filter) -> Answer<'_, Page> {
+        let deadline = self.deadline * MANY_STEPS;
+        Box::pin(within(deadline, StoreError::not_applied, self.inner.scan(after, limit, filter)))
+    }
+
+    fn sweep(&self, limit: usize) -> Answer<'_, Swept> {
+        Box::pin(within(self.deadline * MANY_STEPS, StoreError::unknown, self.inner.sweep(limit)))
+    }
+
+    fn watch(&self, id: RecordId) -> Watch {
+        self.inner.watch(id)
+    }
+
+    fn stats(&self) -> Stats {
+        self.inner.stats()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Applied;
+
+    async fn hung<T>() -> Result<T, StoreError> {
+        std::future::pending().await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_is_late_is_unknown_and_a_read_that_is_late_is_not() {
+        let second = Duration::from_secs(1);
+        let write = within(second, StoreError::unknown, hung::<Write>()).await.unwrap_err();
+        assert_eq!((write.kind, write.applied), (Kind::Unavailable, Applied::Unknown));
+        let read = within(second, StoreError::not_applied, hung::<Read>()).await.unwrap_err();
+        assert_eq!((read.kind, read.applied), (Kind::Unavailable, Applied::No));
+    }
+}

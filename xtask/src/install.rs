@@ -1,0 +1,115 @@
+//! What the steps need from outside, installed where it is missing.
+//!
+//! System packages are installed only as root on a Debian, which is what CI is; elsewhere the error
+//! names them. Clients go into folders of their own under the target folder, in pinned versions.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail, ensure};
+
+use crate::tree;
+
+/// Makes sure that a program is there, from the Debian package that has it.
+///
+/// # Errors
+/// Where it is missing and cannot be installed.
+pub(crate) fn program(name: &str, package: &str) -> anyhow::Result<()> {
+    if find(name).is_some() {
+        return Ok(());
+    }
+    system_package(package).with_context(|| format!("{name} is missing"))?;
+    ensure!(find(name).is_some(), "{name} is still missing after the package {package} was installed");
+    Ok(())
+}
+
+/// Where a program is: on the path, or where Debian keeps servers.
+pub(crate) fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
+    folders.map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
+fn system_package(package: &str) -> anyhow::Result<()> {
+    let is_root = Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout.trim_ascii() == b"0");
+    if !is_root || find("apt-get").is_none() {
+        bail!("install it first: apt-get install {package}");
+    }
+    let install = || {
+        let mut command = Command::new("apt-get");
+        command.args(["install", "-y", "-q", "--no-install-recommends", package]);
+        quiet(command.env("DEBIAN_FRONTEND", "noninteractive"))
+    };
+    // A fresh machine has no list of packages yet.
+    install().or_else(|_| quiet(Command::new("apt-get").args(["update", "-q"])).and_then(|()| install()))
+}
+
+/// A Python with the clients of `clients/python/requirements.txt`.
+///
+/// # Errors
+/// Where it cannot be made.
+pub(crate) fn python() -> anyhow::Result<PathBuf> {
+    let folder = tree::target().join("clients-python");
+    let wanted = tree::root().join("clients/python/requirements.txt");
+    let python = folder.join("bin/python");
+    once(&folder, &wanted, || {
+        program("python3", "python3")?;
+        let make = || quiet(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder));
+        // Debian ships the module's heart in a package of its own.
+        make().or_else(|_| system_package("python3-venv").and_then(|()| make()))?;
+        let mut pip = Command::new(&python);
+        quiet(pip.args(["-m", "pip", "install", "--quiet", "--requirement"]).arg(&wanted))
+    })?;
+    Ok(python)
+}
+
+/// A folder with the packages of `clients/node/package.json`.
+///
+/// # Errors
+/// Where it cannot be made.
+pub(crate) fn node() -> anyhow::Result<PathBuf> {
+    let folder = tree::target().join("clients-node");
+    let wanted = tree::root().join("clients/node/package.json");
+    once(&folder, &wanted, || {
+        program("node", "nodejs")?;
+        program("npm", "npm")?;
+        std::fs::copy(&wanted, folder.join("package.json")).context("package.json")?;
+        let mut npm = Command::new("npm");
+        npm.args(["install", "--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error"]);
+        quiet(npm.current_dir(&folder))
+    })?;
+    Ok(folder.join("node_modules"))
+}
+
+/// Fills `folder` by `make` unless it was filled from the same `wanted` before.
+fn once(folder: &Path, wanted: &Path, make: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let wanted = std::fs::read(wanted).with_context(|| wanted.display().to_string())?;
+    let mark = folder.join("installed-from");
+    if std::fs::read(&mark).is_ok_and(|installed| installed == wanted) {
+        return Ok(());
+    }
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    make()?;
+    std::fs::write(&mark, wanted).with_context(|| mark.display().to_string())
+}
+
+/// Runs a command whose output matters only where it fails.
+fn quiet(command: &mut Command) -> anyhow::Result<()> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
+    if !output.status.success() {
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        bail!("{command:?}: {}\n{out}{err}", output.status);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_is_there_is_found_and_one_that_is_not_is_not() {
+        assert!(find("sh").is_some());
+        assert!(find("no-such-command-of-ours").is_none());
+    }
+}
