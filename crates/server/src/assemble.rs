@@ -64,8 +64,7 @@ pub fn limits(limits: &config::Limits) -> Limits {
 pub fn dispatch(config: &Config) -> Result<Dispatch, Unusable> {
     let mut upstreams = HashMap::new();
     for upstream in &config.upstreams {
-        let mut options = UpstreamOptions::default();
-        options.connect_timeout = upstream.connect_timeout;
+        let options = UpstreamOptions { connect_timeout: upstream.connect_timeout, ..UpstreamOptions::default() };
         let client = Upstream::new(&upstream.url.to_string(), &options)
             .map_err(|error| unusable(format!("upstream {:?}", upstream.name))(error.into()))?;
         upstreams.insert(upstream.name.as_str(), client);
@@ -73,9 +72,7 @@ pub fn dispatch(config: &Config) -> Result<Dispatch, Unusable> {
     let mut targets = HashMap::new();
     for route in config.routes.iter().chain([&config.default_route]) {
         let Some(upstream) = route.upstream.as_deref().and_then(|name| upstreams.get(name)) else { continue };
-        let mut times = PassthroughTimes::default();
-        times.timeout = route.timeout;
-        times.idle_timeout = route.idle_timeout;
+        let times = PassthroughTimes { timeout: route.timeout, idle_timeout: route.idle_timeout };
         let plain = Passthrough::new(upstream.clone(), times);
         let target =
             Target { upstream: upstream.clone(), execution_max: route.execution_max.max(route.idle_timeout), plain };

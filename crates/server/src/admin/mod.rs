@@ -67,7 +67,6 @@ impl Admin {
     }
 
     /// Its routes.
-    #[must_use]
     pub fn router(&self) -> Router {
         Router::new()
             .route("/healthz", get(async || "ok\n"))

@@ -275,6 +275,7 @@ fn cell(record: &Value, name: &str) -> String {
 // ===== access =====
 
 /// A way to the records.
+#[expect(clippy::large_enum_variant, reason = "there is one in the process")]
 enum Access {
     /// A running process.
     Running {
