@@ -697,10 +697,13 @@ pub(crate) struct Upstream {
     task: JoinHandle<()>,
 }
 
+/// What to do with a request, given how many came before it with its key.
+type Script = dyn Fn(&Received, usize) -> Vec<Step> + Send + Sync;
+
 struct Shared {
     received: Mutex<Vec<Received>>,
     arrived: Notify,
-    script: Box<dyn Fn(&Received, usize) -> Vec<Step> + Send + Sync>,
+    script: Box<Script>,
 }
 
 impl Drop for Upstream {
