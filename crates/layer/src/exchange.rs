@@ -142,7 +142,9 @@ impl Exchange {
                 Response::default()
             }
             (Recorded::Replay(record), Some(Owed::Held(..))) => {
-                replay::response(&record, &self.route, &self.request_id, clock.now())
+                let mut response = replay::response(&record, &self.route, &self.request_id, clock.now());
+                self.mark_derived(response.headers_mut());
+                response
             }
             (Recorded::Lost, Some(Owed::Held(..))) => {
                 self.refuse(&Problem::Refused(Refusal::ClaimLost, Details::default()))
@@ -237,13 +239,20 @@ impl Exchange {
                 headers.insert(EXPIRES, expires);
             }
         }
+        self.mark_derived(headers);
+    }
+
+    /// Says of any answer that its key was not the client's.
+    pub(crate) fn mark_derived(&self, headers: &mut HeaderMap) {
         if self.derived {
             headers.insert(KEY_SOURCE, HeaderValue::from_static("derived"));
         }
     }
 
     pub(crate) fn refuse(&self, problem: &Problem) -> Response<Body> {
-        problem.response(Some(&self.route), self.request_id.to_str().unwrap_or_default())
+        let mut response = problem.response(Some(&self.route), self.request_id.to_str().unwrap_or_default());
+        self.mark_derived(response.headers_mut());
+        response
     }
 }
 

@@ -317,6 +317,12 @@ impl Routes {
         self.all().find(|route| route.name == name)
     }
 
+    /// Whether any of them protects requests of this method.
+    #[must_use]
+    pub fn protect(&self, method: &Method) -> bool {
+        is_protectable(method) && self.all().any(|route| route.covers(method))
+    }
+
     /// All of them, the fallback last.
     pub fn all(&self) -> impl Iterator<Item = &Arc<Route>> {
         self.routes.iter().chain(std::iter::once(&self.fallback))

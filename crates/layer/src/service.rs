@@ -33,7 +33,7 @@ use crate::{
     refuse::{Details, Problem},
     replay::{self, STATUS},
     request::{self, Asked, Reading, Reread},
-    route::{self, Missing, Route, Source},
+    route::{self, Missing, Route, Source, is_ambiguous},
 };
 
 const ATTEMPT: HeaderName = HeaderName::from_static("idempotency-attempt");
@@ -94,7 +94,10 @@ where
             request.headers_mut().remove(name);
         }
         request.extensions_mut().insert(Covered { route: Arc::clone(&route), protected: false });
-        if !covered {
+        // Behind a path that servers read in two ways may be a route that protects.
+        let ambiguous =
+            !covered && self.engine.routes().protect(request.method()) && is_ambiguous(request.uri().path());
+        if !covered && !ambiguous {
             let call = inner.call(request.map(Body::wrap));
             return Box::pin(async move { Ok(call.await?.map(Body::wrap)) });
         }
@@ -121,7 +124,7 @@ where
     let request_id = request::request_id(request.headers());
     request.headers_mut().insert(replay::REQUEST_ID, request_id.clone());
     let started = Instant::now();
-    let reading = if route::is_ambiguous(request.uri().path()) {
+    let reading = if is_ambiguous(request.uri().path()) {
         Err(Problem::InvalidPath)
     } else {
         request::read(&engine, &route, request).await
@@ -206,7 +209,9 @@ where
                 engine.0.metrics.overhead(&route.name, started.elapsed());
             }
             extend_retention(engine, route, id, &record, now);
-            (outcome, replay::response(&record, route, &exchange.request_id, now))
+            let mut response = replay::response(&record, route, &exchange.request_id, now);
+            exchange.mark_derived(response.headers_mut());
+            (outcome, response)
         }
         Obtained::Refused { refusal, record } => {
             let stored = record.as_ref().map(|record| record.facts.fields.as_slice()).unwrap_or_default();

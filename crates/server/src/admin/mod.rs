@@ -78,6 +78,7 @@ impl Admin {
             .route("/records/{id}/outcome", get(records::outcome))
             .route("/records/{id}/resolve", post(records::resolve))
             .fallback(async || refuse(StatusCode::NOT_FOUND, "not-found", "There is nothing at this path."))
+            .layer(middleware::map_response(in_our_words))
             .layer(middleware::from_fn_with_state(self.clone(), guard))
             .with_state(self.clone())
     }
@@ -175,6 +176,33 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
+/// What the router says of a request by itself becomes a refusal like all others, without the request's values.
+async fn in_our_words(response: Response) -> Response {
+    let status = response.status();
+    let is_ours = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == PROBLEM);
+    if is_ours || !status.is_client_error() {
+        return response;
+    }
+    match status {
+        StatusCode::METHOD_NOT_ALLOWED => {
+            let mut refusal = refuse(status, "method-not-allowed", "This path takes other methods, see Allow.");
+            if let Some(allow) = response.headers().get(header::ALLOW) {
+                refusal.headers_mut().insert(header::ALLOW, allow.clone());
+            }
+            refusal
+        }
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => refuse(status, "bad-request", "Send Content-Type: application/json."),
+        StatusCode::PAYLOAD_TOO_LARGE => refuse(status, "body-too-large", "The body is too large."),
+        _ => refuse(
+            StatusCode::BAD_REQUEST,
+            "bad-request",
+            "The query or the body has an unknown member, lacks one, or has one of another type.",
+        ),
+    }
+}
+
+const PROBLEM: &str = "application/problem+json";
+
 /// A refusal of the admin listener, as RFC 9457 problem details.
 fn refuse(status: StatusCode, slug: &str, detail: &str) -> Response {
     let problem = json!({
@@ -184,7 +212,7 @@ fn refuse(status: StatusCode, slug: &str, detail: &str) -> Response {
         "detail": detail,
         "retryable": status.is_server_error(),
     });
-    (status, [(header::CONTENT_TYPE, "application/problem+json")], problem.to_string()).into_response()
+    (status, [(header::CONTENT_TYPE, PROBLEM)], problem.to_string()).into_response()
 }
 
 #[cfg(test)]

@@ -165,7 +165,11 @@ async fn what_only_onceward_says_is_taken_out_of_the_upstreams_answers() {
     let upstream = Upstream::start(move |received, before| {
         vec![
             match received.target.as_str() {
-                "/trailers" => chunked(200, &own, &[b"body"], &trailers),
+                "/trailers" => {
+                    let mut headers = own.to_vec();
+                    headers.push(("Trailer", "Idempotent-Replayed, Idempotency-Status, X-Sum"));
+                    chunked(200, &headers, &[b"body"], &trailers)
+                }
                 _ => answer(200, &own, format!("{before}")),
             }
             .into(),

@@ -1,6 +1,6 @@
 //! Requests: where keys come from, how they are spelled, whose they are, and what is refused before anything is sent.
 
-use super::support::{Answer, Gateway, Start, Upstream, basic, find, post, request};
+use super::support::{Answer, Gateway, Start, Upstream, basic, find, request};
 
 async fn default_gateway() -> (Upstream, Gateway) {
     let upstream = Upstream::charging().await;
@@ -18,21 +18,18 @@ async fn both_spellings_of_a_key_are_the_same_key() {
     let (upstream, gateway) = default_gateway().await;
     for (n, spellings) in [
         ["8e03978e-40d5", "\"8e03978e-40d5\""],
-        ["a,b", "\"a,b\""],
         ["with\\backslash", "\"with\\\\backslash\""],
         ["!#$%&'()*+-./:;<=>?@[]^_`{|}~", "\"!#$%&'()*+-./:;<=>?@[]^_`{|}~\""],
     ]
     .into_iter()
     .enumerate()
     {
-        if spellings[0].contains(',') {
-            continue;
-        }
         assert_eq!(gateway.post("/x", spellings[0], "{}").await.status, 201, "{n}");
         assert!(gateway.post("/x", spellings[1], "{}").await.is_replay(), "{n}");
         assert_eq!(upstream.last().header("idempotency-key"), Some(spellings[0]), "as the client spelled it");
     }
-    let by_other_name = request("POST", "/x", &[("X-Idempotency-Key", "8e03978e-40d5")], "{}");
+    let headers = [("X-Idempotency-Key", "8e03978e-40d5"), ("Content-Type", "application/json")];
+    let by_other_name = request("POST", "/x", &headers, "{}");
     assert!(gateway.ask(by_other_name).await.is_replay());
     let longest = "k".repeat(255);
     assert_eq!(gateway.post("/x", &longest, "{}").await.status, 201);
@@ -75,6 +72,7 @@ async fn safe_methods_and_others_that_no_route_asks_for_pass_untouched() {
         for n in 0..2 {
             let answer = gateway.ask(request(method, "/x", &[("Idempotency-Key", "k-1")], "")).await;
             assert_eq!((answer.status, answer.is_replay()), (201, false), "{method} {n}");
+            assert_eq!(upstream.last().method, method);
         }
     }
     assert_eq!((upstream.effects("k-1"), gateway.records().await.len()), (8, 0));
@@ -432,19 +430,17 @@ upstream = "two"
         ))
         .start()
         .await;
-    let at = |host: &str, path: &str| {
-        format!("POST {path} HTTP/1.1\r\nHost: {host}\r\nIdempotency-Key: k\r\nContent-Length: 2\r\n\r\n{{}}")
+    let at = |host: &str, path: &str, key: &str| {
+        format!("POST {path} HTTP/1.1\r\nHost: {host}\r\nIdempotency-Key: {key}\r\nContent-Length: 2\r\n\r\n{{}}")
     };
-    gateway.ask(at("shop.test:8080", "/orders/7/pay")).await;
-    gateway.ask(at("other.test", "/orders/7/pay")).await;
-    gateway.ask(at("shop.test", "/orders")).await;
+    gateway.ask(at("shop.test:8080", "/orders/7/pay", "a")).await;
+    gateway.ask(at("other.test", "/orders/7/pay", "a")).await;
+    gateway.ask(at("shop.test", "/orders", "b")).await;
     assert_eq!((one.received().len(), two.received().len()), (2, 1));
+    // On a named route a key counts whatever the path, which is part of the request.
+    assert_eq!(gateway.ask(at("other.test", "/orders/8/pay", "a")).await.slug(), "key-reused");
     let none = gateway.post("/elsewhere", "k-1", "{}").await;
     assert_refused(&none, 404, "no-route", "two upstreams and no default");
     let none = gateway.ask(request("GET", "/elsewhere", &[], "")).await;
     assert_refused(&none, 404, "no-route", "GET");
-    // Keys on one route count whatever the path.
-    let again = gateway.ask(at("other.test", "/orders/7/pay")).await;
-    assert!(again.status == 422 || again.is_replay(), "{again:?}");
-    assert!(gateway.ask(post("/orders/7/pay", "k", "{}")).await.status < 500);
 }

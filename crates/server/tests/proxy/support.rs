@@ -200,16 +200,24 @@ pub(crate) async fn output(command: Command) -> Output {
 
 /// Runs a command to its end, with this on stdin.
 pub(crate) async fn output_of(mut command: Command, stdin: Vec<u8>) -> Output {
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let pid = rustix::process::Pid::from_child(&child);
     let run = tokio::task::spawn_blocking(move || {
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
         let mut input = child.stdin.take().unwrap();
         // It may end without having read all.
         let _gone = input.write_all(&stdin);
         drop(input);
         child.wait_with_output().unwrap()
     });
-    soon("the command's end", run).await.unwrap()
+    match tokio::time::timeout(PATIENCE, run).await {
+        Ok(output) => output.unwrap(),
+        Err(_) => {
+            // Else the runtime would wait for it without end.
+            let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            panic!("{command:?} did not end");
+        }
+    }
 }
 
 /// A running gateway; killed when dropped.
@@ -462,6 +470,7 @@ impl Answer {
             "idempotency-status",
             "idempotency-key-source",
             "content-length",
+            "stripe-should-retry",
             "trailer",
         ];
         let headers = self.headers.iter().filter(|(name, _)| !LEFT_OUT.contains(&name.as_str())).cloned().collect();
@@ -688,10 +697,13 @@ pub(crate) struct Upstream {
     task: JoinHandle<()>,
 }
 
+/// What to do with a request, given how many came before it with its key.
+type Script = dyn Fn(&Received, usize) -> Vec<Step> + Send + Sync;
+
 struct Shared {
     received: Mutex<Vec<Received>>,
     arrived: Notify,
-    script: Box<dyn Fn(&Received, usize) -> Vec<Step> + Send + Sync>,
+    script: Box<Script>,
 }
 
 impl Drop for Upstream {
