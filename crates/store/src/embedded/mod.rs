@@ -67,7 +67,10 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { log: log::Options::default(), records_max: 10_000_000, clock: Clock::Machine }
+        // One spare segment, and one while the next is made: at full speed a segment fills within seconds, and no
+        // claim is refused for want of a file that is on its way.
+        let log = log::Options { spares_min: 2, ..log::Options::default() };
+        Self { log, records_max: 10_000_000, clock: Clock::Machine }
     }
 }
 
