@@ -27,7 +27,12 @@ pub(crate) struct Figures {
     pub(crate) cpu_us: f64,
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
+    /// Requests that failed, a small part of all.
+    pub(crate) failed: f64,
 }
+
+/// Above so large a part of failed requests, a round measured something else.
+const FAILED_PART_MAX: f64 = 0.01;
 
 /// A round to come.
 #[derive(Clone, Copy, Debug)]
@@ -44,13 +49,13 @@ pub(crate) struct Round<'a> {
 /// Asks `server`, and measures.
 ///
 /// # Errors
-/// Where wrk does not run, or a request fails.
+/// Where wrk does not run, or more than a few requests fail.
 pub(crate) fn run(server: &Server, round: Round<'_>) -> anyhow::Result<Figures> {
     let before = server.cpu();
     let closing = wrk(server, round, false)?;
     let cpu_us = server.cpu().since(&before);
-    let Closing { requests, duration_us, p50_us, p99_us, .. } = closing;
-    Ok(Figures { per_second: requests * 1e6 / duration_us, cpu_us: cpu_us / requests, p50_us, p99_us })
+    let Closing { requests, duration_us, failed, p50_us, p99_us, .. } = closing;
+    Ok(Figures { per_second: requests * 1e6 / duration_us, cpu_us: cpu_us / requests, p50_us, p99_us, failed })
 }
 
 /// Asks `server`, and says how many answers were no replays and how many were.
@@ -85,6 +90,7 @@ fn wrk(server: &Server, round: Round<'_>, looks: bool) -> anyhow::Result<Closing
 struct Closing {
     requests: f64,
     duration_us: f64,
+    failed: f64,
     p50_us: f64,
     p99_us: f64,
     replays: f64,
@@ -93,12 +99,12 @@ struct Closing {
 fn read(printed: &str) -> anyhow::Result<Closing> {
     let line = printed.lines().find_map(|line| line.strip_prefix("bench "));
     let numbers: Vec<f64> = line.into_iter().flat_map(|line| line.split(' ')).filter_map(|n| n.parse().ok()).collect();
-    let &[requests, duration_us, errors, p50_us, p99_us, replays] = numbers.as_slice() else {
+    let &[requests, duration_us, failed, p50_us, p99_us, replays] = numbers.as_slice() else {
         bail!("wrk printed no figures:\n{printed}");
     };
     ensure!(requests > 0.0, "no request was answered:\n{printed}");
-    ensure!(errors == 0.0, "{errors} of {requests} requests failed:\n{printed}");
-    Ok(Closing { requests, duration_us, p50_us, p99_us, replays })
+    ensure!(failed <= requests * FAILED_PART_MAX, "{failed} of {requests} requests failed:\n{printed}");
+    Ok(Closing { requests, duration_us, failed, p50_us, p99_us, replays })
 }
 
 #[cfg(test)]
@@ -106,11 +112,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_are_read_and_failed_requests_are_an_error() {
-        let closing = read("Running 1s\nbench 1000 2000000 0 120 900 7\n").unwrap();
-        let right = Closing { requests: 1000.0, duration_us: 2e6, p50_us: 120.0, p99_us: 900.0, replays: 7.0 };
-        assert_eq!(closing, right);
-        assert!(read("bench 1000 2000000 3 120 900 0").unwrap_err().to_string().contains("3 of 1000"));
+    fn figures_are_read_and_many_failed_requests_are_an_error() {
+        let closing = read("Running 1s\nbench 1000 2000000 10 120 900 7\n").unwrap();
+        let times = (closing.duration_us, closing.p50_us, closing.p99_us);
+        assert_eq!((closing.requests, closing.failed, closing.replays), (1000.0, 10.0, 7.0));
+        assert_eq!(times, (2e6, 120.0, 900.0));
+        assert!(read("bench 1000 2000000 11 120 900 0").unwrap_err().to_string().contains("11 of 1000"));
         assert!(read("bench 0 2000000 0 0 0 0").is_err());
         assert!(read("nothing").is_err());
     }

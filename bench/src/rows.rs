@@ -156,8 +156,8 @@ fn measure(row: &Row, servers: &Servers, rounds: Rounds, folder: &Path) -> anyho
     let round = |number, span| Round { keys: row.keys, connections: row.connections, span, number, folder };
     // The warm-up shows that what is going to be measured is what the row says.
     let warm_up = round(0, Duration::from_secs(1));
-    load::look(baseline, warm_up)?;
-    let (executed, replayed) = load::look(&servers.onceward, warm_up)?;
+    load::look(baseline, warm_up).context("baseline")?;
+    let (executed, replayed) = load::look(&servers.onceward, warm_up).context("onceward")?;
     let right = match row.keys {
         Keys::Same(_) => executed <= 1.0 && replayed > 0.0,
         Keys::Fresh | Keys::None => replayed == 0.0,
@@ -165,8 +165,8 @@ fn measure(row: &Row, servers: &Servers, rounds: Rounds, folder: &Path) -> anyho
     ensure!(right, "{executed} answers were first ones and {replayed} were replays");
     let (mut theirs, mut ours) = (Vec::new(), Vec::new());
     for number in 1..=rounds.count {
-        theirs.push(load::run(baseline, round(number, rounds.span))?);
-        ours.push(load::run(&servers.onceward, round(number, rounds.span))?);
+        theirs.push(load::run(baseline, round(number, rounds.span)).context("baseline")?);
+        ours.push(load::run(&servers.onceward, round(number, rounds.span)).context("onceward")?);
     }
     Ok(line(row, &ours, &theirs))
 }
@@ -180,8 +180,10 @@ fn line(row: &Row, ours: &[Figures], theirs: &[Figures]) -> String {
     let rate_aim = row.rate_min.map_or(String::new(), |min| aim("at least", min, rate >= min));
     let shown = |figures: &[Figures]| {
         let of = |part: fn(&Figures) -> f64| median(figures.iter().map(part).collect());
+        let failed: f64 = figures.iter().map(|figures| figures.failed).sum();
+        let failed = if failed > 0.0 { format!(", {failed:.0} FAILED") } else { String::new() };
         format!(
-            "{:.1} us CPU, {:.0}/s, p50 {:.0} us, p99 {:.0} us",
+            "{:.1} us CPU, {:.0}/s, p50 {:.0} us, p99 {:.0} us{failed}",
             of(|figures| figures.cpu_us),
             of(|figures| figures.per_second),
             of(|figures| figures.p50_us),
@@ -229,7 +231,7 @@ mod tests {
     use super::*;
 
     fn figures(per_second: f64, cpu_us: f64) -> Figures {
-        Figures { per_second, cpu_us, p50_us: 100.0, p99_us: 200.0 }
+        Figures { per_second, cpu_us, p50_us: 100.0, p99_us: 200.0, failed: 1.0 }
     }
 
     #[test]
@@ -239,6 +241,7 @@ mod tests {
         let ours = [figures(200.0, 7.0), figures(100.0, 9.0), figures(400.0, 30.0)];
         let line = line(row, &ours, &theirs);
         assert!(line.contains("CPU 0.90x (at most 0.75, missed), rate 2.00x (at least 1.5);"), "{line}");
+        assert_eq!(line.matches("3 FAILED").count(), 2, "{line}");
     }
 
     #[test]

@@ -75,9 +75,9 @@ fn features(counts: &mut Counts) -> anyhow::Result<()> {
 fn tests(counts: &mut Counts) -> anyhow::Result<()> {
     let before = counts.passed;
     let runner = if install::find("cargo-nextest").is_some() {
-        "cargo nextest run --workspace"
+        "cargo nextest run --workspace --no-fail-fast"
     } else {
-        "cargo test --workspace --lib --bins --tests"
+        "cargo test --workspace --lib --bins --tests --no-fail-fast"
     };
     Shown::new(runner).run(counts)?;
     if counts.passed == before {

@@ -102,9 +102,9 @@ impl Counts {
 
     /// Reads a closing line of cargo test, nextest, or one of ours; others are nothing.
     pub(crate) fn read(&mut self, line: &str) {
-        let line = line.trim();
+        // nextest shows what a failed test printed indented, its own closing line of one test included.
         let ours = line.split_once(" passed, ").is_some_and(|(passed, _)| passed.parse::<u64>().is_ok());
-        if line.starts_with("test result:") || line.starts_with("Summary [") || ours {
+        if line.starts_with("test result:") || line.trim_start().starts_with("Summary [") || ours {
             self.passed += before(line, "passed");
             self.failed += before(line, "failed");
         }
@@ -137,7 +137,10 @@ mod tests {
         assert_eq!(read(&[cargo]), (12, 3));
         assert_eq!(read(&["     Summary [   1.482s] 40 tests run: 39 passed (1 slow), 1 failed, 2 skipped"]), (39, 1));
         assert_eq!(read(&["27 passed, 0 failed"]), (27, 0));
-        assert_eq!(read(&["test it_passed ... ok", "I passed, 3 failed", "running 4 tests", ""]), (0, 0));
+        assert_eq!(
+            read(&["test it_passed ... ok", "I passed, 3 failed", &format!("    {cargo}"), "running 4 tests", ""]),
+            (0, 0)
+        );
         assert_eq!(read(&[cargo, "27 passed, 0 failed\n"]), (39, 3));
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The names are those of `docs/guarantees.md`, section 1.5, and two more. Most are rows: what was
 //! done before, what is done, what it says, what a read shows afterwards. The rest are races and
-//! faults, in code. A store's tests implement [`Subject`] and say [`conformance_tests!`]:
+//! faults, in code. A store's tests implement [`Subject`] and say `conformance_tests!`:
 //!
 //! ```no_run
 //! onceward_store::conformance_tests!(memory, onceward_store::conformance::OnMemory);
@@ -240,7 +240,7 @@ pub fn list(subjects: &[Box<dyn Subject>]) -> String {
 }
 
 /// Runs one case on one subject, on a runtime of its own with several threads. What
-/// [`conformance_tests!`] calls.
+/// `conformance_tests!` calls.
 ///
 /// # Panics
 /// Where the case fails, is unknown, or runs longer than five minutes.
