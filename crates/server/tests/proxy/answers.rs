@@ -2,6 +2,7 @@
 
 use super::support::{
     Answer, Client, Gateway, Received, Start, Step, Upstream, answer, ask_h2, charged, chunked, head, post, request,
+    until,
 };
 
 const LONG: usize = 100_000;
@@ -85,6 +86,7 @@ async fn once_the_record_is_safe_repeats_are_answered_though_the_first_client_st
     let mut client = gateway.connect().await;
     client.send(post("/chunked", "k-1", "{}")).await;
     client.read_head().await.unwrap();
+    until("the record", async || gateway.records().await.iter().any(|record| record["state"] == "completed")).await;
     let replay = gateway.post("/chunked", "k-1", "{}").await;
     assert!(replay.is_replay(), "{replay:?}");
     assert_eq!((replay.status, replay.body.len(), upstream.effects("k-1")), (200, LONG, 1));
