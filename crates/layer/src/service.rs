@@ -36,6 +36,7 @@ use crate::{
     route::{self, Missing, Route, Source, is_ambiguous},
 };
 
+const KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const ATTEMPT: HeaderName = HeaderName::from_static("idempotency-attempt");
 const RECORD: HeaderName = HeaderName::from_static("idempotency-record");
 const FENCE: HeaderName = HeaderName::from_static("idempotency-fence");
@@ -278,12 +279,18 @@ fn announce(request: &mut Request<Body>, route: &Arc<Route>, grant: &Grant, id: 
     if let Some(step) = &route.forward_derived
         && let Ok(child) = HeaderValue::from_str(&key::child_key(key.as_str(), step))
     {
+        let mut replaced = false;
         for source in &route.key.from {
             if let Source::Header(name) = source
                 && headers.contains_key(name)
             {
                 headers.insert(name.clone(), child.clone());
+                replaced = true;
             }
+        }
+        if !replaced {
+            // The client's key stands elsewhere, or was derived.
+            headers.insert(KEY, child);
         }
     }
 }

@@ -690,3 +690,24 @@ async fn a_damaged_record_is_no_outage_and_is_never_bypassed() {
     assert_eq!(rig.post("k", "{}").await.slug(), "store-unavailable");
     assert_eq!(rig.upstream.calls(), 1);
 }
+
+#[tokio::test]
+async fn the_service_can_be_given_a_key_of_its_own_wherever_the_clients_key_stood() {
+    let seen: Arc<std::sync::Mutex<Vec<String>>> = Arc::default();
+    let log = Arc::clone(&seen);
+    let upstream = Upstream::new(move |call, request| {
+        log.lock().unwrap().push(request.headers()["idempotency-key"].to_str().unwrap().to_owned());
+        charged(call, request)
+    });
+    let rig = Rig::with(upstream, |route| {
+        route.forward_derived = Some("payments".into());
+        route.key.from.push(onceward::route::Source::Json(onceward::Pointer::parse("/id").unwrap()));
+    });
+    rig.post("k-1", "{}").await;
+    let mut request = post("", r#"{"id":"k-1"}"#);
+    request.headers_mut().insert("authorization", "Bearer somebody-else".parse().unwrap());
+    rig.send(request).await;
+    // The child of `k-1` for the step `payments`, from the published vectors.
+    let child = "v3sh2vvv8Wywo2P3Pq886tj4rm67EQlI";
+    assert_eq!(*seen.lock().unwrap(), [child, child]);
+}

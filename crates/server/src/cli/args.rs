@@ -178,7 +178,7 @@ pub struct ResolveArgs {
     /// All records in this state; only unknown outcomes can be settled
     #[arg(long, value_name = "STATE", value_parser = ["unknown"])]
     pub state: Option<String>,
-    /// Only those claimed since then: a duration ago, or an RFC 3339 time
+    /// Only those written since then: a duration ago, or an RFC 3339 time
     #[arg(long, value_name = "WHEN", value_parser = since, conflicts_with_all = ["record_id", "key"])]
     pub since: Option<Since>,
     /// What is known of it now
@@ -236,7 +236,7 @@ pub struct FilterArgs {
     /// Only those of this route
     #[arg(long, value_name = "NAME")]
     pub route: Option<String>,
-    /// Only those claimed since then: a duration ago, or an RFC 3339 time
+    /// Only those written since then: a duration ago, or an RFC 3339 time
     #[arg(long, value_name = "WHEN", value_parser = since)]
     pub since: Option<Since>,
 }
