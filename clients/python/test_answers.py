@@ -68,6 +68,12 @@ limits = { recorded_body = "3MiB" }
         self.assertEqual(gzip.decompress(first.body), b"text " * 100)
 
     # Of the contract, and not built yet: the recorded coding is replayed to everybody.
+    def test_gzip_is_decoded_for_who_does_not_take_it(self):
+        self.replayed(upstream.gzipped(b"text " * 100), ("Accept-Encoding", "gzip"))
+        plain = self.post(("Accept-Encoding", "identity"))
+        self.assertEqual((plain.status, plain.body, plain.replayed), (200, b"text " * 100, True))
+        self.assertIsNone(plain.header("content-encoding"))
+
     def test_chunks(self):
         first = self.replayed(chunked(b"one ", b"two ", b"three"))
         self.assertEqual(first.body, b"one two three")

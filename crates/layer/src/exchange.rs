@@ -24,6 +24,7 @@ use tower_service::Service;
 use crate::{
     body::{Body, BoxError},
     capture::{self, Bounds, Captured, Plan, Rest, Tail},
+    coding,
     detach::Handoff,
     drive::{self, Grant, Recorded},
     engine::Engine,
@@ -84,6 +85,7 @@ impl Exchange {
         R::Error: Into<BoxError>,
     {
         let _executing = self.engine.executing();
+        let accepted = coding::accepted(request.headers());
         let Grant { owner, fence, clock, permit: _permit, .. } = grant;
         let started = Instant::now();
         failpoint::hit(failpoint::DISPATCH_BEGIN).await;
@@ -142,7 +144,8 @@ impl Exchange {
                 Response::default()
             }
             (Recorded::Replay(record), Some(Owed::Held(..))) => {
-                let mut response = replay::response(&record, &self.route, &self.request_id, clock.now());
+                let mut response =
+                    replay::response(&record, &self.route, &self.request_id, clock.now(), accepted.as_deref());
                 self.mark_derived(response.headers_mut());
                 response
             }

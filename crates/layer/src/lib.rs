@@ -34,6 +34,7 @@
 
 mod body;
 mod capture;
+mod coding;
 mod detach;
 mod drive;
 mod engine;

@@ -9,7 +9,7 @@ use onceward_core::{
     record::{Micros, Record},
 };
 
-use crate::{body::Body, route::Route};
+use crate::{body::Body, coding, route::Route};
 
 /// Says until when the key is remembered.
 pub(crate) const EXPIRES: HeaderName = HeaderName::from_static("idempotency-expires");
@@ -83,8 +83,14 @@ pub(crate) fn outcome_of(
 }
 
 /// The recorded answer, again.
-pub(crate) fn response(record: &Record, route: &Route, request_id: &HeaderValue, now: Micros) -> Response<Body> {
-    let outcome = record.facts.outcome.clone().unwrap_or_default();
+pub(crate) fn response(
+    record: &Record,
+    route: &Route,
+    request_id: &HeaderValue,
+    now: Micros,
+    accepted: Option<&str>,
+) -> Response<Body> {
+    let outcome = coding::readable(record.facts.outcome.clone().unwrap_or_default(), accepted);
     let expires = expires_in(record.stored.keep_until.since(now));
     let mut response = if route.replay_ack {
         Response::new(Body::empty())

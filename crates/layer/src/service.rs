@@ -25,6 +25,7 @@ use tower_service::Service as TowerService;
 
 use crate::{
     body::{Body, BoxError},
+    coding,
     detach::{Detach, Handoff},
     drive::{self, Grant, Obtained, Terms},
     engine::Engine,
@@ -210,7 +211,8 @@ where
                 engine.0.metrics.overhead(&route.name, started.elapsed());
             }
             extend_retention(engine, route, id, &record, now);
-            let mut response = replay::response(&record, route, &exchange.request_id, now);
+            let accepted = coding::accepted(request.headers());
+            let mut response = replay::response(&record, route, &exchange.request_id, now, accepted.as_deref());
             exchange.mark_derived(response.headers_mut());
             (outcome, response)
         }

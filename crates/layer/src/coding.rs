@@ -1,0 +1,166 @@
+//! Content codings of recorded answers: decoded for a repeat that does not take them.
+//!
+//! RFC 9110, 8.4 and 12.5.3. A record holds the first answer as it was sent; whoever repeats with another
+//! `Accept-Encoding` gets the same content, decoded where it must be. What cannot be decoded within its bounds is
+//! replayed as it was recorded.
+
+use std::io::Read;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, header};
+use onceward_core::outcome::{Field, Outcome};
+
+/// A body decodes to at most so many times its size, and to at most [`DECODED_BYTES_MAX`].
+const RATIO_MAX: usize = 100;
+const DECODED_BYTES_MAX: usize = 16 << 20;
+
+/// The `Accept-Encoding` of a request, as one list; `None` where there is none, which takes any coding.
+pub(crate) fn accepted(headers: &HeaderMap) -> Option<String> {
+    let lines: Vec<&str> = headers.get_all(header::ACCEPT_ENCODING).iter().map(text).collect();
+    (!lines.is_empty()).then(|| lines.join(","))
+}
+
+/// `outcome` as whoever takes `accepted` can read it.
+pub(crate) fn readable(outcome: Outcome, accepted: Option<&str>) -> Outcome {
+    let Some(accepted) = accepted else { return outcome };
+    let codings = codings_of(&outcome);
+    if outcome.body.is_empty() || codings.iter().all(|coding| takes(accepted, coding)) {
+        return outcome;
+    }
+    let mut body = outcome.body.clone();
+    // Applied in the order they are listed, so taken off from the last.
+    for coding in codings.iter().rev() {
+        match decode(coding, &body) {
+            Some(decoded) => body = decoded,
+            None => return outcome,
+        }
+    }
+    let is_coding = |field: &Field| field.name.as_ref() == b"content-encoding";
+    let headers = outcome.headers.into_iter().filter(|field| !is_coding(field)).collect();
+    Outcome { body, headers, ..outcome }
+}
+
+fn codings_of(outcome: &Outcome) -> Vec<String> {
+    outcome
+        .headers
+        .iter()
+        .filter(|field| field.name.as_ref() == b"content-encoding")
+        .filter_map(|field| std::str::from_utf8(&field.value).ok())
+        .flat_map(|value| value.split(','))
+        .map(|coding| coding.trim().to_ascii_lowercase())
+        .filter(|coding| !coding.is_empty() && coding != "identity")
+        .collect()
+}
+
+/// Whether a list takes a coding: by its own weight, else by that of `*`.
+fn takes(accepted: &str, coding: &str) -> bool {
+    let mut any = false;
+    for item in accepted.split(',') {
+        let mut parts = item.split(';').map(str::trim);
+        let name = parts.next().unwrap_or_default();
+        let weight = parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
+        let is_taken = weight.and_then(|weight| weight.parse::<f32>().ok()).is_none_or(|weight| weight > 0.0);
+        if name.eq_ignore_ascii_case(coding) || name.eq_ignore_ascii_case(alias(coding)) {
+            return is_taken;
+        }
+        if name == "*" {
+            any = is_taken;
+        }
+    }
+    any
+}
+
+fn alias(coding: &str) -> &str {
+    match coding {
+        "gzip" => "x-gzip",
+        "x-gzip" => "gzip",
+        other => other,
+    }
+}
+
+fn decode(coding: &str, body: &Bytes) -> Option<Bytes> {
+    match coding {
+        "gzip" | "x-gzip" => read_all(flate2::read::MultiGzDecoder::new(body.as_ref()), body.len()),
+        "deflate" => read_all(flate2::read::ZlibDecoder::new(body.as_ref()), body.len()),
+        "br" => read_all(brotli_decompressor::Decompressor::new(body.as_ref(), 4096), body.len()),
+        "zstd" => read_all(zstd::Decoder::new(body.as_ref()).ok()?, body.len()),
+        _ => None,
+    }
+}
+
+fn read_all(from: impl Read, coded_bytes: usize) -> Option<Bytes> {
+    let bytes_max = coded_bytes.saturating_mul(RATIO_MAX).min(DECODED_BYTES_MAX);
+    let mut decoded = Vec::new();
+    from.take(bytes_max as u64 + 1).read_to_end(&mut decoded).ok()?;
+    (decoded.len() <= bytes_max).then(|| decoded.into())
+}
+
+fn text(value: &HeaderValue) -> &str {
+    value.to_str().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    const CONTENT: &[u8] = b"{\"charge\":1, \"text\":\"text text text text text text\"}";
+
+    const BROTLI: [u8; 51] = [
+        0x1b, 0x33, 0x00, 0xf8, 0x9d, 0x07, 0xb6, 0x2d, 0x72, 0xfb, 0xc6, 0x22, 0x98, 0x48, 0xfa, 0x31, 0xab, 0x41,
+        0x44, 0xe8, 0xf6, 0x94, 0x4e, 0x5f, 0xb2, 0xc4, 0x94, 0x95, 0x08, 0x1e, 0x6c, 0xc0, 0x01, 0x73, 0x1a, 0xa7,
+        0xb8, 0xda, 0x6d, 0x40, 0x02, 0x2f, 0xb8, 0xa2, 0x5d, 0x97, 0x60, 0x4f, 0x0e, 0x40, 0x06,
+    ];
+
+    fn gzip(content: &[u8]) -> Vec<u8> {
+        let mut coder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        coder.write_all(content).unwrap();
+        coder.finish().unwrap()
+    }
+
+    fn coded(coding: &'static str, body: Vec<u8>) -> Outcome {
+        let header = |name: &'static str, value: &'static str| Field { name: name.into(), value: value.into() };
+        let headers = vec![header("content-type", "application/json"), header("content-encoding", coding)];
+        Outcome { status: 200, headers, body: body.into(), ..Outcome::default() }
+    }
+
+    #[test]
+    fn a_coding_is_taken_off_only_for_whoever_does_not_take_it() {
+        let recorded = coded("gzip", gzip(CONTENT));
+        for accepted in [None, Some("gzip"), Some("br, x-gzip;q=0.5"), Some("*"), Some("GZIP")] {
+            assert_eq!(readable(recorded.clone(), accepted), recorded, "{accepted:?}");
+        }
+        for accepted in ["identity", "br", "gzip;q=0", "*;q=0", "gzip;q=0, *", ""] {
+            let read = readable(recorded.clone(), Some(accepted));
+            assert_eq!(read.body, CONTENT, "{accepted:?}");
+            assert_eq!(read.headers.len(), 1, "{accepted:?}");
+        }
+    }
+
+    #[test]
+    fn every_coding_in_use_is_decoded_and_several_from_the_last() {
+        let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+        zlib.write_all(CONTENT).unwrap();
+        let zstd = zstd::encode_all(CONTENT, 1).unwrap();
+        // `printf '{"charge":1, …}' | brotli`, by the reference encoder.
+        let br = BROTLI.to_vec();
+        for (coding, body) in [
+            ("deflate", zlib.finish().unwrap()),
+            ("br", br),
+            ("zstd", zstd.clone()),
+            ("zstd, gzip", gzip(&zstd)),
+            ("identity", CONTENT.to_vec()),
+        ] {
+            assert_eq!(readable(coded(coding, body), Some("identity")).body, CONTENT, "{coding}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_decoded_within_its_bounds_is_replayed_as_it_was() {
+        let bomb = gzip(&vec![0; 64 << 20]);
+        for recorded in [coded("gzip", bomb), coded("gzip", b"not gzip".to_vec()), coded("unheard-of", vec![1, 2])] {
+            assert_eq!(readable(recorded.clone(), Some("identity")), recorded);
+        }
+    }
+}
