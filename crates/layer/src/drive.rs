@@ -13,7 +13,7 @@ use onceward_core::{
     claim::{Action, Applied, Claim, Event},
     decide::Refusal,
     key::RecordId,
-    record::{Facts, Fence, Micros, Record, State, Stored},
+    record::{Facts, Fence, Micros, Record, Revision, State, Stored},
     transition::Write as Transition,
 };
 use onceward_store::{Answer, Insert, Kind, Read, StoreError, Write};
@@ -337,7 +337,6 @@ pub(crate) async fn record(
     let mut slow_at = Some(started + record_wait);
     let mut unrecorded = Some(unrecorded);
     let mut backoff = *RECORD_BACKOFF.start();
-    let mut kept_memory = None;
     let mut action = first;
     failpoint::hit(failpoint::COMPLETE_BEGIN).await;
     loop {
@@ -375,7 +374,7 @@ pub(crate) async fn record(
                 result = call.as_mut() => break result,
                 () = tokio::time::sleep_until(at) => {
                     slow_at = None;
-                    kept_memory = keep_unrecorded(engine, &owner, &write, claim);
+                    keep_unrecorded(engine, &owner, &write, claim);
                     if let Some(unrecorded) = unrecorded.take() {
                         shared.metrics.unrecorded.increment(1);
                         unrecorded();
@@ -405,7 +404,7 @@ pub(crate) async fn record(
                     // The next try would begin after the client has waited long enough.
                     tokio::time::sleep_until(at).await;
                     slow_at = None;
-                    kept_memory = keep_unrecorded(engine, &owner, &write, claim);
+                    keep_unrecorded(engine, &owner, &write, claim);
                     if let Some(unrecorded) = unrecorded.take() {
                         shared.metrics.unrecorded.increment(1);
                         unrecorded();
@@ -419,7 +418,6 @@ pub(crate) async fn record(
         };
         action = claim.on(event);
         if action == Action::Answer {
-            drop(kept_memory.take());
             failpoint::hit(failpoint::COMPLETE_END).await;
             match written {
                 Some(record) => owner.settle(record),
@@ -433,23 +431,15 @@ pub(crate) async fn record(
 
 /// Lets waiters and later repeats have the answer while the store does not confirm it, as long as
 /// there is room for it.
-fn keep_unrecorded(engine: &Engine, owner: &Owner, write: &Transition, claim: &Claim) -> Option<OwnedSemaphorePermit> {
-    let Transition::Replace(write) = write else { return None };
-    let bytes = write.facts.outcome.as_ref().map_or(0, |outcome| outcome.body.len()) + 1024;
-    let room = Arc::clone(&engine.0.unrecorded_memory).try_acquire_many_owned(u32::try_from(bytes).ok()?).ok()?;
-    let now = write.facts.settled_at;
-    let record = settled_record(write, claim.fence(), onceward_core::record::Revision(0), now)?;
-    owner.settle_unrecorded(record);
-    Some(room)
+fn keep_unrecorded(engine: &Engine, owner: &Owner, write: &Transition, claim: &Claim) {
+    let Transition::Replace(write) = write else { return };
+    let Some(record) = settled_record(write, claim.fence(), Revision(0), write.facts.settled_at) else { return };
+    let gone = owner.settle_unrecorded(record, engine.0.limits.unrecorded_bytes);
+    engine.0.metrics.unrecorded_dropped.increment(gone as u64);
 }
 
 /// The record that waiters are given: only one with an outcome settles a flight.
-fn settled_record(
-    write: &Replacement,
-    fence: Fence,
-    revision: onceward_core::record::Revision,
-    now: Micros,
-) -> Option<Record> {
+fn settled_record(write: &Replacement, fence: Fence, revision: Revision, now: Micros) -> Option<Record> {
     write.facts.outcome.as_ref()?;
     let keep_until = match write.keep {
         Keep::For(span) => now.plus(span),

@@ -55,6 +55,7 @@ pub(crate) struct Metrics {
     pub(crate) fenced_completions: Counter,
     pub(crate) fingerprint_unverified: Counter,
     pub(crate) unrecorded: Counter,
+    pub(crate) unrecorded_dropped: Counter,
 }
 
 struct RouteMetrics {
@@ -128,6 +129,7 @@ impl Metrics {
             fenced_completions: counter!("onceward_fenced_completions_total"),
             fingerprint_unverified: counter!("onceward_fingerprint_unverified_total"),
             unrecorded: counter!("onceward_unrecorded_answers_total"),
+            unrecorded_dropped: counter!("onceward_unrecorded_dropped_total"),
         }
     }
 
@@ -205,6 +207,7 @@ fn describe() {
     );
     describe_counter!("onceward_fenced_completions_total", "Answers that came after the claim was lost");
     describe_counter!("onceward_unrecorded_answers_total", "Answers given before the store confirmed their record");
+    describe_counter!("onceward_unrecorded_dropped_total", "Unrecorded answers that newer ones took the room of");
     describe_counter!("onceward_unknown_outcomes_total", "Unknown outcomes settled");
     describe_gauge!("onceward_unknown_open", "Outcomes that nobody knows, by route");
     describe_gauge!("onceward_unknown_oldest_seconds", Unit::Seconds, "How long the oldest of them has been unknown");

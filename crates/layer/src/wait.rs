@@ -9,7 +9,7 @@ use std::{
     hash::{BuildHasherDefault, Hasher},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
 };
 
@@ -30,7 +30,15 @@ pub(crate) enum News {
 pub(crate) struct Flights {
     shards: [Mutex<Shard>; 16],
     waiting: AtomicUsize,
-    unrecorded: AtomicU64,
+    unrecorded: AtomicUsize,
+    kept: Mutex<Kept>,
+}
+
+/// The answers that the store has not confirmed, oldest first, with the bytes that each holds.
+#[derive(Debug, Default)]
+struct Kept {
+    answers: VecDeque<(RecordId, usize)>,
+    bytes: usize,
 }
 
 type Shard = HashMap<RecordId, Flight, BuildHasherDefault<IdHasher>>;
@@ -130,6 +138,41 @@ impl Flights {
         Ok(Seat { news, flights: Arc::clone(self) })
     }
 
+    /// Keeps an answer within `bytes_max`; returns how many older ones had to go for it.
+    fn keep(&self, id: RecordId, bytes: usize, bytes_max: usize) -> usize {
+        let mut gone = Vec::new();
+        {
+            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.answers.push_back((id, bytes));
+            kept.bytes += bytes;
+            while kept.bytes > bytes_max {
+                let Some((oldest, freed)) = kept.answers.pop_front() else { break };
+                kept.bytes -= freed;
+                gone.push(oldest);
+            }
+            self.unrecorded.store(kept.answers.len(), Ordering::Relaxed);
+        }
+        for id in &gone {
+            if let Some(flight) = self.shard(id).get_mut(id) {
+                flight.unrecorded = None;
+            }
+        }
+        gone.len()
+    }
+
+    fn release(&self, id: &RecordId) {
+        if self.unrecorded.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = kept.answers.iter().position(|(kept, _)| kept == id)
+            && let Some((_, freed)) = kept.answers.remove(at)
+        {
+            kept.bytes -= freed;
+        }
+        self.unrecorded.store(kept.answers.len(), Ordering::Relaxed);
+    }
+
     /// The record of `id`, where it is settled here and the store has not confirmed it.
     pub(crate) fn unrecorded(&self, id: &RecordId) -> Option<Arc<Record>> {
         if self.unrecorded.load(Ordering::Relaxed) == 0 {
@@ -182,35 +225,34 @@ impl Owner {
     pub(crate) fn settle(mut self, record: Record) {
         self.live = false;
         let flight = self.flights.shard(&self.id).remove(&self.id);
+        self.flights.release(&self.id);
         let Some(flight) = flight else { return };
-        if flight.unrecorded.is_some() {
-            self.flights.unrecorded.fetch_sub(1, Ordering::Relaxed);
-        }
         tell(flight.waiters, &Arc::new(record));
     }
 
     /// The key has its record, and the store does not confirm it: waiters and later repeats are
-    /// answered from memory until it does.
-    pub(crate) fn settle_unrecorded(&self, record: Record) {
+    /// answered from memory until it does, or until `bytes_max` of newer ones need its room. Returns
+    /// how many older ones had to go.
+    pub(crate) fn settle_unrecorded(&self, record: Record, bytes_max: usize) -> usize {
+        const OVERHEAD_BYTES: usize = 1024;
+        let bytes = record.facts.outcome.as_ref().map_or(0, |outcome| outcome.body.len()) + OVERHEAD_BYTES;
         let record = Arc::new(record);
         let waiters = {
             let mut shard = self.flights.shard(&self.id);
             let flight = shard.entry(self.id).or_default();
-            if flight.unrecorded.replace(Arc::clone(&record)).is_none() {
-                self.flights.unrecorded.fetch_add(1, Ordering::Relaxed);
-            }
+            flight.unrecorded = Some(Arc::clone(&record));
             std::mem::take(&mut flight.waiters)
         };
         tell(waiters, &record);
+        self.flights.keep(self.id, bytes, bytes_max)
     }
 
     /// Forgets what [`settle_unrecorded`](Self::settle_unrecorded) kept.
     pub(crate) fn forget_unrecorded(&self) {
-        if let Some(flight) = self.flights.shard(&self.id).get_mut(&self.id)
-            && flight.unrecorded.take().is_some()
-        {
-            self.flights.unrecorded.fetch_sub(1, Ordering::Relaxed);
+        if let Some(flight) = self.flights.shard(&self.id).get_mut(&self.id) {
+            flight.unrecorded = None;
         }
+        self.flights.release(&self.id);
     }
 }
 
@@ -324,10 +366,24 @@ mod tests {
     fn an_unrecorded_answer_serves_later_repeats_until_it_is_forgotten() {
         let flights = Arc::new(Flights::default());
         let owner = flights.own(ID, None);
-        owner.settle_unrecorded(record());
+        assert_eq!(owner.settle_unrecorded(record(), 1 << 20), 0);
         assert!(matches!(flights.join(&ID, 10, 10), Err(NoSeat::Settled(_))));
         assert!(flights.unrecorded(&ID).is_some());
         drop(owner);
         assert!(flights.unrecorded(&ID).is_none());
+    }
+
+    #[test]
+    fn unrecorded_answers_are_bounded_and_the_oldest_goes_first() {
+        let flights = Arc::new(Flights::default());
+        let ids: Vec<RecordId> = (0..4).map(|n| RecordId([n; 32])).collect();
+        let owners: Vec<Owner> = ids.iter().map(|id| flights.own(*id, None)).collect();
+        // Each takes a little over a KiB: three fit.
+        let gone: usize = owners.iter().map(|owner| owner.settle_unrecorded(record(), 3 * 1024)).sum();
+        assert_eq!(gone, 1);
+        let kept: Vec<bool> = ids.iter().map(|id| flights.unrecorded(id).is_some()).collect();
+        assert_eq!(kept, [false, true, true, true]);
+        drop(owners);
+        assert_eq!(flights.unrecorded.load(Ordering::Relaxed), 0);
     }
 }
