@@ -2,32 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod asking;
+
 use onceward_core::canonical::{
-    BodyForm, BodyRule, Canonical, RawReason, Request, RuleProblem, RuleSet, Rules, Workspace, header_value,
+    BodyForm, BodyRule, RawReason, Request, RuleProblem, RuleSet, Rules, Workspace, header_value,
 };
 use onceward_core::fingerprint::{Fingerprint, Fingerprinter, Hash};
 use onceward_core::key::Secret;
 
-const JSON: Option<&[u8]> = Some(b"application/json; charset=utf-8");
-const FORM: Option<&[u8]> = Some(b"application/x-www-form-urlencoded");
-
-fn set(change: impl FnOnce(&mut RuleSet)) -> Rules {
-    let mut set = RuleSet::default();
-    change(&mut set);
-    Rules::compile(&set).unwrap()
-}
-
-fn texts(entries: &[&str]) -> Vec<String> {
-    entries.iter().map(|entry| (*entry).to_owned()).collect()
-}
-
-fn request<'a>(content_type: Option<&'a [u8]>, body: &'a str) -> Request<'a> {
-    Request { method: "POST", path: "/v1/payments", content_type, body: body.as_bytes(), ..Request::default() }
-}
-
-fn with<T>(request: &Request<'_>, rules: &Rules, look: impl FnOnce(Canonical<'_>) -> T) -> T {
-    look(Workspace::new().canonicalize(request, rules))
-}
+use asking::{FORM, JSON, request, set, texts, with};
 
 fn bytes(request: &Request<'_>, rules: &Rules) -> Vec<u8> {
     with(request, rules, |canonical| canonical.bytes.to_vec())

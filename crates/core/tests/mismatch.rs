@@ -2,30 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use onceward_core::canonical::{Canonical, Request, RuleSet, Rules, Workspace};
+mod asking;
+
+use onceward_core::canonical::{Request, Rules, Workspace};
 use onceward_core::fingerprint::Fingerprinter;
 use onceward_core::key::{RecordId, Secret};
 
-const JSON: Option<&[u8]> = Some(b"application/json; charset=utf-8");
-const FORM: Option<&[u8]> = Some(b"application/x-www-form-urlencoded");
-
-fn set(change: impl FnOnce(&mut RuleSet)) -> Rules {
-    let mut set = RuleSet::default();
-    change(&mut set);
-    Rules::compile(&set).unwrap()
-}
-
-fn texts(entries: &[&str]) -> Vec<String> {
-    entries.iter().map(|entry| (*entry).to_owned()).collect()
-}
-
-fn request<'a>(content_type: Option<&'a [u8]>, body: &'a str) -> Request<'a> {
-    Request { method: "POST", path: "/v1/payments", content_type, body: body.as_bytes(), ..Request::default() }
-}
-
-fn with<T>(request: &Request<'_>, rules: &Rules, look: impl FnOnce(Canonical<'_>) -> T) -> T {
-    look(Workspace::new().canonicalize(request, rules))
-}
+use asking::{FORM, JSON, request, set, texts, with};
 
 fn fingerprinter() -> Fingerprinter {
     Fingerprinter::new(&Secret::from_bytes([7; 32]))

@@ -2,32 +2,15 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
-use onceward_core::canonical::{Canonical, Request, RuleSet, Rules, Workspace, json_text};
+mod asking;
+
+use onceward_core::canonical::{Request, Rules, json_text};
 use onceward_core::fingerprint::Fingerprinter;
 use onceward_core::key::{RecordId, Secret};
 use proptest::prelude::*;
 
 const RECORD: RecordId = RecordId([3; 32]);
-const JSON: Option<&[u8]> = Some(b"application/json; charset=utf-8");
-const FORM: Option<&[u8]> = Some(b"application/x-www-form-urlencoded");
-
-fn set(change: impl FnOnce(&mut RuleSet)) -> Rules {
-    let mut set = RuleSet::default();
-    change(&mut set);
-    Rules::compile(&set).unwrap()
-}
-
-fn texts(entries: &[&str]) -> Vec<String> {
-    entries.iter().map(|entry| (*entry).to_owned()).collect()
-}
-
-fn request<'a>(content_type: Option<&'a [u8]>, body: &'a str) -> Request<'a> {
-    Request { method: "POST", path: "/v1/payments", content_type, body: body.as_bytes(), ..Request::default() }
-}
-
-fn with<T>(request: &Request<'_>, rules: &Rules, look: impl FnOnce(Canonical<'_>) -> T) -> T {
-    look(Workspace::new().canonicalize(request, rules))
-}
+use asking::{FORM, JSON, request, set, texts, with};
 
 fn body(content_type: Option<&[u8]>, text: &str, rules: &Rules) -> String {
     with(&request(content_type, text), rules, |canonical| String::from_utf8(canonical.body().to_vec()).unwrap())
