@@ -40,7 +40,7 @@ use crate::{
     decide::{Ask, Decision, Refusal, Verified, decide},
     outcome::Outcome,
     policy::{Class, Outage, Policy},
-    record::{Attempt, Facts, Fence, Micros, Phase, Record, Revision, Seen, State},
+    record::{Attempt, Facts, Fence, Micros, Phase, Record, Revision, State},
     transition::{self, Lost, Write},
 };
 
@@ -476,12 +476,6 @@ impl Claim {
             _ => Action::Refuse { refusal: Refusal::ClaimLost, abandon: false, record: None },
         }
     }
-}
-
-/// Whether a record seen in the present state lets nobody but its holder act.
-#[must_use]
-pub fn is_held(record: &Record, now: Micros) -> bool {
-    record.seen_at(now) == Seen::InFlight
 }
 
 fn action(write: Write) -> Action {

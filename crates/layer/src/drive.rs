@@ -114,8 +114,12 @@ pub(crate) async fn obtain(
                     Event::Existing { now: record.stored.written_at, record: Box::new(Record::clone(&record)) }
                 } else if !has_permit(&mut permit, terms.in_flight) {
                     // Repeats are answered as ever: the key is only read.
+                    let started = Instant::now();
                     match shared.store.get(id).await {
-                        Ok(Read { record: Some(record), now }) => Event::Existing { record: Box::new(record), now },
+                        Ok(Read { record: Some(record), now }) => {
+                            clock = StoreClock { said: now, at: started };
+                            Event::Existing { record: Box::new(record), now }
+                        }
                         Ok(Read { record: None, .. }) => return Obtained::Overloaded,
                         Err(error) => failed(&error),
                     }
@@ -376,7 +380,6 @@ pub(crate) async fn record(
                     slow_at = None;
                     keep_unrecorded(engine, &owner, &write, claim);
                     if let Some(unrecorded) = unrecorded.take() {
-                        shared.metrics.unrecorded.increment(1);
                         unrecorded();
                     }
                 }
@@ -406,7 +409,6 @@ pub(crate) async fn record(
                     slow_at = None;
                     keep_unrecorded(engine, &owner, &write, claim);
                     if let Some(unrecorded) = unrecorded.take() {
-                        shared.metrics.unrecorded.increment(1);
                         unrecorded();
                     }
                 } else {
@@ -432,6 +434,7 @@ pub(crate) async fn record(
 /// Lets waiters and later repeats have the answer while the store does not confirm it, as long as
 /// there is room for it.
 fn keep_unrecorded(engine: &Engine, owner: &Owner, write: &Transition, claim: &Claim) {
+    engine.0.metrics.unrecorded.increment(1);
     let Transition::Replace(write) = write else { return };
     let Some(record) = settled_record(write, claim.fence(), Revision(0), write.facts.settled_at) else { return };
     let gone = owner.settle_unrecorded(record, engine.0.limits.unrecorded_bytes);

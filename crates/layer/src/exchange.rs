@@ -202,7 +202,7 @@ impl Exchange {
 
         let (mut parts, body) = response.into_parts();
         let plan = capture::plan(parts.status, &mut parts.headers, route, self.unverified_principal);
-        let (status, recorded_headers) = (parts.status, parts.headers.clone());
+        let head = replay::outcome_of(parts.status, &parts.headers, route);
         self.mark(&mut parts.headers, &plan);
         let bounds = Bounds {
             held_bytes: self.engine.0.limits.held_answer_bytes.min(route.recorded_body_bytes_max as u64),
@@ -224,7 +224,7 @@ impl Exchange {
             }
             return (Event::UpstreamFailed(Sent::Maybe), owed(Problem::UpstreamFailed));
         }
-        let outcome = replay::outcome_of(status, &recorded_headers, body, trailers.as_ref(), route);
+        let outcome = replay::completed(head, body, trailers.as_ref());
         let event = Event::Answered { class: plan.class, outcome, retention: plan.retention, now: clock.now() };
         let owed = match rest {
             Rest::Held(..) if gave_up_on_client => Owed::Nothing,

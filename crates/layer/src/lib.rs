@@ -43,6 +43,7 @@ mod explain;
 pub mod failpoint;
 mod layer;
 mod metrics;
+pub mod pattern;
 mod refuse;
 mod replay;
 mod request;

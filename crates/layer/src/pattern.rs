@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use super::units::shown;
-
 /// The path of a route, split into its segments. `{name}` stands for one segment, `{*rest}`, which
 /// can only come last, for none or more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +24,11 @@ pub enum Segment {
     Rest(String),
 }
 
+/// Why a text is no pattern, in words for its author.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidPattern(String);
+
 impl Pattern {
     /// The pattern that every path meets, `/{*rest}`.
     #[must_use]
@@ -37,10 +40,10 @@ impl Pattern {
     ///
     /// # Errors
     ///
-    /// What is wrong with it, in words for its author.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, InvalidPattern> {
         const BYTES_MAX: usize = 1024;
-        let wrong = |why: &str| format!("{} {why}", shown(text));
+        let wrong = |why: &str| InvalidPattern(format!("{} {why}", shown(text)));
         if text.len() > BYTES_MAX {
             return Err(wrong(&format!("is longer than {BYTES_MAX} bytes")));
         }
@@ -69,6 +72,28 @@ impl Pattern {
         Ok(Self { text: text.to_owned(), segments })
     }
 
+    /// Whether it covers `path`, spelled as [`normal`](crate::route::normal) spells it.
+    #[must_use]
+    pub fn matches(&self, path: &str) -> bool {
+        let Some(relative) = path.strip_prefix('/') else { return false };
+        let mut parts = relative.split('/');
+        for segment in &self.segments {
+            match segment {
+                Segment::Rest(_) => return true,
+                Segment::Any(_) if parts.next().is_none_or(str::is_empty) => return false,
+                Segment::Literal(literal) if parts.next() != Some(literal) => return false,
+                Segment::Any(_) | Segment::Literal(_) => {}
+            }
+        }
+        parts.next().is_none()
+    }
+
+    /// How close it is to the paths that it covers: more literal segments first, then those without a rest.
+    pub(crate) fn closeness(&self) -> (std::cmp::Reverse<usize>, bool) {
+        let literals = self.segments.iter().filter(|segment| matches!(segment, Segment::Literal(_))).count();
+        (std::cmp::Reverse(literals), matches!(self.segments.last(), Some(Segment::Rest(_))))
+    }
+
     /// Whether both match the same paths, whatever their placeholders are called.
     #[must_use]
     pub fn same_paths(&self, other: &Self) -> bool {
@@ -85,6 +110,13 @@ impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
+}
+
+/// A text for a message, cut where it is long.
+fn shown(text: &str) -> String {
+    const CHARS_MAX: usize = 64;
+    let cut: String = text.chars().take(CHARS_MAX).collect();
+    if cut.len() < text.len() { format!("{cut:?}…") } else { format!("{text:?}") }
 }
 
 /// A literal segment as it is compared. What no path of a protected method can hold is refused, for
@@ -163,7 +195,7 @@ mod tests {
             ("/a?b=1", "holds a query or a fragment: a pattern is of the path only"),
             ("/é", "holds a character that must be percent-encoded in a path"),
         ] {
-            let message = Pattern::parse(text).unwrap_err();
+            let message = Pattern::parse(text).unwrap_err().to_string();
             assert!(message.ends_with(why), "{text}: {message}");
         }
     }

@@ -54,14 +54,8 @@ fn is_recorded(name: &HeaderName, route: &Route, named_by_connection: &[String])
     !left_out && !is_rate_limit && !named_by_connection.iter().any(|named| named == name.as_str())
 }
 
-/// The outcome that is recorded of an answer.
-pub(crate) fn outcome_of(
-    status: StatusCode,
-    headers: &HeaderMap,
-    body: Option<Bytes>,
-    trailers: Option<&HeaderMap>,
-    route: &Route,
-) -> Outcome {
+/// What is recorded of an answer's head.
+pub(crate) fn outcome_of(status: StatusCode, headers: &HeaderMap, route: &Route) -> Outcome {
     let named: Vec<String> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -69,17 +63,22 @@ pub(crate) fn outcome_of(
         .flat_map(|value| value.split(','))
         .map(|name| name.trim().to_ascii_lowercase())
         .collect();
-    let field = |(name, value): (&HeaderName, &HeaderValue)| Field {
-        name: Bytes::copy_from_slice(name.as_str().as_bytes()),
-        value: Bytes::copy_from_slice(value.as_bytes()),
-    };
+    let headers = headers.iter().filter(|(name, _)| is_recorded(name, route, &named)).map(field).collect();
+    Outcome { status: status.as_u16(), headers, ..Outcome::default() }
+}
+
+/// A head with the rest of its answer.
+pub(crate) fn completed(head: Outcome, body: Option<Bytes>, trailers: Option<&HeaderMap>) -> Outcome {
     Outcome {
-        status: status.as_u16(),
-        headers: headers.iter().filter(|(name, _)| is_recorded(name, route, &named)).map(field).collect(),
         body_not_kept: body.is_none(),
         body: body.unwrap_or_default(),
         trailers: trailers.map(|trailers| trailers.iter().map(field).collect()).unwrap_or_default(),
+        ..head
     }
+}
+
+fn field((name, value): (&HeaderName, &HeaderValue)) -> Field {
+    Field { name: Bytes::copy_from_slice(name.as_str().as_bytes()), value: Bytes::copy_from_slice(value.as_bytes()) }
 }
 
 /// The recorded answer, again.

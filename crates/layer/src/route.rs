@@ -10,6 +10,8 @@ use onceward_core::{
 };
 use tokio::sync::Semaphore;
 
+use crate::pattern::Pattern;
+
 /// How requests of one route are treated. Names and defaults are those of the configuration.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -193,86 +195,6 @@ impl Route {
     }
 }
 
-/// A path pattern: `{name}` is one segment, `{*rest}` none or more.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pattern {
-    text: String,
-    segments: Vec<Segment>,
-    rest: bool,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Segment {
-    Literal(String),
-    Any,
-}
-
-/// Why a text is no pattern.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum InvalidPattern {
-    /// It must be absolute.
-    #[error("a path pattern begins with `/`")]
-    NotAbsolute,
-    /// `{` and `}` enclose whole segments.
-    #[error("`{0}`: braces enclose a whole segment, as in /v1/orders/{{id}}/pay")]
-    Braces(String),
-    /// Only the last segment takes the rest.
-    #[error("`{{*rest}}` can only be the last segment")]
-    RestNotLast,
-}
-
-impl Pattern {
-    /// Reads a pattern.
-    ///
-    /// # Errors
-    /// See [`InvalidPattern`].
-    pub fn parse(text: &str) -> Result<Self, InvalidPattern> {
-        let Some(relative) = text.strip_prefix('/') else { return Err(InvalidPattern::NotAbsolute) };
-        let mut pattern = Self { text: text.into(), segments: Vec::new(), rest: false };
-        for segment in relative.split('/') {
-            if pattern.rest {
-                return Err(InvalidPattern::RestNotLast);
-            }
-            let inner = segment.strip_prefix('{').and_then(|segment| segment.strip_suffix('}'));
-            match inner {
-                Some(name) if name.contains(['{', '}']) => return Err(InvalidPattern::Braces(segment.into())),
-                Some(name) if name.starts_with('*') => pattern.rest = true,
-                Some(_) => pattern.segments.push(Segment::Any),
-                None if segment.contains(['{', '}']) => return Err(InvalidPattern::Braces(segment.into())),
-                None => pattern.segments.push(Segment::Literal(segment.into())),
-            }
-        }
-        Ok(pattern)
-    }
-
-    /// Whether it covers `path`, whose unreserved characters are not percent-encoded.
-    #[must_use]
-    pub fn matches(&self, path: &str) -> bool {
-        let Some(relative) = path.strip_prefix('/') else { return false };
-        let mut segments = relative.split('/');
-        for want in &self.segments {
-            let Some(have) = segments.next() else { return false };
-            match want {
-                Segment::Literal(literal) if literal != have => return false,
-                Segment::Any if have.is_empty() => return false,
-                Segment::Literal(_) | Segment::Any => {}
-            }
-        }
-        self.rest || segments.next().is_none()
-    }
-
-    fn literals(&self) -> usize {
-        self.segments.iter().filter(|segment| matches!(segment, Segment::Literal(_))).count()
-    }
-}
-
-impl std::fmt::Display for Pattern {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
 /// All routes of a process, the closest first, and the one for everything else.
 #[derive(Clone, Debug)]
 pub struct Routes {
@@ -289,9 +211,8 @@ impl Routes {
         // More literal segments win, then `{name}` before `{*rest}`, then a host before none; a
         // stable sort leaves the rest to the order in the file.
         routes.sort_by_key(|route| {
-            let literals = route.path.as_ref().map_or(0, Pattern::literals);
-            let rest = route.path.as_ref().is_none_or(|pattern| pattern.rest);
-            (std::cmp::Reverse(literals), rest, route.host.is_none())
+            let closeness = route.path.as_ref().map_or((std::cmp::Reverse(0), true), Pattern::closeness);
+            (closeness, route.host.is_none())
         });
         Self { routes, fallback: Arc::new(fallback) }
     }
@@ -302,10 +223,10 @@ impl Routes {
         if self.routes.is_empty() {
             return &self.fallback;
         }
-        let decoded = decode_unreserved(path);
+        let path = normal(path);
         let named = self.routes.iter().find(|route| {
             route.methods.contains(method)
-                && route.path.as_ref().is_none_or(|pattern| pattern.matches(&decoded))
+                && route.path.as_ref().is_none_or(|pattern| pattern.matches(&path))
                 && route.host.as_deref().is_none_or(|want| host.is_some_and(|have| is_host(want, have)))
         });
         named.unwrap_or(&self.fallback)
@@ -354,9 +275,10 @@ fn is_protectable(method: &Method) -> bool {
     !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::CONNECT)
 }
 
-/// `path` with percent-encoded unreserved characters (RFC 3986, 2.3) decoded, and no others.
+/// `path` with percent-encoded unreserved characters (RFC 3986, 6.2.2.2) decoded, and the digits of all other
+/// encodings in upper case (6.2.2.1).
 #[must_use]
-pub fn decode_unreserved(path: &str) -> std::borrow::Cow<'_, str> {
+pub fn normal(path: &str) -> std::borrow::Cow<'_, str> {
     if !path.contains('%') {
         return path.into();
     }
@@ -365,17 +287,21 @@ pub fn decode_unreserved(path: &str) -> std::borrow::Cow<'_, str> {
     while let Some(at) = rest.find('%') {
         let (before, after) = rest.split_at(at);
         out.push_str(before);
-        let decoded = after.get(1..3).and_then(|hex| u8::from_str_radix(hex, 16).ok()).map(char::from);
-        match decoded {
-            Some(char) if char.is_ascii_alphanumeric() || "-._~".contains(char) => {
-                out.push(char);
-                rest = after.get(3..).unwrap_or_default();
+        let hex = after.get(1..3).filter(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        let decoded = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()).map(char::from);
+        match (hex, decoded) {
+            (Some(_), Some(char)) if char.is_ascii_alphanumeric() || "-._~".contains(char) => out.push(char),
+            (Some(hex), _) => {
+                out.push('%');
+                out.push_str(&hex.to_ascii_uppercase());
             }
-            _ => {
+            (None, _) => {
                 out.push('%');
                 rest = after.get(1..).unwrap_or_default();
+                continue;
             }
         }
+        rest = after.get(3..).unwrap_or_default();
     }
     out.push_str(rest);
     out.into()
@@ -384,19 +310,10 @@ pub fn decode_unreserved(path: &str) -> std::borrow::Cow<'_, str> {
 /// Whether servers may read `path` in more than one way: dot segments, encoded separators, NUL.
 #[must_use]
 pub fn is_ambiguous(path: &str) -> bool {
-    let decoded = decode_unreserved(path);
-    if decoded.split('/').any(|segment| segment == "." || segment == "..") {
-        return true;
-    }
-    let mut rest: &str = &decoded;
-    while let Some(at) = rest.find('%') {
-        let after = rest.get(at + 1..).unwrap_or_default();
-        if after.get(..2).is_some_and(|hex| ["2f", "5c", "00"].iter().any(|bad| hex.eq_ignore_ascii_case(bad))) {
-            return true;
-        }
-        rest = after;
-    }
-    decoded.contains(['\\', '\0'])
+    let path = normal(path);
+    path.split('/').any(|segment| segment == "." || segment == "..")
+        || ["%2F", "%5C", "%00"].iter().any(|encoded| path.contains(encoded))
+        || path.contains(['\\', '\0'])
 }
 
 #[cfg(test)]
@@ -416,6 +333,7 @@ mod tests {
                 route("new-order", "/v1/orders/new", None),
                 route("orders-rest", "/v1/orders/{*rest}", None),
                 route("order-at-host", "/v1/orders/{id}", Some("api.example")),
+                route("spelled", "/v2/%63aff%c3%a9", None),
             ],
             Route::new("default"),
         );
@@ -428,6 +346,8 @@ mod tests {
             ("/v1/%6Frders/ne%77", None, "new-order"),
             ("/v1/orders//", None, "orders-rest"),
             ("/", None, "all"),
+            ("/v2/caff%C3%A9", None, "spelled"),
+            ("/v2/%63aff%C3%a9", None, "spelled"),
         ];
         for (path, host, name) in rows {
             assert_eq!(routes.of(&Method::POST, path, host).name, name, "{path} {host:?}");
@@ -452,12 +372,5 @@ mod tests {
         for path in ["/a//b", "/a%20b", "/a.b/..c", "/%7Eme"] {
             assert!(!is_ambiguous(path), "{path}");
         }
-    }
-
-    #[test]
-    fn bad_patterns_are_refused() {
-        assert_eq!(Pattern::parse("v1"), Err(InvalidPattern::NotAbsolute));
-        assert!(matches!(Pattern::parse("/a{b}"), Err(InvalidPattern::Braces(_))));
-        assert_eq!(Pattern::parse("/{*rest}/x"), Err(InvalidPattern::RestNotLast));
     }
 }

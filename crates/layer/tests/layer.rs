@@ -711,3 +711,17 @@ async fn the_service_can_be_given_a_key_of_its_own_wherever_the_clients_key_stoo
     let child = "v3sh2vvv8Wywo2P3Pq886tj4rm67EQlI";
     assert_eq!(*seen.lock().unwrap(), [child, child]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_replay_before_a_busy_upstream_tells_the_end_of_the_retention_as_it_is() {
+    let places = Arc::new(Semaphore::new(1));
+    let busy = Arc::clone(&places);
+    let rig = Rig::with(Upstream::new(charged), move |route| route.in_flight = busy);
+    let expires =
+        |answer: &Answer| httpdate::parse_http_date(answer.headers["idempotency-expires"].to_str().unwrap()).unwrap();
+    let first = expires(&rig.post("k", "{}").await);
+    let _taken = places.acquire().await.unwrap();
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    let sooner = first.duration_since(expires(&rig.post("k", "{}").await)).unwrap();
+    assert!((3590..3610).contains(&sooner.as_secs()), "{sooner:?}");
+}

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use onceward::{
     BodyRule, Hash, KeyRules, Limits, Pointer, Route, Routes, RuleSet, Rules,
-    route::{KeyRule, Missing, Part, Pattern, Principal, PrincipalSource, ScopeRule, Source},
+    route::{KeyRule, Missing, Part, Principal, PrincipalSource, ScopeRule, Source},
 };
 use tokio::sync::Semaphore;
 
@@ -86,8 +86,7 @@ fn route_of(said: &RouteConfig, busy: &HashMap<&str, Arc<Semaphore>>, canonical_
     let mut route = Route::new(&said.name);
     route.methods.clone_from(&said.matching.methods);
     if said.name != said::DEFAULT_ROUTE {
-        let pattern = Pattern::parse(&said.matching.path.text).map_err(|error| wrong("its path")(error.into()))?;
-        route.path = Some(pattern);
+        route.path = Some(said.matching.path.clone());
         route.host.clone_from(&said.matching.host);
     }
     // Where nothing is behind it there is nothing to protect: the answer is 404.

@@ -311,7 +311,7 @@ mod tests {
             for text in [&text, &tail, &format!("http://{tail}"), &format!("json:/{text}")] {
                 let _ = (route_name(text), address(text), network(text), upstream_url(text), docs_url(text));
                 let _ = (host(text), replay_header(text), key_source(text), scope_part(text), principal(text));
-                let _ = (field(text), super::super::pattern::Pattern::parse(text));
+                let _ = (field(text), onceward::pattern::Pattern::parse(text));
             }
         }
     }

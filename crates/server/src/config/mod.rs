@@ -7,8 +7,7 @@
 //! # Layout
 //!
 //! - `tree`: TOML as a tree that remembers where each value stood; `overlay`: environment and flags
-//! - `schema`: every key there is; `check`: a tree held to it; `forms`, [`units`], [`pattern`],
-//!   [`secret`]: how single values are spelled
+//! - `schema`: every key there is; `check`: a tree held to it; `forms`, [`units`], [`secret`]: how single values are spelled
 //! - `read`, `read_route`, `route_tables`: the checked tree as [`Config`] and [`route::RouteConfig`]; `align`: the
 //!   inequalities between a route's times
 //! - [`report`]: `config check`, `config timeouts` and `config example`
@@ -38,7 +37,6 @@ pub mod align;
 mod check;
 mod forms;
 mod overlay;
-pub mod pattern;
 mod problem;
 mod read;
 mod read_route;

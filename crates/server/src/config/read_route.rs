@@ -4,11 +4,11 @@ use core::time::Duration;
 use std::collections::{HashMap, HashSet};
 
 use http::{HeaderName, Method};
+use onceward::pattern::Pattern;
 use onceward_core::policy::Outage;
 
 use super::{
     Listen, Upstream, forms,
-    pattern::Pattern,
     problem::{Origin, Problems},
     read::Layers,
     route::{DEFAULT_ROUTE, ForwardKey, InFlight, Match, Mode, Replay, ReplayBody, RouteConfig, RouteLimits},

@@ -6,7 +6,7 @@ use core::time::Duration;
 use http::{HeaderName, Method};
 use onceward_core::policy::{Outage, Policy, Recording, Step};
 
-use super::pattern::Pattern;
+use onceward::pattern::Pattern;
 
 /// The name of the route that treats what no other route matches.
 pub const DEFAULT_ROUTE: &str = "default";

@@ -3,7 +3,9 @@
 
 use core::time::Duration;
 
-use super::{forms, pattern::Pattern};
+use onceward::pattern::Pattern;
+
+use super::forms;
 
 /// What parses and is refused, by name, with line and column: where it is given and what it is. The
 /// first is `section.key`, with `route` for `[defaults]` too, and with ` = value` where only that
@@ -193,7 +195,7 @@ pub(super) const ROUTE: &[Key] = &[
                 "methods",
                 Kind::List(16, &Kind::Choice(&["POST", "PATCH", "PUT", "DELETE", "GET", "HEAD", "OPTIONS", "TRACE"])),
             ),
-            key("path", Kind::Text(|text| Pattern::parse(text).map(drop), "a path")),
+            key("path", Kind::Text(|text| Pattern::parse(text).map(drop).map_err(|error| error.to_string()), "a path")),
             key("host", Kind::Text(|text| forms::host(text).map(drop), "a host")),
         ]),
     ),
