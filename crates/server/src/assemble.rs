@@ -64,7 +64,11 @@ pub fn limits(limits: &config::Limits) -> Limits {
 pub fn dispatch(config: &Config) -> Result<Dispatch, Unusable> {
     let mut upstreams = HashMap::new();
     for upstream in &config.upstreams {
-        let options = UpstreamOptions { connect_timeout: upstream.connect_timeout, ..UpstreamOptions::default() };
+        let options = UpstreamOptions {
+            connect_timeout: upstream.connect_timeout,
+            http2: upstream.http2,
+            ..UpstreamOptions::default()
+        };
         let client = Upstream::new(&upstream.url.to_string(), &options)
             .map_err(|error| unusable(format!("upstream {:?}", upstream.name))(error.into()))?;
         upstreams.insert(upstream.name.as_str(), client);
