@@ -45,6 +45,7 @@ mod layer;
 mod metrics;
 pub mod pattern;
 mod refuse;
+mod rekey;
 mod replay;
 mod request;
 pub mod route;
@@ -68,6 +69,7 @@ pub use self::{
     explain::{Explained, ExplainedScope},
     layer::Layer,
     refuse::{Details, Problem},
+    rekey::Rekeyed,
     request::TrustedPeer,
     route::{Route, Routes},
     run_once::{Done, JobError, Jobs, Run, RunError},
