@@ -1,6 +1,6 @@
 //! Fingerprint rules that change while keys live: a record is compared under the rules it was made with, in this process
 //! and in the next one, for as long as the store keeps them.
-#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop at the first surprise")]
 
 use std::sync::{
     Arc,
