@@ -44,6 +44,7 @@ pub mod failpoint;
 mod layer;
 mod metrics;
 pub mod pattern;
+mod policies;
 mod refuse;
 mod rekey;
 mod replay;
