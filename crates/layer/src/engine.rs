@@ -20,7 +20,7 @@ use onceward_store::{Filter, Store, StoreError, Write};
 use tokio::sync::Semaphore;
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
-use crate::{metrics::Metrics, route::Routes, spool::SpoolBudget, wait::Flights};
+use crate::{metrics::Metrics, observe, route::Routes, spool::SpoolBudget, wait::Flights};
 
 /// Limits of the whole process.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +70,9 @@ pub(crate) struct Shared {
     pub(crate) tracker: TaskTracker,
     pub(crate) spool: SpoolBudget,
     pub(crate) canonical_memory: Arc<Semaphore>,
+    /// Requests that shadow mode may still watch, and bytes that it may still copy.
+    pub(crate) watched: Arc<Semaphore>,
+    pub(crate) copied: Arc<Semaphore>,
     pub(crate) fingerprinter: Fingerprinter,
     pub(crate) metrics: Metrics,
     executing: AtomicUsize,
@@ -102,6 +105,8 @@ impl Engine {
             tracker: TaskTracker::new(),
             spool: SpoolBudget::new(limits.spool_bytes),
             canonical_memory: Arc::new(Semaphore::new(limits.canonical_memory_bytes)),
+            watched: Arc::new(Semaphore::new(observe::WATCHED_MAX)),
+            copied: Arc::new(Semaphore::new(observe::COPIED_BYTES_MAX)),
             fingerprinter: Fingerprinter::new(&secret),
             store,
             secret,

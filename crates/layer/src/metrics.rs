@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use metrics::{Counter, Histogram, counter, gauge, histogram};
 
-use crate::route::Routes;
+use crate::route::{Mode, Route, Routes};
 
 /// What became of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,6 +48,34 @@ impl Outcome {
     }
 }
 
+/// What would have become of a request that shadow mode watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Would {
+    As(Outcome),
+    /// It could not be watched to its end: too much at once, or its client went away.
+    Unobserved,
+}
+
+impl Would {
+    fn all() -> [Self; Outcome::ALL.len() + 1] {
+        std::array::from_fn(|index| Outcome::ALL.get(index).map_or(Self::Unobserved, |outcome| Self::As(*outcome)))
+    }
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::As(outcome) => outcome.as_str(),
+            Self::Unobserved => "unobserved",
+        }
+    }
+
+    fn index(self) -> usize {
+        match self {
+            Self::As(outcome) => outcome as usize,
+            Self::Unobserved => Outcome::ALL.len(),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Metrics {
     routes: HashMap<String, RouteMetrics>,
@@ -62,6 +90,8 @@ struct RouteMetrics {
     requests: [Counter; Outcome::ALL.len()],
     overhead: Histogram,
     mismatches: Counter,
+    /// Of a route that only watches.
+    observed: Option<[Counter; Outcome::ALL.len() + 1]>,
     usual: std::sync::atomic::AtomicU64,
 }
 
@@ -113,18 +143,22 @@ impl StoreMetrics {
 impl Metrics {
     pub(crate) fn new(routes: &Routes, store: &'static str) -> Self {
         describe();
-        let of_route = |name: &str| {
+        let of_route = |route: &Route| {
+            let name = route.name.as_str();
             RouteMetrics {
             requests: Outcome::ALL.map(
                 |outcome| counter!("onceward_requests_total", "route" => name.to_owned(), "outcome" => outcome.as_str()),
             ),
             overhead: histogram!("onceward_request_overhead_seconds", "route" => name.to_owned()),
             mismatches: counter!("onceward_fingerprint_mismatches_total", "route" => name.to_owned()),
+            observed: (route.mode == Mode::Observe).then(|| Would::all().map(
+                |would| counter!("onceward_observed_total", "route" => name.to_owned(), "would" => would.as_str()),
+            )),
             usual: std::sync::atomic::AtomicU64::new(0),
         }
         };
         Self {
-            routes: routes.all().map(|route| (route.name.clone(), of_route(&route.name))).collect(),
+            routes: routes.all().map(|route| (route.name.clone(), of_route(route))).collect(),
             store: StoreMetrics::new(store),
             fenced_completions: counter!("onceward_fenced_completions_total"),
             fingerprint_unverified: counter!("onceward_fingerprint_unverified_total"),
@@ -140,6 +174,14 @@ impl Metrics {
         }
         if outcome == Outcome::Mismatch {
             metrics.mismatches.increment(1);
+        }
+    }
+
+    /// Shadow mode has seen what would have become of a request.
+    pub(crate) fn observed(&self, route: &str, would: Would) {
+        let counters = self.routes.get(route).and_then(|metrics| metrics.observed.as_ref());
+        if let Some(counter) = counters.and_then(|counters| counters.get(would.index())) {
+            counter.increment(1);
         }
     }
 
@@ -199,6 +241,7 @@ fn describe() {
         Unit::Seconds,
         "Time of Onceward's own, upstream and waiting excluded"
     );
+    describe_counter!("onceward_observed_total", "Requests in shadow mode, by what would have become of them");
     describe_histogram!("onceward_store_operation_seconds", Unit::Seconds, "Store calls");
     describe_counter!("onceward_fingerprint_mismatches_total", "Keys that came again with another request");
     describe_counter!(

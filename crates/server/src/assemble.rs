@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use onceward::{
-    BodyRule, Hash, KeyRules, Limits, Pointer, Route, Routes, RuleSet, Rules,
+    BodyRule, Hash, KeyRules, Limits, Mode, Pointer, Route, Routes, RuleSet, Rules,
     route::{KeyRule, Missing, Part, Principal, PrincipalSource, ScopeRule, Source},
 };
 use tokio::sync::Semaphore;
@@ -31,15 +31,17 @@ fn unusable(what: String) -> impl FnOnce(Box<dyn std::error::Error + Send + Sync
 /// # Errors
 /// [`Unusable`].
 pub fn routes(config: &Config) -> Result<Routes, Unusable> {
-    let busy: HashMap<&str, Arc<Semaphore>> = config
-        .upstreams
-        .iter()
-        .map(|upstream| {
-            let permits = upstream.max_in_flight.min(Semaphore::MAX_PERMITS);
-            (upstream.name.as_str(), Arc::new(Semaphore::new(permits)))
-        })
-        .collect();
-    let route = |route| route_of(route, &busy, config.limits.canonical_body);
+    let shares = || -> HashMap<&str, Arc<Semaphore>> {
+        let upstreams = config.upstreams.iter();
+        let permits = |most: usize| Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
+        upstreams.map(|upstream| (upstream.name.as_str(), permits(upstream.max_in_flight))).collect()
+    };
+    // What is only watched takes no permit from what is protected.
+    let (busy, watched) = (shares(), shares());
+    let route = |route: &RouteConfig| {
+        let permits = if route.mode == said::Mode::Observe { &watched } else { &busy };
+        route_of(route, permits, config.limits.canonical_body)
+    };
     let named = config.routes.iter().map(route).collect::<Result<Vec<_>, _>>()?;
     Ok(Routes::new(named, route(&config.default_route)?))
 }
@@ -90,7 +92,11 @@ fn route_of(said: &RouteConfig, busy: &HashMap<&str, Arc<Semaphore>>, canonical_
         route.host.clone_from(&said.matching.host);
     }
     // Where nothing is behind it there is nothing to protect: the answer is 404.
-    route.enforce = said.mode == said::Mode::Enforce && said.upstream.is_some();
+    route.mode = match said.mode {
+        said::Mode::Enforce if said.upstream.is_some() => Mode::Enforce,
+        said::Mode::Observe if said.upstream.is_some() => Mode::Observe,
+        _ => Mode::Off,
+    };
     route.key = key_rule(said).map_err(wrong("key.from"))?;
     route.scope = scope_rule(&said.scope);
     route.fingerprint = fingerprint(&said.fingerprint, canonical_body).map_err(wrong("fingerprint"))?;

@@ -24,7 +24,6 @@ pub const NOT_AVAILABLE: &[(&str, &str)] = &[
     ("upstream.ca", "TLS to an upstream"),
     ("upstream.client_cert", "TLS to an upstream"),
     ("upstream.http2 = true", "HTTP/2 to an upstream"),
-    (r#"route.mode = "observe""#, "shadow mode"),
     ("route.auth", "authorization before replay"),
     ("route.probe", "asking the upstream for an unknown outcome"),
     (r#"route.on_unknown = "probe""#, "asking the upstream for an unknown outcome"),
