@@ -150,7 +150,7 @@ pub(crate) async fn obtain(
                 let deadline = *deadline.get_or_insert_with(|| Instant::now() + terms.wait);
                 // Whoever had the turn and finds the key held again has no turn to pass on.
                 drop(turn.take());
-                match shared.flights.join(&id, terms.waiters_per_key, shared.limits.waiters) {
+                match shared.flights.join(&id, terms.waiters_per_key, shared.limits().waiters) {
                     Ok(seat) => match tokio::time::timeout_at(deadline, seat.news()).await {
                         Err(_) => Event::WaitOver,
                         Ok(Some(News::Settled(record))) => existing(&record),
@@ -437,7 +437,7 @@ fn keep_unrecorded(engine: &Engine, owner: &Owner, write: &Transition, claim: &C
     engine.0.metrics.unrecorded.increment(1);
     let Transition::Replace(write) = write else { return };
     let Some(record) = settled_record(write, claim.fence(), Revision(0), write.facts.settled_at) else { return };
-    let gone = owner.settle_unrecorded(record, engine.0.limits.unrecorded_bytes);
+    let gone = owner.settle_unrecorded(record, engine.0.limits().unrecorded_bytes);
     engine.0.metrics.unrecorded_dropped.increment(gone as u64);
 }
 

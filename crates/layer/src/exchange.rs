@@ -205,7 +205,7 @@ impl Exchange {
         let head = replay::outcome_of(parts.status, &parts.headers, route);
         self.mark(&mut parts.headers, &plan);
         let bounds = Bounds {
-            held_bytes: self.engine.0.limits.held_answer_bytes.min(route.recorded_body_bytes_max as u64),
+            held_bytes: self.engine.0.limits().held_answer_bytes.min(route.recorded_body_bytes_max as u64),
             recorded_bytes: route.recorded_body_bytes_max,
             deadline,
             idle: route.idle_timeout,

@@ -47,6 +47,7 @@ mod metrics;
 mod observe;
 pub mod pattern;
 mod refuse;
+mod rekey;
 mod replay;
 mod request;
 pub mod route;
@@ -72,6 +73,7 @@ pub use self::{
     layer::Layer,
     observe::Unanswered,
     refuse::{Details, Problem},
+    rekey::Rekeyed,
     request::TrustedPeer,
     route::{Mode, Route, Routes},
     run_once::{Done, JobError, Jobs, Run, RunError},

@@ -1,7 +1,12 @@
 //! The figures of PROTOCOL section 7, as handles that are looked up once.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
+use arc_swap::ArcSwap;
 use metrics::{Counter, Histogram, counter, gauge, histogram};
 
 use crate::route::{Mode, Route, Routes};
@@ -78,7 +83,8 @@ impl Would {
 
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    routes: HashMap<String, RouteMetrics>,
+    /// Those of routes that are gone go with them; what they counted stays.
+    routes: ArcSwap<HashMap<String, Arc<RouteMetrics>>>,
     store: StoreMetrics,
     pub(crate) fenced_completions: Counter,
     pub(crate) fingerprint_unverified: Counter,
@@ -90,9 +96,28 @@ struct RouteMetrics {
     requests: [Counter; Outcome::ALL.len()],
     overhead: Histogram,
     mismatches: Counter,
-    /// Of a route that only watches.
-    observed: Option<[Counter; Outcome::ALL.len() + 1]>,
+    /// Of a route that only watches, or once did.
+    observed: OnceLock<[Counter; Outcome::ALL.len() + 1]>,
     usual: std::sync::atomic::AtomicU64,
+}
+
+impl RouteMetrics {
+    fn new(name: &str) -> Self {
+        let requests = |outcome: Outcome| counter!("onceward_requests_total", "route" => name.to_owned(), "outcome" => outcome.as_str());
+        Self {
+            requests: Outcome::ALL.map(requests),
+            overhead: histogram!("onceward_request_overhead_seconds", "route" => name.to_owned()),
+            mismatches: counter!("onceward_fingerprint_mismatches_total", "route" => name.to_owned()),
+            observed: OnceLock::new(),
+            usual: std::sync::atomic::AtomicU64::new(0),
+        }
+    }
+
+    fn observed(&self, name: &str) -> &[Counter; Outcome::ALL.len() + 1] {
+        let counter =
+            |would: Would| counter!("onceward_observed_total", "route" => name.to_owned(), "would" => would.as_str());
+        self.observed.get_or_init(|| Would::all().map(counter))
+    }
 }
 
 impl std::fmt::Debug for RouteMetrics {
@@ -143,32 +168,36 @@ impl StoreMetrics {
 impl Metrics {
     pub(crate) fn new(routes: &Routes, store: &'static str) -> Self {
         describe();
-        let of_route = |route: &Route| {
-            let name = route.name.as_str();
-            RouteMetrics {
-            requests: Outcome::ALL.map(
-                |outcome| counter!("onceward_requests_total", "route" => name.to_owned(), "outcome" => outcome.as_str()),
-            ),
-            overhead: histogram!("onceward_request_overhead_seconds", "route" => name.to_owned()),
-            mismatches: counter!("onceward_fingerprint_mismatches_total", "route" => name.to_owned()),
-            observed: (route.mode == Mode::Observe).then(|| Would::all().map(
-                |would| counter!("onceward_observed_total", "route" => name.to_owned(), "would" => would.as_str()),
-            )),
-            usual: std::sync::atomic::AtomicU64::new(0),
-        }
-        };
-        Self {
-            routes: routes.all().map(|route| (route.name.clone(), of_route(route))).collect(),
+        let this = Self {
+            routes: ArcSwap::default(),
             store: StoreMetrics::new(store),
             fenced_completions: counter!("onceward_fenced_completions_total"),
             fingerprint_unverified: counter!("onceward_fingerprint_unverified_total"),
             unrecorded: counter!("onceward_unrecorded_answers_total"),
             unrecorded_dropped: counter!("onceward_unrecorded_dropped_total"),
-        }
+        };
+        this.know(routes);
+        this
+    }
+
+    /// From here on counts what happens on these routes.
+    pub(crate) fn know(&self, routes: &Routes) {
+        let known = self.routes.load();
+        let of_route = |route: &Arc<Route>| {
+            let name = &route.name;
+            let metrics = known.get(name).cloned().unwrap_or_else(|| Arc::new(RouteMetrics::new(name)));
+            if route.mode == Mode::Observe {
+                // So that they are there before the first request.
+                metrics.observed(name);
+            }
+            (name.clone(), metrics)
+        };
+        self.routes.store(Arc::new(routes.all().map(of_route).collect()));
     }
 
     pub(crate) fn request(&self, route: &str, outcome: Outcome) {
-        let Some(metrics) = self.routes.get(route) else { return };
+        let routes = self.routes.load();
+        let Some(metrics) = routes.get(route) else { return };
         if let Some(counter) = metrics.requests.get(outcome as usize) {
             counter.increment(1);
         }
@@ -179,21 +208,23 @@ impl Metrics {
 
     /// Shadow mode has seen what would have become of a request.
     pub(crate) fn observed(&self, route: &str, would: Would) {
-        let counters = self.routes.get(route).and_then(|metrics| metrics.observed.as_ref());
-        if let Some(counter) = counters.and_then(|counters| counters.get(would.index())) {
+        let routes = self.routes.load();
+        let Some(metrics) = routes.get(route) else { return };
+        if let Some(counter) = metrics.observed(route).get(would.index()) {
             counter.increment(1);
         }
     }
 
     pub(crate) fn overhead(&self, route: &str, took: Duration) {
-        if let Some(metrics) = self.routes.get(route) {
+        if let Some(metrics) = self.routes.load().get(route) {
             metrics.overhead.record(took.as_secs_f64());
         }
     }
 
     /// An execution of the route took so long: the usual time is a moving average.
     pub(crate) fn executed_in(&self, route: &str, took: Duration) {
-        let Some(metrics) = self.routes.get(route) else { return };
+        let routes = self.routes.load();
+        let Some(metrics) = routes.get(route) else { return };
         let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
         let usual = metrics.usual.load(std::sync::atomic::Ordering::Relaxed);
         let next = if usual == 0 { took } else { usual - usual / 8 + took / 8 };
@@ -203,7 +234,7 @@ impl Metrics {
     /// How long an execution of the route usually takes.
     pub(crate) fn usual(&self, route: &str) -> Duration {
         let usual =
-            self.routes.get(route).map_or(0, |metrics| metrics.usual.load(std::sync::atomic::Ordering::Relaxed));
+            self.routes.load().get(route).map_or(0, |metrics| metrics.usual.load(std::sync::atomic::Ordering::Relaxed));
         Duration::from_micros(usual)
     }
 

@@ -90,7 +90,8 @@ where
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
         let host = route::host_of(request.uri(), request.headers());
-        let route = Arc::clone(self.engine.routes().of(request.method(), request.uri().path(), host));
+        let routes = self.engine.routes();
+        let route = Arc::clone(routes.of(request.method(), request.uri().path(), host));
         let covered = route.covers(request.method());
         let watched = route.watches(request.method());
         // Only this layer says these, of whatever request.
@@ -99,8 +100,7 @@ where
         }
         request.extensions_mut().insert(Covered { route: Arc::clone(&route), protected: false });
         // Behind a path that servers read in two ways may be a route that protects.
-        let ambiguous =
-            !covered && self.engine.routes().protect(request.method()) && is_ambiguous(request.uri().path());
+        let ambiguous = !covered && routes.protect(request.method()) && is_ambiguous(request.uri().path());
         if watched && !ambiguous {
             return Box::pin(observe::serve(self.engine.clone(), route, inner, request));
         }

@@ -52,7 +52,7 @@ where
     B::Error: Into<BoxError>,
 {
     let bytes_max = route.request_body_bytes_max;
-    let limits = engine.0.limits;
+    let limits = engine.0.limits();
     let hint = body.size_hint();
     if hint.lower() > bytes_max {
         return Err(Problem::BodyTooLarge(bytes_max));
@@ -136,7 +136,7 @@ where
         spool.write(data).await.map_err(spool_failed)?;
     }
     let reader = spool.into_reader().await.map_err(spool_failed)?;
-    let limits = engine.0.limits;
+    let limits = engine.0.limits();
     if total > limits.canonical_body_bytes as u64 {
         let body = Body::spooled(reader, trailers);
         let fingerprint = hasher.finish();

@@ -108,7 +108,7 @@ where
         encoded: is_encoded(&parts.headers),
         body: &[],
     };
-    let route_name = scope_route(engine, route, &parts.method, parts.uri.path());
+    let route_name = scope_route(route, &parts.method, parts.uri.path());
     let scope = Scope { tenant: &tenant, env: &env, principal: &who.spelled, route: &route_name };
     // Where the head has the key, one pass over the body makes fingerprint and digests.
     let early_id = match &from_head {
