@@ -26,6 +26,7 @@ use crate::{
     engine::Engine,
     failpoint,
     metrics::{StoreResult, StoreVerb},
+    request::again::Again,
     wait::{News, NoSeat, Owner, Turn},
 };
 
@@ -97,6 +98,7 @@ pub(crate) async fn obtain(
     claim: &mut Claim,
     first: Action,
     terms: Terms<'_>,
+    mut again: Option<Again<'_>>,
     must_finish: &AtomicBool,
 ) -> Obtained {
     let shared = &engine.0;
@@ -206,6 +208,14 @@ pub(crate) async fn obtain(
                 return Obtained::Refused { refusal: Refusal::StoreUnavailable, record: None };
             }
         };
+        // A record that was made with other rules is compared under those.
+        if let (Some(again), Event::Existing { record, .. } | Event::Lost { record: Some(record), .. }) =
+            (&mut again, &event)
+            && let Some(policy) = claim.lacks(record)
+            && let Some(fingerprint) = Box::pin(again.under_policy(policy)).await
+        {
+            claim.knows(policy, fingerprint);
+        }
         action = claim.on(event);
     }
 }

@@ -21,7 +21,7 @@ use onceward_store::{Filter, Store, StoreError, Write};
 use tokio::sync::Semaphore;
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
-use crate::{metrics::Metrics, observe, route::Routes, spool::SpoolBudget, wait::Flights};
+use crate::{metrics::Metrics, observe, policies::Policies, route::Routes, spool::SpoolBudget, wait::Flights};
 
 /// Limits of the whole process.
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +75,9 @@ pub(crate) struct Shared {
     /// Requests that shadow mode may still watch, and bytes that it may still copy.
     pub(crate) watched: Arc<Semaphore>,
     pub(crate) copied: Arc<Semaphore>,
+    /// As many units as it has, of a byte each.
+    pub(crate) canonical_memory_units: u32,
+    pub(crate) policies: Policies,
     pub(crate) fingerprinter: Fingerprinter,
     pub(crate) metrics: Metrics,
     executing: AtomicUsize,
@@ -115,6 +118,8 @@ impl Engine {
             canonical_memory: Arc::new(Semaphore::new(limits.canonical_memory_bytes)),
             watched: Arc::new(Semaphore::new(observe::WATCHED_MAX)),
             copied: Arc::new(Semaphore::new(observe::COPIED_BYTES_MAX)),
+            canonical_memory_units: u32::try_from(limits.canonical_memory_bytes).unwrap_or(u32::MAX),
+            policies: Policies::default(),
             fingerprinter: Fingerprinter::new(&secret),
             store,
             secret,

@@ -46,6 +46,7 @@ mod layer;
 mod metrics;
 mod observe;
 pub mod pattern;
+mod policies;
 mod refuse;
 mod rekey;
 mod replay;

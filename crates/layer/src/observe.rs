@@ -32,9 +32,10 @@ use crate::{
     drive::{self, Grant, Obtained, StoreClock, Terms},
     engine::Engine,
     metrics::{Outcome, Would},
+    policies,
     refuse::Problem,
     replay,
-    request::{self, Asked, Reading},
+    request::{self, Asked, Reading, again::Again},
     route::{Route, is_ambiguous},
     service::{extend_retention, outcome_of, policy_for},
     tee::{Watched, tee},
@@ -132,9 +133,7 @@ async fn watch(
 }
 
 async fn claim(engine: &Engine, route: &Arc<Route>, asked: Box<Asked>, answer: Ended) {
-    let Asked { id, ask, belongs, fields, key, request, derived, unverified_principal, .. } = *asked;
-    // Its body has gone its way already.
-    drop(request);
+    let Asked { id, ask, belongs, fields, key, mut request, body, derived, unverified_principal } = *asked;
     let started = Instant::now();
     let policy = policy_for(route, derived);
     let terms = Terms {
@@ -144,7 +143,19 @@ async fn claim(engine: &Engine, route: &Arc<Route>, asked: Box<Asked>, answer: E
         in_flight: &route.in_flight,
     };
     let (mut claim, first) = Claim::new(policy, ask, belongs, fields);
-    let obtained = drive::obtain(engine, id, &mut claim, first, terms, &AtomicBool::new(false)).await;
+    if !engine.0.policies.is_kept(policies::number(&route.fingerprint)) {
+        engine.keep_rules(&route.fingerprint).await;
+    }
+    // Its body is kept only as long as there is room: without it, a record under other rules is told by its key.
+    let bytes = u32::try_from(body.as_ref().map_or(0, Bytes::len)).unwrap_or(u32::MAX);
+    let room = Arc::clone(&engine.0.copied).try_acquire_many_owned(bytes).ok();
+    if room.is_none() {
+        *request.body_mut() = Body::empty();
+    }
+    let memory = body.filter(|_| room.is_some());
+    let again = room.is_some().then_some(Again { engine, request: &mut request, memory: memory.as_ref() });
+    let obtained = drive::obtain(engine, id, &mut claim, first, terms, again, &AtomicBool::new(false)).await;
+    drop((request, memory, room));
     if claim.unverified() {
         engine.0.metrics.fingerprint_unverified.increment(1);
     }

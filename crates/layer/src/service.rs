@@ -31,10 +31,10 @@ use crate::{
     engine::Engine,
     exchange::Exchange,
     metrics::Outcome,
-    observe,
+    observe, policies,
     refuse::{Details, Problem},
     replay::{self, STATUS},
-    request::{self, Asked, Reading, Reread},
+    request::{self, Asked, Reading, Reread, again::Again},
     route::{self, Missing, Route, Source, is_ambiguous},
 };
 
@@ -182,7 +182,11 @@ where
         in_flight: &route.in_flight,
     };
     let (mut claim, first) = Claim::new(policy, ask, belongs, fields);
-    let obtained = drive::obtain(&engine, id, &mut claim, first, terms, handoff.must_finish()).await;
+    if !engine.0.policies.is_kept(policies::number(&route.fingerprint)) {
+        Box::pin(engine.keep_rules(&route.fingerprint)).await;
+    }
+    let again = Again { engine: &engine, request: &mut request, memory: body.as_ref() };
+    let obtained = drive::obtain(&engine, id, &mut claim, first, terms, Some(again), handoff.must_finish()).await;
     if claim.unverified() {
         engine.0.metrics.fingerprint_unverified.increment(1);
     }
@@ -222,9 +226,10 @@ where
             (outcome, response)
         }
         Obtained::Refused { refusal, record } => {
-            let stored = record.as_ref().map(|record| record.facts.fields.as_slice()).unwrap_or_default();
             let details = Details {
-                fields: if let (Refusal::KeyReused, Some(body)) = (refusal, body.as_deref()) {
+                fields: if let (Refusal::KeyReused, Some(body), Some(record)) = (refusal, body.as_deref(), &record)
+                    && let Some(rules) = engine.rules(record.facts.fingerprint_policy).await
+                {
                     let asked = Reread {
                         id: &id,
                         method: request.method().as_str(),
@@ -233,7 +238,7 @@ where
                         headers: request.headers(),
                         body,
                     };
-                    request::differing(engine, route, &asked, stored)
+                    request::differing(engine, &rules, &asked, &record.facts.fields)
                 } else {
                     Vec::new()
                 },

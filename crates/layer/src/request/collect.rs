@@ -135,7 +135,7 @@ where
         hasher.update(&data);
         spool.write(data).await.map_err(spool_failed)?;
     }
-    let reader = spool.into_reader().await.map_err(spool_failed)?;
+    let mut reader = spool.into_reader().await.map_err(spool_failed)?;
     let limits = engine.0.limits();
     if total > limits.canonical_body_bytes as u64 {
         let body = Body::spooled(reader, trailers);
@@ -143,10 +143,9 @@ where
         return Ok(Collected { body, memory: None, fingerprint, keep_missing, missing_required, fields: None });
     }
     // All of it has arrived: nobody holds this memory while a slow client sends.
-    let room =
-        u32::try_from(total).unwrap_or(u32::MAX).min(u32::try_from(limits.canonical_memory_bytes).unwrap_or(u32::MAX));
+    let room = u32::try_from(total).unwrap_or(u32::MAX).min(engine.0.canonical_memory_units);
     let _room = Arc::clone(&engine.0.canonical_memory).acquire_many_owned(room).await;
-    let (whole, reader) = reader.read_all().await.map_err(spool_failed)?;
+    let whole = reader.read_all().await.map_err(spool_failed)?;
     let canonical = canonicalize(engine, route, head, id, &whole);
     let seeks_key = route.key.from.iter().any(|source| matches!(source, Source::Json(_) | Source::Form(_)));
     Ok(Collected { body: Body::spooled(reader, trailers), memory: seeks_key.then_some(whole), ..canonical })

@@ -1,7 +1,9 @@
 //! What a request asks: its key, whose it is, its body within bounds, its fingerprint.
 //!
-//! [`key`] where the key stands, [`principal`] whose it is, [`collect`] the body and its fingerprint.
+//! [`key`] where the key stands, [`principal`] whose it is, [`collect`] the body and its fingerprint, [`again`] that
+//! under other rules.
 
+pub(crate) mod again;
 pub(crate) mod collect;
 pub(crate) mod key;
 pub(crate) mod principal;
@@ -12,7 +14,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, header};
 use http_body::Body as HttpBody;
 use onceward_core::{
-    canonical,
+    canonical::{self, Rules},
     claim::Belongs,
     decide::Ask,
     fingerprint::FieldDigest,
@@ -26,6 +28,7 @@ use self::{
 use crate::{
     body::{Body, BoxError},
     engine::{Engine, new_claim_id},
+    policies,
     refuse::Problem,
     replay::REQUEST_ID,
     route::{Missing, Route, Source},
@@ -138,12 +141,11 @@ where
         Some(fields) => fields,
         None => digests(engine, &id, route, &head, collected.memory.as_deref()),
     };
-    let [a, b, c, d, ..] = route.fingerprint.policy();
     let ask = Ask {
         claim_id: new_claim_id(),
         session: engine.0.session,
         principal_proof: who.proof,
-        fingerprint_policy: u32::from_be_bytes([a, b, c, d]),
+        fingerprint_policy: policies::number(&route.fingerprint),
         fingerprint: collected.fingerprint.0,
     };
     let belongs = Belongs { route: route.name.clone(), tenant: tenant.into_owned(), env: env.into_owned() };
@@ -161,9 +163,9 @@ where
 }
 
 /// The names of what differs between a record's request and this one.
-pub(crate) fn differing(engine: &Engine, route: &Route, asked: &Reread<'_>, stored: &[[u8; 8]]) -> Vec<String> {
+pub(crate) fn differing(engine: &Engine, rules: &Rules, asked: &Reread<'_>, stored: &[[u8; 8]]) -> Vec<String> {
     let stored: Vec<FieldDigest> = stored.iter().copied().map(FieldDigest::from_bytes).collect();
-    let listed = listed_headers(&route.fingerprint, asked.headers);
+    let listed = listed_headers(rules, asked.headers);
     let listed: Vec<(&str, &[u8])> = listed.iter().map(|(name, value)| (*name, value.as_slice())).collect();
     let request = canonical::Request {
         method: asked.method,
@@ -175,8 +177,8 @@ pub(crate) fn differing(engine: &Engine, route: &Route, asked: &Reread<'_>, stor
         body: asked.body,
     };
     with_workspace(|workspace| {
-        let canonical = workspace.canonicalize_to_explain(&request, &route.fingerprint);
-        engine.0.fingerprinter.differing(asked.id, &stored, &canonical.fields, &route.fingerprint).names
+        let canonical = workspace.canonicalize_to_explain(&request, rules);
+        engine.0.fingerprinter.differing(asked.id, &stored, &canonical.fields, rules).names
     })
 }
 
