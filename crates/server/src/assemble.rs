@@ -52,7 +52,11 @@ impl Upstreams {
                 let reached = Reached { said: said.clone(), client: same.client.clone(), permits, watched };
                 return Ok((said.name.clone(), reached));
             }
-            let options = UpstreamOptions { connect_timeout: said.connect_timeout, ..UpstreamOptions::default() };
+            let options = UpstreamOptions {
+                connect_timeout: said.connect_timeout,
+                http2: said.http2,
+                ..UpstreamOptions::default()
+            };
             let client = Upstream::new(&said.url.to_string(), &options)
                 .map_err(|error| unusable(format!("upstream {:?}", said.name))(error.into()))?;
             let permits = || Arc::new(Semaphore::new(said.max_in_flight.min(Semaphore::MAX_PERMITS)));

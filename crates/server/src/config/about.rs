@@ -22,7 +22,7 @@ pub(super) const ABOUT: &[(&str, &str, &str)] = &[
     ("upstream.url", "", "Scheme, host and port: requests are forwarded with their own path."),
     ("upstream.max_in_flight", "1000", "Executions at a time; beyond it a fresh key is 503 overloaded."),
     ("upstream.connect_timeout", "5s", "For a new connection; then 502 upstream-unreachable, and the key is free."),
-    ("upstream.http2", "false", "HTTP/2 to the upstream."),
+    ("upstream.http2", "false", "HTTP/2 without an upgrade (h2c by prior knowledge), as gRPC servers speak it."),
     ("limits.connections", "10000", "Client connections at a time; more wait."),
     ("limits.headers", "64KiB", "Of a request's head; more is 431."),
     ("limits.waiters", "20000", "Duplicates that wait, over all keys."),

@@ -136,6 +136,8 @@ pub struct Upstream {
     pub max_in_flight: usize,
     /// For a new connection.
     pub connect_timeout: Duration,
+    /// HTTP/2, without an upgrade.
+    pub http2: bool,
 }
 
 /// `[limits]`: for the whole process.

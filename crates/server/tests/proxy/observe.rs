@@ -157,6 +157,7 @@ async fn what_is_recorded_is_what_would_have_been_and_serves_once_it_is_enforced
     let start = Start::before(&upstream);
     let gateway = start.clone().config(OBSERVE).start().await;
     let first = gateway.post("/chunked", "k-1", "{\"b\":1,\"a\":2}").await;
+    counted(&gateway, "executed", 1).await;
     gateway.post("/chunked", "k-1", "{\"b\":1,\"a\":2}").await;
     gateway.post("/pay", "unknown", "{}").await;
     gateway.post("/pay", "released", "{}").await;
@@ -168,7 +169,9 @@ async fn what_is_recorded_is_what_would_have_been_and_serves_once_it_is_enforced
     drop(left);
     let states = async |gateway: &Gateway| -> Vec<String> {
         let records = gateway.records().await;
-        records.iter().map(|record| record["state"].as_str().unwrap().to_owned()).collect()
+        let mut states: Vec<_> = records.iter().map(|record| record["state"].as_str().unwrap().to_owned()).collect();
+        states.sort();
+        states
     };
     until("the records", async || states(&gateway).await == ["completed", "unknown"]).await;
     drop(gateway);
