@@ -31,7 +31,8 @@
 //! somebody else, [`ask`] how somebody else is asked · `drive`
 //! runs the claim against the store · `wait` where a duplicate in flight waits · `exchange` one
 //! execution · `capture` reads the answer · `replay` answers from a record · `refuse` the only
-//! place that says a status of our own · `detach` work that outlives its client · `run_once` jobs.
+//! place that says a status of our own · `detach` work that outlives its client · `observe` shadow
+//! mode, on the copies that `tee` makes · `run_once` jobs.
 
 pub mod ask;
 mod auth;
@@ -46,6 +47,7 @@ mod explain;
 pub mod failpoint;
 mod layer;
 mod metrics;
+mod observe;
 pub mod pattern;
 mod policies;
 mod refuse;
@@ -56,6 +58,7 @@ pub mod route;
 mod run_once;
 mod service;
 mod spool;
+mod tee;
 mod wait;
 
 pub use onceward_core::{
@@ -73,10 +76,11 @@ pub use self::{
     exchange::NotSent,
     explain::{Explained, ExplainedScope},
     layer::Layer,
+    observe::Unanswered,
     refuse::{Details, Problem},
     rekey::Rekeyed,
     request::TrustedPeer,
-    route::{Route, Routes},
+    route::{Mode, Route, Routes},
     run_once::{Done, JobError, Jobs, Run, RunError},
     service::{Covered, Service},
 };

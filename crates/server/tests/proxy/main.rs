@@ -16,6 +16,8 @@ mod folder;
 #[cfg(test)]
 mod keys;
 #[cfg(test)]
+mod observe;
+#[cfg(test)]
 mod process;
 #[cfg(test)]
 mod recording;
