@@ -48,8 +48,10 @@ pub mod failpoint;
 mod layer;
 mod metrics;
 mod observe;
+mod once;
 pub mod pattern;
 mod policies;
+mod probe;
 mod refuse;
 mod rekey;
 mod replay;
@@ -57,12 +59,14 @@ mod request;
 pub mod route;
 mod run_once;
 mod service;
+mod settle;
 mod spool;
 mod tee;
 mod wait;
 
 pub use onceward_core::{
     canonical::{BodyRule, Pointer, RuleError, RuleSet, Rules},
+    claim::SettledBy,
     fingerprint::Hash,
     key::{KeyRules, RecordId, Secret},
     policy::{Outage, Policy, Preset, Recording, Step},
@@ -77,6 +81,7 @@ pub use self::{
     explain::{Explained, ExplainedScope},
     layer::Layer,
     observe::Unanswered,
+    probe::{InvalidProbeUrl, Probe, ProbeRules, ProbeUrl},
     refuse::{Details, Problem},
     rekey::Rekeyed,
     request::TrustedPeer,

@@ -168,8 +168,13 @@ impl Jobs {
         };
         let belongs = Belongs { route: self.queue.to_string(), tenant: "default".into(), env: "default".into() };
         let (mut claim, first) = Claim::new(Arc::clone(&self.policy), ask, belongs, Vec::new());
-        let terms =
-            Terms { lease: self.policy.lease, wait: self.wait, waiters_per_key: 1024, in_flight: &self.in_flight };
+        let terms = Terms {
+            lease: self.policy.lease,
+            wait: self.wait,
+            waiters_per_key: 1024,
+            in_flight: &self.in_flight,
+            books: None,
+        };
         let finish = AtomicBool::new(true);
         let obtained = drive::obtain(&self.engine, id, &mut claim, first, terms, None, &finish).await;
         match obtained {
@@ -202,7 +207,7 @@ impl Jobs {
         use futures_util::FutureExt;
         let _executing = self.engine.executing();
         let Grant { owner, fence, attempt, clock, .. } = grant;
-        if !drive::still_holds(&self.engine, id, &claim, clock, self.policy.lease).await {
+        if !drive::still_holds(&self.engine, id, &claim, clock, self.policy.lease, &owner).await {
             return Err(RunError::ClaimLost);
         }
         let started = Instant::now();
@@ -211,7 +216,7 @@ impl Jobs {
         let result = tokio::select! {
             biased;
             result = work => result,
-            () = drive::renew(&self.engine, id, fence, self.policy.lease) => unreachable!("renewal does not end by itself"),
+            () = drive::renew(&self.engine, id, fence, self.policy.lease, &owner) => unreachable!("renewal does not end by itself"),
         };
         self.engine.0.metrics.executed_in(&self.queue, started.elapsed());
         let answered = |class, output: Bytes| Event::Answered {

@@ -33,6 +33,7 @@ use crate::{
     exchange::Exchange,
     metrics::Outcome,
     observe, policies,
+    probe::Books,
     refuse::{Details, Problem},
     replay::{self, STATUS},
     request::{self, Asked, Reading, Reread, again::Again},
@@ -186,6 +187,7 @@ where
         wait: route.wait,
         waiters_per_key: route.waiters_per_key,
         in_flight: &route.in_flight,
+        books: route.probe.as_ref().map(|probe| Books { probe, route: &route, key: (!derived).then_some(&key) }),
     };
     let (mut claim, first) = Claim::new(policy, ask, belongs, fields);
     if !engine.0.policies.is_kept(policies::number(&route.fingerprint)) {

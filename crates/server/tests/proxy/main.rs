@@ -18,6 +18,8 @@ mod keys;
 #[cfg(test)]
 mod observe;
 #[cfg(test)]
+mod probe;
+#[cfg(test)]
 mod process;
 #[cfg(test)]
 mod recording;
