@@ -30,9 +30,10 @@
 //! `service` is the route covered · `request` key, principal, bounded body, fingerprint · `drive`
 //! runs the claim against the store · `wait` where a duplicate in flight waits · `exchange` one
 //! execution · `capture` reads the answer · `replay` answers from a record · `refuse` the only
-//! place that says a status of our own · `detach` work that outlives its client · `run_once` jobs.
+//! place that says a status of our own · [`grpc`] what gRPC says otherwise · `detach` work that outlives its client · `run_once` jobs.
 
 mod body;
+mod caller;
 mod capture;
 mod coding;
 mod detach;
@@ -41,6 +42,7 @@ mod engine;
 mod exchange;
 mod explain;
 pub mod failpoint;
+pub mod grpc;
 mod layer;
 mod metrics;
 pub mod pattern;
