@@ -40,7 +40,7 @@ use crate::{
     decide::{Ask, Decision, Refusal, Verified, decide},
     outcome::Outcome,
     policy::{Class, Outage, Policy},
-    record::{Attempt, Facts, Fence, Micros, Phase, Record, Revision, State},
+    record::{Attempt, Facts, Fence, Micros, NO_FINGERPRINT, Phase, Record, Revision, State},
     transition::{self, Lost, Write},
 };
 
@@ -190,6 +190,8 @@ pub struct Belongs {
 pub struct Claim {
     policy: Arc<Policy>,
     ask: Ask,
+    /// The request's fingerprint under other rules, of records that were made with those.
+    others: Vec<(u32, [u8; 32])>,
     at: At,
     /// What the record holds while this request is its holder, or wants to be.
     facts: Facts,
@@ -232,6 +234,7 @@ impl Claim {
         let mut claim = Self {
             policy,
             ask,
+            others: Vec::new(),
             at: At::Claiming,
             facts,
             first: None,
@@ -256,6 +259,31 @@ impl Claim {
     #[must_use]
     pub fn unverified(&self) -> bool {
         self.unverified
+    }
+
+    /// The rules under which the request's fingerprint is lacking to compare it with `record`.
+    #[must_use]
+    pub fn lacks(&self, record: &Record) -> Option<u32> {
+        let policy = record.facts.fingerprint_policy;
+        let known = [self.ask.fingerprint_policy, NO_FINGERPRINT].contains(&policy)
+            || self.others.iter().any(|(other, _)| *other == policy);
+        (!known).then_some(policy)
+    }
+
+    /// The request's fingerprint under the rules that records name by `policy`.
+    pub fn knows(&mut self, policy: u32, fingerprint: [u8; 32]) {
+        self.others.push((policy, fingerprint));
+    }
+
+    /// The request as it is to be compared with `record`: under the rules that the record was made with, if its
+    /// fingerprint under those is known. A takeover goes on under them too, so that later repeats are compared with
+    /// what was asked first.
+    fn ask_of(&self, record: &Record) -> Ask {
+        let policy = record.facts.fingerprint_policy;
+        match self.others.iter().find(|(other, _)| *other == policy) {
+            Some((_, fingerprint)) => Ask { fingerprint_policy: policy, fingerprint: *fingerprint, ..self.ask.clone() },
+            None => self.ask.clone(),
+        }
     }
 
     /// The facts as this holder knows them.
@@ -366,7 +394,7 @@ impl Claim {
     }
 
     fn decide(&mut self, record: Box<Record>, now: Micros) -> Action {
-        let (decision, verified) = decide(&record, &self.ask, &self.policy, now);
+        let (decision, verified) = decide(&record, &self.ask_of(&record), &self.policy, now);
         self.unverified = verified == Verified::No;
         match decision {
             Decision::Mine { fence, .. } => {
@@ -470,7 +498,7 @@ impl Claim {
             (Lost::Absent, _) if removed => Action::Answer,
             (Lost::Already, _) => Action::Answer,
             // The key's answer, on the terms of any other request: same caller, same request.
-            (_, Some(record)) if decide(&record, &self.ask, &self.policy, now).0 == Decision::Replay => {
+            (_, Some(record)) if decide(&record, &self.ask_of(&record), &self.policy, now).0 == Decision::Replay => {
                 Action::Replay(record)
             }
             _ => Action::Refuse { refusal: Refusal::ClaimLost, abandon: false, record: None },

@@ -71,6 +71,14 @@ impl Body {
         Self(Kind::Spooled { reader, trailers })
     }
 
+    /// The spooled body that nobody has begun to read.
+    pub(crate) fn spool(&mut self) -> Option<&mut SpoolReader> {
+        match &mut self.0 {
+            Kind::Spooled { reader, .. } => Some(reader),
+            Kind::Frames { .. } | Kind::Stream(_) | Kind::Channel(_) => None,
+        }
+    }
+
     pub(crate) fn channel(body: ChannelBody) -> Self {
         Self(Kind::Channel(body))
     }

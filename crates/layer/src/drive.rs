@@ -26,6 +26,7 @@ use crate::{
     engine::Engine,
     failpoint,
     metrics::{StoreResult, StoreVerb},
+    request::again::Again,
     wait::{News, NoSeat, Owner, Turn},
 };
 
@@ -97,6 +98,7 @@ pub(crate) async fn obtain(
     claim: &mut Claim,
     first: Action,
     terms: Terms<'_>,
+    mut again: Option<Again<'_>>,
     must_finish: &AtomicBool,
 ) -> Obtained {
     let shared = &engine.0;
@@ -150,7 +152,7 @@ pub(crate) async fn obtain(
                 let deadline = *deadline.get_or_insert_with(|| Instant::now() + terms.wait);
                 // Whoever had the turn and finds the key held again has no turn to pass on.
                 drop(turn.take());
-                match shared.flights.join(&id, terms.waiters_per_key, shared.limits.waiters) {
+                match shared.flights.join(&id, terms.waiters_per_key, shared.limits().waiters) {
                     Ok(seat) => match tokio::time::timeout_at(deadline, seat.news()).await {
                         Err(_) => Event::WaitOver,
                         Ok(Some(News::Settled(record))) => existing(&record),
@@ -206,6 +208,14 @@ pub(crate) async fn obtain(
                 return Obtained::Refused { refusal: Refusal::StoreUnavailable, record: None };
             }
         };
+        // A record that was made with other rules is compared under those.
+        if let (Some(again), Event::Existing { record, .. } | Event::Lost { record: Some(record), .. }) =
+            (&mut again, &event)
+            && let Some(policy) = claim.lacks(record)
+            && let Some(fingerprint) = Box::pin(again.under_policy(policy)).await
+        {
+            claim.knows(policy, fingerprint);
+        }
         action = claim.on(event);
     }
 }
@@ -437,7 +447,7 @@ fn keep_unrecorded(engine: &Engine, owner: &Owner, write: &Transition, claim: &C
     engine.0.metrics.unrecorded.increment(1);
     let Transition::Replace(write) = write else { return };
     let Some(record) = settled_record(write, claim.fence(), Revision(0), write.facts.settled_at) else { return };
-    let gone = owner.settle_unrecorded(record, engine.0.limits.unrecorded_bytes);
+    let gone = owner.settle_unrecorded(record, engine.0.limits().unrecorded_bytes);
     engine.0.metrics.unrecorded_dropped.increment(gone as u64);
 }
 

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use onceward_core::{
     decide::unattended,
     fingerprint::Fingerprinter,
@@ -20,7 +21,7 @@ use onceward_store::{Filter, Store, StoreError, Write};
 use tokio::sync::Semaphore;
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
-use crate::{metrics::Metrics, route::Routes, spool::SpoolBudget, wait::Flights};
+use crate::{metrics::Metrics, policies::Policies, route::Routes, spool::SpoolBudget, wait::Flights};
 
 /// Limits of the whole process.
 #[derive(Clone, Copy, Debug)]
@@ -63,13 +64,17 @@ pub struct Engine(pub(crate) Arc<Shared>);
 pub(crate) struct Shared {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) secret: Secret,
-    pub(crate) routes: Routes,
-    pub(crate) limits: Limits,
+    /// Swapped whole by a reload; a request keeps the route that it came by.
+    routes: ArcSwap<Routes>,
+    limits: ArcSwap<Limits>,
     pub(crate) session: SessionId,
     pub(crate) flights: Arc<Flights>,
     pub(crate) tracker: TaskTracker,
     pub(crate) spool: SpoolBudget,
     pub(crate) canonical_memory: Arc<Semaphore>,
+    /// As many units as it has, of a byte each.
+    pub(crate) canonical_memory_units: u32,
+    pub(crate) policies: Policies,
     pub(crate) fingerprinter: Fingerprinter,
     pub(crate) metrics: Metrics,
     executing: AtomicUsize,
@@ -78,6 +83,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// The limits as they are now.
+    pub(crate) fn limits(&self) -> Limits {
+        **self.limits.load()
+    }
+
     pub(crate) fn know_queue(&self, queue: &str, policy: &Arc<Policy>) {
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         queues.insert(queue.to_owned(), Arc::clone(policy));
@@ -85,9 +95,10 @@ impl Shared {
 
     /// The policy of a record's route or queue; one that is gone is treated as the fallback is.
     fn policy_of(&self, route: &str) -> Option<Arc<Policy>> {
-        let named = self.routes.named(route).map(|route| Arc::clone(&route.policy));
+        let routes = self.routes.load();
+        let named = routes.named(route).map(|route| Arc::clone(&route.policy));
         let queue = || self.queues.lock().unwrap_or_else(PoisonError::into_inner).get(route).cloned();
-        named.or_else(queue).or_else(|| self.routes.all().last().map(|fallback| Arc::clone(&fallback.policy)))
+        named.or_else(queue).or_else(|| routes.all().last().map(|fallback| Arc::clone(&fallback.policy)))
     }
 }
 
@@ -102,11 +113,13 @@ impl Engine {
             tracker: TaskTracker::new(),
             spool: SpoolBudget::new(limits.spool_bytes),
             canonical_memory: Arc::new(Semaphore::new(limits.canonical_memory_bytes)),
+            canonical_memory_units: u32::try_from(limits.canonical_memory_bytes).unwrap_or(u32::MAX),
+            policies: Policies::default(),
             fingerprinter: Fingerprinter::new(&secret),
             store,
             secret,
-            routes,
-            limits,
+            routes: ArcSwap::from_pointee(routes),
+            limits: ArcSwap::from_pointee(limits),
             session,
             metrics,
             executing: AtomicUsize::new(0),
@@ -129,10 +142,20 @@ impl Engine {
         &self.0.store
     }
 
-    /// The routes.
+    /// The routes as they are now.
     #[must_use]
-    pub fn routes(&self) -> &Routes {
-        &self.0.routes
+    pub fn routes(&self) -> Arc<Routes> {
+        self.0.routes.load_full()
+    }
+
+    /// From here on requests are treated by `routes` and within `limits`; those that are on their way keep theirs.
+    ///
+    /// What record ids are made of must not change by it: see [`Routes::rekeyed`]. The room of spooled bodies and of
+    /// canonical forms (`spool_bytes`, `canonical_memory_bytes`) stays what it was made with.
+    pub fn reconfigure(&self, routes: Routes, limits: Limits) {
+        self.0.metrics.know(&routes);
+        self.0.limits.store(Arc::new(limits));
+        self.0.routes.store(Arc::new(routes));
     }
 
     /// The install secret, for deriving record ids.
@@ -166,7 +189,8 @@ impl Engine {
         authorization: Option<&str>,
     ) -> Result<RecordId, String> {
         let principal = crate::request::principal::principal_of(self, authorization)?;
-        let env = self.routes().named(route).map_or("default", |route| match &route.scope.env {
+        let routes = self.routes();
+        let env = routes.named(route).map_or("default", |route| match &route.scope.env {
             crate::route::Part::Fixed(env) => env,
             crate::route::Part::Header(_) => "default",
         });

@@ -209,7 +209,7 @@ impl Exchange {
         }
         self.mark_derived(&mut parts.headers);
         let bounds = Bounds {
-            held_bytes: self.engine.0.limits.held_answer_bytes.min(route.recorded_body_bytes_max as u64),
+            held_bytes: self.engine.0.limits().held_answer_bytes.min(route.recorded_body_bytes_max as u64),
             recorded_bytes: route.recorded_body_bytes_max,
             deadline,
             idle: route.idle_timeout,

@@ -62,7 +62,8 @@ impl Engine {
     /// The refusal that the request would meet.
     pub fn explain(&self, request: &Request<Bytes>) -> Result<Explained, Problem> {
         let host = route::host_of(request.uri(), request.headers());
-        let route = self.routes().of(request.method(), request.uri().path(), host);
+        let routes = self.routes();
+        let route = routes.of(request.method(), request.uri().path(), host);
         let listed = request::collect::listed_headers(&route.fingerprint, request.headers());
         let listed: Vec<(&str, &[u8])> = listed.iter().map(|(name, value)| (*name, value.as_slice())).collect();
         let message = canonical::Request {
@@ -112,8 +113,7 @@ impl Engine {
         let principal = request::principal::spelled_principal(self, route, request.headers(), true)?;
         let tenant = request::principal::scope_part(&route.scope.tenant, request.headers(), true)?.into_owned();
         let env = request::principal::scope_part(&route.scope.env, request.headers(), true)?.into_owned();
-        let route_name =
-            request::principal::scope_route(self, route, request.method(), request.uri().path()).into_owned();
+        let route_name = request::principal::scope_route(route, request.method(), request.uri().path()).into_owned();
         let scope = Scope { tenant: &tenant, env: &env, principal: &principal, route: &route_name };
         explained.record_id = Some(RecordId::derive(self.secret(), &scope, &key));
         explained.key = Some(key);

@@ -46,7 +46,9 @@ pub mod grpc;
 mod layer;
 mod metrics;
 pub mod pattern;
+mod policies;
 mod refuse;
+mod rekey;
 mod replay;
 mod request;
 pub mod route;
@@ -70,6 +72,7 @@ pub use self::{
     explain::{Explained, ExplainedScope},
     layer::Layer,
     refuse::{Details, Problem},
+    rekey::Rekeyed,
     request::TrustedPeer,
     route::{Route, Routes},
     run_once::{Done, JobError, Jobs, Run, RunError},

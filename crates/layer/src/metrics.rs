@@ -1,7 +1,8 @@
 //! The figures of PROTOCOL section 7, as handles that are looked up once.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use metrics::{Counter, Histogram, counter, gauge, histogram};
 
 use crate::route::Routes;
@@ -50,7 +51,8 @@ impl Outcome {
 
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    routes: HashMap<String, RouteMetrics>,
+    /// Those of routes that are gone go with them; what they counted stays.
+    routes: ArcSwap<HashMap<String, Arc<RouteMetrics>>>,
     store: StoreMetrics,
     pub(crate) fenced_completions: Counter,
     pub(crate) fingerprint_unverified: Counter,
@@ -63,6 +65,18 @@ struct RouteMetrics {
     overhead: Histogram,
     mismatches: Counter,
     usual: std::sync::atomic::AtomicU64,
+}
+
+impl RouteMetrics {
+    fn new(name: &str) -> Self {
+        let requests = |outcome: Outcome| counter!("onceward_requests_total", "route" => name.to_owned(), "outcome" => outcome.as_str());
+        Self {
+            requests: Outcome::ALL.map(requests),
+            overhead: histogram!("onceward_request_overhead_seconds", "route" => name.to_owned()),
+            mismatches: counter!("onceward_fingerprint_mismatches_total", "route" => name.to_owned()),
+            usual: std::sync::atomic::AtomicU64::new(0),
+        }
+    }
 }
 
 impl std::fmt::Debug for RouteMetrics {
@@ -113,28 +127,31 @@ impl StoreMetrics {
 impl Metrics {
     pub(crate) fn new(routes: &Routes, store: &'static str) -> Self {
         describe();
-        let of_route = |name: &str| {
-            RouteMetrics {
-            requests: Outcome::ALL.map(
-                |outcome| counter!("onceward_requests_total", "route" => name.to_owned(), "outcome" => outcome.as_str()),
-            ),
-            overhead: histogram!("onceward_request_overhead_seconds", "route" => name.to_owned()),
-            mismatches: counter!("onceward_fingerprint_mismatches_total", "route" => name.to_owned()),
-            usual: std::sync::atomic::AtomicU64::new(0),
-        }
-        };
-        Self {
-            routes: routes.all().map(|route| (route.name.clone(), of_route(&route.name))).collect(),
+        let this = Self {
+            routes: ArcSwap::default(),
             store: StoreMetrics::new(store),
             fenced_completions: counter!("onceward_fenced_completions_total"),
             fingerprint_unverified: counter!("onceward_fingerprint_unverified_total"),
             unrecorded: counter!("onceward_unrecorded_answers_total"),
             unrecorded_dropped: counter!("onceward_unrecorded_dropped_total"),
-        }
+        };
+        this.know(routes);
+        this
+    }
+
+    /// From here on counts what happens on these routes.
+    pub(crate) fn know(&self, routes: &Routes) {
+        let known = self.routes.load();
+        let of_route = |name: &String| {
+            let metrics = known.get(name).cloned().unwrap_or_else(|| Arc::new(RouteMetrics::new(name)));
+            (name.clone(), metrics)
+        };
+        self.routes.store(Arc::new(routes.all().map(|route| of_route(&route.name)).collect()));
     }
 
     pub(crate) fn request(&self, route: &str, outcome: Outcome) {
-        let Some(metrics) = self.routes.get(route) else { return };
+        let routes = self.routes.load();
+        let Some(metrics) = routes.get(route) else { return };
         if let Some(counter) = metrics.requests.get(outcome as usize) {
             counter.increment(1);
         }
@@ -144,14 +161,15 @@ impl Metrics {
     }
 
     pub(crate) fn overhead(&self, route: &str, took: Duration) {
-        if let Some(metrics) = self.routes.get(route) {
+        if let Some(metrics) = self.routes.load().get(route) {
             metrics.overhead.record(took.as_secs_f64());
         }
     }
 
     /// An execution of the route took so long: the usual time is a moving average.
     pub(crate) fn executed_in(&self, route: &str, took: Duration) {
-        let Some(metrics) = self.routes.get(route) else { return };
+        let routes = self.routes.load();
+        let Some(metrics) = routes.get(route) else { return };
         let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
         let usual = metrics.usual.load(std::sync::atomic::Ordering::Relaxed);
         let next = if usual == 0 { took } else { usual - usual / 8 + took / 8 };
@@ -161,7 +179,7 @@ impl Metrics {
     /// How long an execution of the route usually takes.
     pub(crate) fn usual(&self, route: &str) -> Duration {
         let usual =
-            self.routes.get(route).map_or(0, |metrics| metrics.usual.load(std::sync::atomic::Ordering::Relaxed));
+            self.routes.load().get(route).map_or(0, |metrics| metrics.usual.load(std::sync::atomic::Ordering::Relaxed));
         Duration::from_micros(usual)
     }
 

@@ -62,6 +62,10 @@ pub struct Route {
     pub forward_derived: Option<String>,
     /// How long a completed answer is withheld while the store does not confirm its record.
     pub record_wait: Duration,
+    /// What the service behind the layer wants to know of the route. The layer does not look at it.
+    pub extensions: http::Extensions,
+    /// Whether it is the one for everything that no other covers.
+    pub(crate) is_fallback: bool,
 }
 
 /// Where a route's key comes from.
@@ -186,6 +190,8 @@ impl Route {
             set_cookie: false,
             forward_derived: None,
             record_wait: Duration::from_secs(2),
+            extensions: http::Extensions::new(),
+            is_fallback: false,
         }
     }
 
@@ -206,7 +212,8 @@ pub struct Routes {
 impl Routes {
     /// `fallback` is the route named `default`; `routes` are in the order of the file.
     #[must_use]
-    pub fn new(routes: Vec<Route>, fallback: Route) -> Self {
+    pub fn new(routes: Vec<Route>, mut fallback: Route) -> Self {
+        fallback.is_fallback = true;
         let mut routes: Vec<Arc<Route>> = routes.into_iter().map(Arc::new).collect();
         // More literal segments win, then `{name}` before `{*rest}`, then a host before none; a
         // stable sort leaves the rest to the order in the file.
@@ -247,12 +254,6 @@ impl Routes {
     /// All of them, the fallback last.
     pub fn all(&self) -> impl Iterator<Item = &Arc<Route>> {
         self.routes.iter().chain(std::iter::once(&self.fallback))
-    }
-
-    /// Whether `route` is the one for everything that no other covers.
-    #[must_use]
-    pub fn is_fallback(&self, route: &Arc<Route>) -> bool {
-        Arc::ptr_eq(route, &self.fallback)
     }
 }
 

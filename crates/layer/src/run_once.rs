@@ -170,7 +170,7 @@ impl Jobs {
         let terms =
             Terms { lease: self.policy.lease, wait: self.wait, waiters_per_key: 1024, in_flight: &self.in_flight };
         let finish = AtomicBool::new(true);
-        let obtained = drive::obtain(&self.engine, id, &mut claim, first, terms, &finish).await;
+        let obtained = drive::obtain(&self.engine, id, &mut claim, first, terms, None, &finish).await;
         match obtained {
             Obtained::Granted(grant) => self.execute(id, claim, grant, work).await,
             Obtained::Replay { record, .. } => match record.facts.outcome {

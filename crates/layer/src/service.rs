@@ -32,9 +32,10 @@ use crate::{
     exchange::Exchange,
     grpc,
     metrics::Outcome,
+    policies,
     refuse::{Details, Problem},
     replay::{self, STATUS},
-    request::{self, Asked, Reading, Reread},
+    request::{self, Asked, Reading, Reread, again::Again},
     route::{self, Missing, Route, Source, is_ambiguous},
 };
 
@@ -90,7 +91,8 @@ where
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
         let host = route::host_of(request.uri(), request.headers());
-        let route = Arc::clone(self.engine.routes().of(request.method(), request.uri().path(), host));
+        let routes = self.engine.routes();
+        let route = Arc::clone(routes.of(request.method(), request.uri().path(), host));
         let covered = route.covers(request.method());
         // Only this layer says these, of whatever request.
         for name in [&ATTEMPT, &RECORD, &FENCE] {
@@ -98,8 +100,7 @@ where
         }
         request.extensions_mut().insert(Covered { route: Arc::clone(&route), protected: false });
         // Behind a path that servers read in two ways may be a route that protects.
-        let ambiguous =
-            !covered && self.engine.routes().protect(request.method()) && is_ambiguous(request.uri().path());
+        let ambiguous = !covered && routes.protect(request.method()) && is_ambiguous(request.uri().path());
         if !covered && !ambiguous {
             let call = inner.call(request.map(Body::wrap));
             return Box::pin(async move { Ok(call.await?.map(Body::wrap)) });
@@ -184,7 +185,11 @@ where
         in_flight: &route.in_flight,
     };
     let (mut claim, first) = Claim::new(policy, ask, belongs, fields);
-    let obtained = drive::obtain(&engine, id, &mut claim, first, terms, handoff.must_finish()).await;
+    if !engine.0.policies.is_kept(policies::number(&route.fingerprint)) {
+        Box::pin(engine.keep_rules(&route.fingerprint)).await;
+    }
+    let again = Again { engine: &engine, request: &mut request, memory: body.as_ref() };
+    let obtained = drive::obtain(&engine, id, &mut claim, first, terms, Some(again), handoff.must_finish()).await;
     if claim.unverified() {
         engine.0.metrics.fingerprint_unverified.increment(1);
     }
@@ -224,9 +229,10 @@ where
             (outcome, response)
         }
         Obtained::Refused { refusal, record } => {
-            let stored = record.as_ref().map(|record| record.facts.fields.as_slice()).unwrap_or_default();
             let details = Details {
-                fields: if let (Refusal::KeyReused, Some(body)) = (refusal, body.as_deref()) {
+                fields: if let (Refusal::KeyReused, Some(body), Some(record)) = (refusal, body.as_deref(), &record)
+                    && let Some(rules) = engine.rules(record.facts.fingerprint_policy).await
+                {
                     let asked = Reread {
                         id: &id,
                         method: request.method().as_str(),
@@ -235,7 +241,7 @@ where
                         headers: request.headers(),
                         body,
                     };
-                    request::differing(engine, route, &asked, stored)
+                    request::differing(engine, &rules, &asked, &record.facts.fields)
                 } else {
                     Vec::new()
                 },

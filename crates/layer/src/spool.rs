@@ -134,12 +134,18 @@ impl SpoolReader {
         self.left
     }
 
-    /// The whole body, and the reader at its beginning again.
-    pub(crate) async fn read_all(mut self) -> io::Result<(Bytes, Self)> {
+    /// The whole body; the reader is at its beginning again.
+    pub(crate) async fn read_all(&mut self) -> io::Result<Bytes> {
+        let mut all = BytesMut::with_capacity(usize::try_from(self.left).unwrap_or_default());
+        self.each(|part| all.extend_from_slice(part)).await?;
+        Ok(all.freeze())
+    }
+
+    /// Shows the body part by part; the reader is at its beginning again.
+    pub(crate) async fn each(&mut self, mut show: impl FnMut(&[u8])) -> io::Result<()> {
         let bytes = self.left;
-        let mut all = BytesMut::with_capacity(usize::try_from(bytes).unwrap_or_default());
         while let Some(part) = std::future::poll_fn(|cx| self.poll_next(cx)).await {
-            all.extend_from_slice(&part?);
+            show(&part?);
         }
         if let Some(state) = &mut self.state {
             state.file.seek(SeekFrom::Start(0)).await?;
@@ -147,7 +153,7 @@ impl SpoolReader {
             state.left = bytes;
         }
         self.left = bytes;
-        Ok((all.freeze(), self))
+        Ok(())
     }
 
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
@@ -235,8 +241,8 @@ mod tests {
     #[tokio::test]
     async fn a_body_that_was_read_whole_is_read_again_from_its_beginning() {
         let body: Vec<u8> = (0..3 * CHUNK_BYTES + 5).map(|i| (i % 251) as u8).collect();
-        let (reader, _budget) = spooled(&[body.clone().into()]).await;
-        let (whole, reader) = reader.read_all().await.unwrap();
+        let (mut reader, _budget) = spooled(&[body.clone().into()]).await;
+        let whole = reader.read_all().await.unwrap();
         assert!(whole == body && reader.left() == body.len() as u64);
         assert!(read_all(reader).await == body);
     }

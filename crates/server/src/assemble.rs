@@ -3,14 +3,14 @@
 use std::{collections::HashMap, sync::Arc};
 
 use onceward::{
-    BodyRule, Hash, KeyRules, Limits, Pointer, Route, Routes, RuleSet, Rules,
+    Body, BodyRule, Hash, KeyRules, Limits, Pointer, Route, Routes, RuleSet, Rules,
     route::{KeyRule, Missing, Part, Principal, PrincipalSource, ScopeRule, Source},
 };
 use tokio::sync::Semaphore;
 
 use crate::{
     config::{self, Config, RouteConfig, route as said},
-    proxy::{Dispatch, Passthrough, PassthroughTimes, Target, Upstream, UpstreamOptions},
+    proxy::{Passthrough, PassthroughTimes, Target, Upstream, UpstreamOptions},
 };
 
 /// A route or upstream that the layer or the transport does not take, though the configuration did.
@@ -26,22 +26,64 @@ fn unusable(what: String) -> impl FnOnce(Box<dyn std::error::Error + Send + Sync
     move |source| Unusable { what, source }
 }
 
-/// The routes that the layer covers.
+/// The upstreams of a configuration, each with its connections and the permits of its requests.
+#[derive(Debug, Default)]
+pub struct Upstreams(HashMap<String, Reached>);
+
+/// One upstream, as its configuration says.
+#[derive(Debug)]
+struct Reached {
+    said: config::Upstream,
+    client: Upstream<Body>,
+    permits: Arc<Semaphore>,
+}
+
+impl Upstreams {
+    /// Those of `config`. One that `before` has with the same words keeps its connections and permits.
+    ///
+    /// # Errors
+    /// [`Unusable`].
+    pub fn new(config: &Config, before: &Self) -> Result<Self, Unusable> {
+        let reached = |said: &config::Upstream| {
+            if let Some(same) = before.0.get(&said.name).filter(|before| before.said == *said) {
+                let (client, permits) = (same.client.clone(), Arc::clone(&same.permits));
+                return Ok((said.name.clone(), Reached { said: said.clone(), client, permits }));
+            }
+            let options = UpstreamOptions {
+                connect_timeout: said.connect_timeout,
+                http2: said.http2,
+                ..UpstreamOptions::default()
+            };
+            let client = Upstream::new(&said.url.to_string(), &options)
+                .map_err(|error| unusable(format!("upstream {:?}", said.name))(error.into()))?;
+            let permits = Arc::new(Semaphore::new(said.max_in_flight.min(Semaphore::MAX_PERMITS)));
+            Ok((said.name.clone(), Reached { said: said.clone(), client, permits }))
+        };
+        config.upstreams.iter().map(reached).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// The routes that the layer covers, each with the [`Target`] that the service behind it sends to.
 ///
 /// # Errors
 /// [`Unusable`].
-pub fn routes(config: &Config) -> Result<Routes, Unusable> {
-    let busy: HashMap<&str, Arc<Semaphore>> = config
-        .upstreams
-        .iter()
-        .map(|upstream| {
-            let permits = upstream.max_in_flight.min(Semaphore::MAX_PERMITS);
-            (upstream.name.as_str(), Arc::new(Semaphore::new(permits)))
-        })
-        .collect();
-    let route = |route| route_of(route, &busy, config.limits.canonical_body);
+pub fn routes(config: &Config, upstreams: &Upstreams) -> Result<Routes, Unusable> {
+    let route = |said: &RouteConfig| {
+        let mut route = route_of(said, config.limits.canonical_body)?;
+        if let Some(reached) = said.upstream.as_ref().and_then(|name| upstreams.0.get(name)) {
+            route.in_flight = Arc::clone(&reached.permits);
+            route.extensions.insert(Arc::new(target(said, &reached.client)));
+        }
+        Ok(route)
+    };
     let named = config.routes.iter().map(route).collect::<Result<Vec<_>, _>>()?;
     Ok(Routes::new(named, route(&config.default_route)?))
+}
+
+fn target(said: &RouteConfig, upstream: &Upstream<Body>) -> Target {
+    let times = PassthroughTimes { timeout: said.timeout, idle_timeout: said.idle_timeout };
+    let plain = Passthrough::new(upstream.clone(), times);
+    Target { upstream: upstream.clone(), execution_max: said.execution_max.max(said.idle_timeout), plain }
 }
 
 /// The process limits, as the layer takes them.
@@ -57,31 +99,7 @@ pub fn limits(limits: &config::Limits) -> Limits {
     }
 }
 
-/// The service behind the layer.
-///
-/// # Errors
-/// [`Unusable`].
-pub fn dispatch(config: &Config) -> Result<Dispatch, Unusable> {
-    let mut upstreams = HashMap::new();
-    for upstream in &config.upstreams {
-        let options = UpstreamOptions { connect_timeout: upstream.connect_timeout, ..UpstreamOptions::default() };
-        let client = Upstream::new(&upstream.url.to_string(), &options)
-            .map_err(|error| unusable(format!("upstream {:?}", upstream.name))(error.into()))?;
-        upstreams.insert(upstream.name.as_str(), client);
-    }
-    let mut targets = HashMap::new();
-    for route in config.routes.iter().chain([&config.default_route]) {
-        let Some(upstream) = route.upstream.as_deref().and_then(|name| upstreams.get(name)) else { continue };
-        let times = PassthroughTimes { timeout: route.timeout, idle_timeout: route.idle_timeout };
-        let plain = Passthrough::new(upstream.clone(), times);
-        let target =
-            Target { upstream: upstream.clone(), execution_max: route.execution_max.max(route.idle_timeout), plain };
-        targets.insert(route.name.clone(), target);
-    }
-    Ok(Dispatch::new(targets))
-}
-
-fn route_of(said: &RouteConfig, busy: &HashMap<&str, Arc<Semaphore>>, canonical_body: u64) -> Result<Route, Unusable> {
+fn route_of(said: &RouteConfig, canonical_body: u64) -> Result<Route, Unusable> {
     let wrong = |what: &str| unusable(format!("route {:?}: {what}", said.name));
     let mut route = Route::new(&said.name);
     route.methods.clone_from(&said.matching.methods);
@@ -107,9 +125,6 @@ fn route_of(said: &RouteConfig, busy: &HashMap<&str, Arc<Semaphore>>, canonical_
     route.replay_ack = said.replay.body == said::ReplayBody::Ack;
     route.replay_header.clone_from(&said.replay.header);
     route.set_cookie = said.set_cookie;
-    if let Some(permits) = said.upstream.as_deref().and_then(|name| busy.get(name)) {
-        route.in_flight = Arc::clone(permits);
-    }
     if said.forward_key == said::ForwardKey::Derived {
         route.forward_derived.clone_from(&said.upstream);
     }

@@ -156,7 +156,6 @@ pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
     }
     let guarded = Guarded::new(Arc::new(store.clone()), config.store.deadline);
     let engine = engine(&config, Arc::new(guarded))?;
-    let dispatch = assemble::dispatch(&config)?;
     let listener = listen("requests", config.listen.address, "--listen").await?;
     let admin_listener = listen("admin", config.admin.address, "--admin").await?;
     let system = |what| move |source| StartError::System { what, source };
@@ -173,7 +172,7 @@ pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
     let trusted = proxy::Trusted::parse(config.listen.trusted.iter().map(ToString::to_string))
         .map_err(|error| StartError::System { what: "read listen.trusted", source: io::Error::other(error) })?;
     let mut stop = std::pin::pin!(stop_signal()?);
-    let service = Layer::new(engine.clone()).layer(dispatch);
+    let service = Layer::new(engine.clone()).layer(proxy::Dispatch);
     let stopping = std::cell::Cell::new(None);
     let report = proxy::serve(listener, service, limits, trusted, async {
         stop.as_mut().await;
@@ -212,7 +211,8 @@ pub fn engine(config: &Config, store: Arc<dyn onceward::store::Store>) -> Result
         None => folder_secret(&config.store.path)?,
     };
     bind_secret(&config.store.path, &secret)?;
-    let routes = assemble::routes(config)?;
+    let upstreams = assemble::Upstreams::new(config, &assemble::Upstreams::default())?;
+    let routes = assemble::routes(config, &upstreams)?;
     Ok(Engine::new(store, secret, routes, assemble::limits(&config.limits), Engine::new_session()))
 }
 

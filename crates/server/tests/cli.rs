@@ -333,6 +333,10 @@ fingerprint = { strip = ["/sent_at", "query:ts", "form:nonce"] }
         assert!(times.contains("retention = 24h ≥ 2 × client_retries = 2 × 20m = 40m"), "{times}");
         let times = json_of(&["config", "timeouts", &example, "--json"]).await;
         assert!(times.is_object() || times.is_array(), "{times}");
+        assert_eq!(json_of(&["config", "schema"]).await, json_of(&["config", "schema", "--json"]).await);
+        let schema = json_of(&["config", "schema"]).await;
+        assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+        assert_eq!(schema["properties"]["listen"]["properties"]["drain"]["default"], "25s");
         let upstream = "[[upstream]]\nname = \"api\"\nurl = \"http://127.0.0.1:9\"\n";
         let wrong = file("wrong.toml", &format!("{upstream}[defaults]\nretenton = \"1h\"\n"));
         let output = run(&["config", "check", &wrong]).await;
@@ -360,6 +364,7 @@ fingerprint = { strip = ["/sent_at", "query:ts", "form:nonce"] }
             &["config", "check"],
             &["config", "example"],
             &["config", "timeouts"],
+            &["config", "schema"],
         ] {
             let (help, _) = ends(0, &[args, &["--help"]].concat()).await;
             assert!(help.contains("Example") && help.contains("onceward "), "{args:?}: {help}");

@@ -80,6 +80,14 @@ impl Store for Guarded {
         self.inner.watch(id)
     }
 
+    fn keep_rules<'a>(&'a self, policy: u32, rules: &'a str) -> Answer<'a, ()> {
+        Box::pin(within(self.deadline, StoreError::unknown, self.inner.keep_rules(policy, rules)))
+    }
+
+    fn rules(&self, policy: u32) -> Answer<'_, Option<String>> {
+        Box::pin(within(self.deadline, StoreError::not_applied, self.inner.rules(policy)))
+    }
+
     fn stats(&self) -> Stats {
         self.inner.stats()
     }

@@ -30,6 +30,8 @@
 //! - **S15** `watch` wakes after any write to the key since it was called; it may wake without one.
 //! - **S16** A session that is known to be over holds nothing: its records come back with their
 //!   lease over, and it writes nothing more ([`Kind::SessionOver`]).
+//! - **S17** Fingerprint rules that are kept under a policy are found under it by every process of the
+//!   store, after a restart too, until [`RULES_MAX`] later ones have come.
 //!
 //! # Layout
 //!
@@ -57,6 +59,11 @@ pub mod guarded;
 pub mod log;
 pub mod memory;
 mod watch;
+
+/// How many fingerprint rules a store keeps; the oldest go first.
+pub const RULES_MAX: usize = 256;
+/// The longest text of one of them.
+pub const RULES_BYTES_MAX: usize = 1 << 20;
 
 /// What a verb returns: boxed, so that stores can be chosen at run time.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -196,6 +203,12 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
 
     /// Wakes after the next write to the key.
     fn watch(&self, id: RecordId) -> Watch;
+
+    /// Keeps the fingerprint rules that records name by `policy`. Repeatable; at most [`RULES_BYTES_MAX`].
+    fn keep_rules<'a>(&'a self, policy: u32, rules: &'a str) -> Answer<'a, ()>;
+
+    /// The rules kept under `policy`.
+    fn rules(&self, policy: u32) -> Answer<'_, Option<String>>;
 
     /// The store's figures, without I/O.
     fn stats(&self) -> Stats;

@@ -5,7 +5,7 @@
 //! can be set from outside, which is how the conformance list shows that those checks come first.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -21,7 +21,9 @@ use onceward_core::{
     record::{Facts, Fence, Micros, Record, Revision, SessionId, State, Stored},
 };
 
-use crate::{Answer, Filter, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Watch, Write, watch::Watchers};
+use crate::{
+    Answer, Filter, Insert, Kind, Page, RULES_MAX, Read, Stats, Store, StoreError, Swept, Watch, Write, watch::Watchers,
+};
 
 /// How far a store's clock may be from where it was expected: beyond it, nothing is written.
 pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(2);
@@ -95,6 +97,8 @@ struct Inner {
     open: u64,
     /// Larger than the fence of every record that is gone.
     mark: Fence,
+    /// Fingerprint rules by policy, the oldest first.
+    rules: VecDeque<(u32, String)>,
     /// The latest time that any step saw.
     seen_until: Micros,
     incarnation: u64,
@@ -409,6 +413,24 @@ impl Store for Memory {
 
     fn watch(&self, id: RecordId) -> Watch {
         self.shared.watchers.watch(id)
+    }
+
+    fn keep_rules<'a>(&'a self, policy: u32, rules: &'a str) -> Answer<'a, ()> {
+        let kept = self.enter(None).map(|(mut inner, _)| {
+            inner.rules.retain(|(kept, _)| *kept != policy);
+            inner.rules.push_back((policy, rules.to_owned()));
+            if inner.rules.len() > RULES_MAX {
+                inner.rules.pop_front();
+            }
+        });
+        Box::pin(std::future::ready(kept))
+    }
+
+    fn rules(&self, policy: u32) -> Answer<'_, Option<String>> {
+        let found = self
+            .enter(None)
+            .map(|(inner, _)| inner.rules.iter().find(|(kept, _)| *kept == policy).map(|(_, rules)| rules.clone()));
+        Box::pin(std::future::ready(found))
     }
 
     fn stats(&self) -> Stats {

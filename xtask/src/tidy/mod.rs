@@ -2,9 +2,10 @@
 //!
 //! Each check takes texts and returns what is wrong, one line each, so that its test can hand it a
 //! tree of its own. [`text`] looks at every file, [`names`] holds documents and code to each other,
-//! [`arrows`] looks at who depends on whom.
+//! [`contract`] holds `docs/protocol.md` to what is built, [`arrows`] looks at who depends on whom.
 
 mod arrows;
+mod contract;
 mod names;
 mod text;
 
@@ -29,6 +30,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
         ("names in ARCHITECTURE.md", names::architecture(&texts)),
         ("metrics", names::metrics(&texts)),
         ("what is not available", names::not_available(&texts)),
+        ("marks in docs/protocol.md", contract::marks(&texts)),
+        ("problems in docs/protocol.md", contract::problems(&texts)),
     ];
     let mut wrong = 0;
     for (check, found) in &checks {

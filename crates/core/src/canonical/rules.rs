@@ -173,6 +173,25 @@ impl Rules {
         Ok(())
     }
 
+    /// The rules as they are written.
+    #[must_use]
+    pub fn set(&self) -> RuleSet {
+        let texts = |entries: &[Entry]| entries.iter().map(|entry| entry.text.clone()).collect();
+        RuleSet {
+            hash: self.hash,
+            body: self.body,
+            strip: texts(&self.strip),
+            keep: texts(&self.keep),
+            require: texts(&self.require),
+            unordered: texts(&self.unordered),
+            headers: self.headers.clone(),
+            sort_query: self.sort_query,
+            decode: self.decode,
+            fields: self.fields,
+            canonical_body_max: self.canonical_body_max,
+        }
+    }
+
     /// The headers that count: lower-case, sorted, each once.
     #[must_use]
     pub fn headers(&self) -> &[String] {

@@ -53,7 +53,7 @@ where
     B::Error: Into<BoxError>,
 {
     let bytes_max = route.request_body_bytes_max;
-    let limits = engine.0.limits;
+    let limits = engine.0.limits();
     let hint = body.size_hint();
     if hint.lower() > bytes_max {
         return Err(Problem::BodyTooLarge(bytes_max));
@@ -136,18 +136,17 @@ where
         hasher.update(&data);
         spool.write(data).await.map_err(spool_failed)?;
     }
-    let reader = spool.into_reader().await.map_err(spool_failed)?;
-    let limits = engine.0.limits;
+    let mut reader = spool.into_reader().await.map_err(spool_failed)?;
+    let limits = engine.0.limits();
     if total > limits.canonical_body_bytes as u64 {
         let body = Body::spooled(reader, trailers);
         let fingerprint = hasher.finish();
         return Ok(Collected { body, memory: None, fingerprint, keep_missing, missing_required, fields: None });
     }
     // All of it has arrived: nobody holds this memory while a slow client sends.
-    let room =
-        u32::try_from(total).unwrap_or(u32::MAX).min(u32::try_from(limits.canonical_memory_bytes).unwrap_or(u32::MAX));
+    let room = u32::try_from(total).unwrap_or(u32::MAX).min(engine.0.canonical_memory_units);
     let _room = Arc::clone(&engine.0.canonical_memory).acquire_many_owned(room).await;
-    let (whole, reader) = reader.read_all().await.map_err(spool_failed)?;
+    let whole = reader.read_all().await.map_err(spool_failed)?;
     let canonical = canonicalize(engine, route, head, id, &whole);
     let seeks_key = route.key.from.iter().any(|source| matches!(source, Source::Json(_) | Source::Form(_)));
     Ok(Collected { body: Body::spooled(reader, trailers), memory: seeks_key.then_some(whole), ..canonical })

@@ -1,8 +1,9 @@
 //! What a request asks: its key, whose it is, its body within bounds, its fingerprint.
 //!
-//! [`key`] where the key stands, [`principal`] whose it is, [`collect`] the body and its fingerprint, [`one_message`] what
-//! of gRPC is a request.
+//! [`key`] where the key stands, [`principal`] whose it is, [`collect`] the body and its fingerprint, [`again`] that
+//! under other rules, [`one_message`] what of gRPC is a request.
 
+pub(crate) mod again;
 pub(crate) mod collect;
 pub(crate) mod key;
 mod one_message;
@@ -14,7 +15,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, header};
 use http_body::Body as HttpBody;
 use onceward_core::{
-    canonical,
+    canonical::{self, Rules},
     claim::Belongs,
     decide::Ask,
     fingerprint::FieldDigest,
@@ -29,7 +30,7 @@ use self::{
 use crate::{
     body::{Body, BoxError},
     engine::{Engine, new_claim_id},
-    grpc,
+    grpc, policies,
     refuse::Problem,
     replay::REQUEST_ID,
     route::{Missing, Route, Source},
@@ -114,7 +115,7 @@ where
         encoded: is_encoded(&parts.headers),
         body: &[],
     };
-    let route_name = scope_route(engine, route, &parts.method, parts.uri.path());
+    let route_name = scope_route(route, &parts.method, parts.uri.path());
     let scope = Scope { tenant: &tenant, env: &env, principal: &who.spelled, route: &route_name };
     // Where the head has the key, one pass over the body makes fingerprint and digests.
     let early_id = match &from_head {
@@ -145,12 +146,11 @@ where
         Some(fields) => fields,
         None => digests(engine, &id, route, &head, collected.memory.as_deref()),
     };
-    let [a, b, c, d, ..] = route.fingerprint.policy();
     let ask = Ask {
         claim_id: new_claim_id(),
         session: engine.0.session,
         principal_proof: who.proof,
-        fingerprint_policy: u32::from_be_bytes([a, b, c, d]),
+        fingerprint_policy: policies::number(&route.fingerprint),
         fingerprint: collected.fingerprint.0,
     };
     let belongs = Belongs { route: route.name.clone(), tenant: tenant.into_owned(), env: env.into_owned() };
@@ -168,9 +168,9 @@ where
 }
 
 /// The names of what differs between a record's request and this one.
-pub(crate) fn differing(engine: &Engine, route: &Route, asked: &Reread<'_>, stored: &[[u8; 8]]) -> Vec<String> {
+pub(crate) fn differing(engine: &Engine, rules: &Rules, asked: &Reread<'_>, stored: &[[u8; 8]]) -> Vec<String> {
     let stored: Vec<FieldDigest> = stored.iter().copied().map(FieldDigest::from_bytes).collect();
-    let listed = listed_headers(&route.fingerprint, asked.headers);
+    let listed = listed_headers(rules, asked.headers);
     let listed: Vec<(&str, &[u8])> = listed.iter().map(|(name, value)| (*name, value.as_slice())).collect();
     let request = canonical::Request {
         method: asked.method,
@@ -182,8 +182,8 @@ pub(crate) fn differing(engine: &Engine, route: &Route, asked: &Reread<'_>, stor
         body: asked.body,
     };
     with_workspace(|workspace| {
-        let canonical = workspace.canonicalize_to_explain(&request, &route.fingerprint);
-        engine.0.fingerprinter.differing(asked.id, &stored, &canonical.fields, &route.fingerprint).names
+        let canonical = workspace.canonicalize_to_explain(&request, rules);
+        engine.0.fingerprinter.differing(asked.id, &stored, &canonical.fields, rules).names
     })
 }
 

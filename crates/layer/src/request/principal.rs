@@ -1,6 +1,6 @@
 //! Whose a request is: its principal, tenant and environment.
 
-use std::{borrow::Cow, sync::Arc};
+use std::borrow::Cow;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
@@ -59,8 +59,8 @@ pub(crate) fn spelled_principal(
 
 /// What of the route counts within a scope: its name, never its pattern; on the fallback, which
 /// covers everything, the method and path.
-pub(crate) fn scope_route<'r>(engine: &Engine, route: &'r Arc<Route>, method: &Method, path: &str) -> Cow<'r, str> {
-    if engine.routes().is_fallback(route) {
+pub(crate) fn scope_route<'r>(route: &'r Route, method: &Method, path: &str) -> Cow<'r, str> {
+    if route.is_fallback {
         return format!("default {method} {path}").into();
     }
     route.name.as_str().into()

@@ -343,6 +343,18 @@ pub enum ConfigCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Print the JSON Schema of the file, for editors
+    #[command(after_help = "\
+Example:
+  onceward config schema > onceward.schema.json
+
+With this line at the top of onceward.toml, editors that know TOML complete and check it:
+  #:schema ./onceward.schema.json")]
+    Schema {
+        /// How to print; it is JSON in any case
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Print a commented file with every key at its default
     #[command(after_help = "Example:\n  onceward config example > onceward.toml")]
     Example,

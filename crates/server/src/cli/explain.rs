@@ -8,7 +8,7 @@ use onceward::{Engine, Explained};
 use serde_json::json;
 
 use super::Failure;
-use crate::{config::Config, start};
+use crate::{assemble, config::Config, start};
 
 const REQUEST_BYTES_MAX: u64 = 64 << 20;
 const HEADERS_MAX: usize = 256;
@@ -39,8 +39,10 @@ fn engine(config: &Config) -> Result<Engine, Failure> {
     if config.identity.secret.is_some() || config.store.path.join("onceward.secret").exists() {
         return Ok(start::engine(config, store)?);
     }
-    let routes = crate::assemble::routes(config).map_err(start::StartError::from)?;
-    let limits = crate::assemble::limits(&config.limits);
+    let upstreams =
+        assemble::Upstreams::new(config, &assemble::Upstreams::default()).map_err(start::StartError::from)?;
+    let routes = assemble::routes(config, &upstreams).map_err(start::StartError::from)?;
+    let limits = assemble::limits(&config.limits);
     eprintln!("onceward: there is no install secret yet, so record_id is that of a secret of zeros");
     Ok(Engine::new(store, onceward::Secret::from_bytes([0; 32]), routes, limits, Engine::new_session()))
 }

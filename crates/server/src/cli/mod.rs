@@ -6,7 +6,7 @@ use clap::Parser as _;
 
 use self::args::{Command, CommandLine, ConfigCommand, KeyCommand};
 use crate::{
-    config::{Config, ConfigError, Environment, Flags, report},
+    config::{Config, ConfigError, Environment, Flags, json_schema, report},
     start,
 };
 
@@ -114,6 +114,12 @@ async fn command(command: Command) -> Result<(), Failure> {
                 print!("{}", report.text());
             }
             if report.ok() { Ok(()) } else { Err(Failure::usage(format!("{} is not well", file.display()))) }
+        }
+        Command::Config(ConfigCommand::Schema { output }) => {
+            let schema = json_schema();
+            // One line for programs, as all `--json` is; else for eyes.
+            println!("{}", if output.json { schema.to_string() } else { format!("{schema:#}") });
+            Ok(())
         }
         Command::Config(ConfigCommand::Example) => {
             print!("{}", report::EXAMPLE);

@@ -7,7 +7,7 @@
 //! # Layout
 //!
 //! - `tree`: TOML as a tree that remembers where each value stood; `overlay`: environment and flags
-//! - `schema`: every key there is; `check`: a tree held to it; `forms`, [`units`], [`secret`]: how single values are spelled
+//! - `schema`: every key there is; `about`: what each means; `json_schema`: both for editors; `check`: a tree held to it; `forms`, [`units`], [`secret`]: how single values are spelled
 //! - `read`, `read_route`, `route_tables`: the checked tree as [`Config`] and [`route::RouteConfig`]; `align`: the
 //!   inequalities between a route's times
 //! - [`report`]: `config check`, `config timeouts` and `config example`
@@ -33,9 +33,11 @@ use std::{
 use http::Uri;
 use ipnet::IpNet;
 
+mod about;
 pub mod align;
 mod check;
 mod forms;
+mod json_schema;
 mod overlay;
 mod problem;
 mod read;
@@ -48,6 +50,7 @@ pub mod secret;
 mod tree;
 pub mod units;
 
+pub use json_schema::json_schema;
 pub use overlay::{Environment, Flags};
 pub use problem::{ConfigError, PROBLEMS_MAX, Place, Problem};
 pub use route::RouteConfig;
@@ -133,6 +136,8 @@ pub struct Upstream {
     pub max_in_flight: usize,
     /// For a new connection.
     pub connect_timeout: Duration,
+    /// HTTP/2, without an upgrade.
+    pub http2: bool,
 }
 
 /// `[limits]`: for the whole process.

@@ -228,6 +228,7 @@ fn upstreams(root: &Node, problems: &mut Problems<'_>) -> Vec<Upstream> {
                 url,
                 max_in_flight: table.integer("max_in_flight", 1000),
                 connect_timeout: table.duration("connect_timeout", Duration::from_secs(5)),
+                http2: table.bool("http2"),
             });
         }
     }

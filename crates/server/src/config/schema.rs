@@ -23,7 +23,6 @@ pub const NOT_AVAILABLE: &[(&str, &str)] = &[
     (r#"upstream.url = "https://…""#, "TLS to an upstream"),
     ("upstream.ca", "TLS to an upstream"),
     ("upstream.client_cert", "TLS to an upstream"),
-    ("upstream.http2 = true", "HTTP/2 to an upstream"),
     (r#"route.mode = "observe""#, "shadow mode"),
     ("route.auth", "authorization before replay"),
     ("route.probe", "asking the upstream for an unknown outcome"),

@@ -1,19 +1,20 @@
 //! Opens connections to an upstream, and asks the socket itself whether the upstream has closed it.
 
-use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::Uri;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioIo;
 use rustix::net::RecvFlags;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tower::Service;
+use tower::{Service, ServiceExt};
+
+use super::frames::{Follow, Wire};
 
 /// Opens connections, each within a time limit.
 #[derive(Debug, Clone)]
@@ -44,26 +45,31 @@ impl Connector {
         http.set_connect_timeout(Some(timeout));
         // Finds hosts that vanished without a word below a connection that waits for a slow answer.
         http.set_keepalive(Some(Duration::from_secs(30)));
+        http.set_keepalive_interval(Some(Duration::from_secs(10)));
+        http.set_keepalive_retries(Some(3));
         Self { http, timeout }
     }
 }
 
-impl Service<Uri> for Connector {
-    type Response = TokioIo<UpstreamSocket>;
-    type Error = Box<dyn std::error::Error + Send + Sync>;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.http.poll_ready(cx).map_err(Into::into)
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let (connecting, timeout) = (self.http.call(uri), self.timeout);
-        Box::pin(async move {
-            // The inner limit counts for each address; this one also for the name.
-            let stream = tokio::time::timeout(timeout, connecting).await.map_err(|_| ConnectTimeout(timeout))??;
-            Ok(TokioIo::new(UpstreamSocket { stream: stream.into_inner(), written: false, quiet: Quiet::No }))
-        })
+impl Connector {
+    /// Opens a connection; `http2` follows its frames.
+    pub(super) async fn open(
+        &self,
+        target: &Uri,
+        http2: bool,
+    ) -> Result<UpstreamSocket, Box<dyn std::error::Error + Send + Sync>> {
+        let mut http = self.http.clone();
+        let connecting = async { http.ready().await?.call(target.clone()).await };
+        // The inner limit counts for each address; this one also for the name.
+        let stream =
+            tokio::time::timeout(self.timeout, connecting).await.map_err(|_| ConnectTimeout(self.timeout))??;
+        let frames = http2.then(|| Frames {
+            wire: Arc::new(Wire::new()),
+            sent: Follow::sent(),
+            received: Follow::received(),
+            ended: false,
+        });
+        Ok(UpstreamSocket { stream: stream.into_inner(), written: false, quiet: Quiet::No, frames })
     }
 }
 
@@ -73,6 +79,18 @@ pub(super) struct UpstreamSocket {
     /// Whether a byte was ever written.
     written: bool,
     quiet: Quiet,
+    /// Where it speaks HTTP/2.
+    frames: Option<Frames>,
+}
+
+/// The frames of a connection that speaks HTTP/2.
+struct Frames {
+    wire: Arc<Wire>,
+    sent: Follow,
+    received: Follow,
+    /// An end or an error was read. Nothing is written from then on, so that a stream which was not written by then
+    /// never will be.
+    ended: bool,
 }
 
 /// How quiet a connection is, to tell when the socket is worth asking. Just after an answer it is not, and while one is
@@ -108,6 +126,15 @@ impl UpstreamSocket {
         }
     }
 
+    /// What its frames say. Of one that was not opened for HTTP/2, nothing.
+    pub(super) fn wire(&self) -> Arc<Wire> {
+        self.frames.as_ref().map_or_else(|| Arc::new(Wire::new()), |frames| Arc::clone(&frames.wire))
+    }
+
+    fn has_ended(&self) -> bool {
+        self.frames.as_ref().is_some_and(|frames| frames.ended)
+    }
+
     fn wrote(&mut self, outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = outcome {
             self.written |= bytes > 0;
@@ -120,6 +147,20 @@ impl UpstreamSocket {
 impl AsyncRead for UpstreamSocket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        let (before, has_room) = (buf.filled().len(), buf.remaining() > 0);
+        let outcome = this.poll_read_socket(cx, buf);
+        if let (Some(frames), Poll::Ready(read)) = (&mut this.frames, &outcome) {
+            let fresh = buf.filled().get(before..).unwrap_or_default();
+            frames.received.follow(fresh, &frames.wire);
+            frames.ended |= read.is_err() || (has_room && fresh.is_empty());
+        }
+        outcome
+    }
+}
+
+impl UpstreamSocket {
+    fn poll_read_socket(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self;
         let outcome = Pin::new(&mut this.stream).poll_read(cx, buf);
         match outcome {
             Poll::Ready(Ok(())) => {
@@ -144,7 +185,13 @@ impl AsyncRead for UpstreamSocket {
 impl AsyncWrite for UpstreamSocket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.has_ended() {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
         let outcome = Pin::new(&mut this.stream).poll_write(cx, bytes);
+        if let (Some(frames), Poll::Ready(Ok(written))) = (&mut this.frames, &outcome) {
+            frames.sent.follow(bytes.get(..*written).unwrap_or_default(), &frames.wire);
+        }
         this.wrote(outcome)
     }
 
@@ -154,7 +201,18 @@ impl AsyncWrite for UpstreamSocket {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.has_ended() {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
         let outcome = Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
+        if let (Some(frames), Poll::Ready(Ok(written))) = (&mut this.frames, &outcome) {
+            let mut left = *written;
+            for slice in slices {
+                let (now, _) = slice.split_at(left.min(slice.len()));
+                frames.sent.follow(now, &frames.wire);
+                left -= now.len();
+            }
+        }
         this.wrote(outcome)
     }
 

@@ -1,8 +1,9 @@
 //! What stands behind the layer: each request goes to its route's upstream, or to none.
+//!
+//! The route itself carries its [`Target`], so that a request that came by a route of an earlier configuration goes
+//! where that configuration says.
 
-use std::{
-    collections::HashMap, error::Error as StdError, future::Future, pin::Pin, sync::Arc, task::Context, task::Poll,
-};
+use std::{error::Error as StdError, future::Future, pin::Pin, sync::Arc, task::Context, task::Poll};
 
 use http::{Request, Response};
 use onceward::{Body, BoxError, Covered, NotSent};
@@ -12,7 +13,7 @@ use super::passthrough::{self, Passthrough, PassthroughBody};
 use super::problem;
 use super::upstream::{Upstream, UpstreamError};
 
-/// Where the requests of a route go.
+/// Where the requests of a route go: an extension of the [`Route`](onceward::Route), as `Arc<Target>`.
 #[derive(Debug)]
 pub struct Target {
     /// For executions under a claim, which the layer times.
@@ -25,19 +26,9 @@ pub struct Target {
 }
 
 /// The service behind the layer. A request under a claim fails with an error that says whether it was sent; every
-/// other request is always answered.
-#[derive(Debug, Clone)]
-pub struct Dispatch {
-    targets: Arc<HashMap<String, Target>>,
-}
-
-impl Dispatch {
-    /// `targets` by the name of the route; a route without one is 404 `no-route`.
-    #[must_use]
-    pub fn new(targets: HashMap<String, Target>) -> Self {
-        Self { targets: Arc::new(targets) }
-    }
-}
+/// other request is always answered. A route without a [`Target`] is 404 `no-route`.
+#[derive(Debug, Clone, Copy)]
+pub struct Dispatch;
 
 impl Service<Request<Body>> for Dispatch {
     type Response = Response<PassthroughBody<Body>>;
@@ -51,7 +42,7 @@ impl Service<Request<Body>> for Dispatch {
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let covered = request.extensions_mut().remove::<Covered>();
         let is_protected = covered.as_ref().is_some_and(|covered| covered.protected);
-        let target = covered.and_then(|covered| self.targets.get(&covered.route.name));
+        let target = covered.as_ref().and_then(|covered| covered.route.extensions.get::<Arc<Target>>());
         let id = request.headers().get("x-request-id").cloned();
         let Some(target) = target else {
             return Box::pin(async move {

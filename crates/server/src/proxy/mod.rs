@@ -5,7 +5,8 @@
 //!
 //! A request comes through, in this order: `serve` (connections, limits, drain) · `socket` and `framing` (a stricter
 //! reading of HTTP/1, time limits) · `entry` (checks, one form, `headers` for what may cross) · **your service** ·
-//! `upstream`, `pool` and `connector` (at most one dispatch, and what is certain when it fails). `passthrough` is the service
+//! `upstream`, `pool`, `http2` and `connector` (at most one dispatch, and what is certain when it fails; `frames` reads
+//! HTTP/2 beside the library for it). `passthrough` is the service
 //! for what is not protected, `tunnel` what a WebSocket becomes, `peer` who the client is, `problem` the few error
 //! answers of the transport itself.
 //!
@@ -26,8 +27,10 @@
 mod connector;
 mod dispatch;
 mod entry;
+mod frames;
 mod framing;
 mod headers;
+mod http2;
 mod passthrough;
 mod peer;
 mod pool;

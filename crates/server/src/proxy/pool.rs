@@ -1,4 +1,4 @@
-//! The connections to one upstream that wait for their next request.
+//! The connections to one upstream that wait for their next request. Those over HTTP/2 are in `http2`.
 //!
 //! hyper-util has a pool too; this one knows less and so costs less (no races between a checkout and a connect, no task
 //! for each answer), and it holds the rule on retries itself: see [`Pool::exchange`].
@@ -9,20 +9,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, Uri};
+use http::header::{self, HeaderValue};
+use http::uri::Scheme;
+use http::{Request, Response, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
-use tower::{Service, ServiceExt};
 
 use super::connector::Connector;
-use super::upstream::UpstreamError;
+use super::http2::{self, Connections, Place};
+use super::upstream::{UpstreamError, UpstreamOptions};
 
 /// Connections without a request that are kept.
 const IDLE_MAX: usize = 1024;
+/// The least time between two looks for connections that grew old.
+const SWEEP_MIN: Duration = Duration::from_millis(100);
 /// Bytes of an answer's head, and what is read ahead of an answer's reader.
-const ANSWER_BUFFER_BYTES: usize = 128 << 10;
+pub(super) const ANSWER_BUFFER_BYTES: usize = 128 << 10;
 
 /// The connections to one upstream.
 #[derive(Debug)]
@@ -30,9 +35,11 @@ pub(super) struct Pool<B> {
     connector: Connector,
     /// Scheme, host and port.
     target: Uri,
-    idle_timeout: Duration,
+    options: UpstreamOptions,
     /// The last in is the first out, so that what is not needed grows old.
     idle: Mutex<Vec<Idle<B>>>,
+    /// Those that speak HTTP/2.
+    pub(super) http2: Connections<B>,
     /// Whether the task runs that closes the old ones.
     swept: AtomicBool,
 }
@@ -43,44 +50,75 @@ struct Idle<B> {
     since: Instant,
 }
 
-/// A connection on which an exchange is not at its end; goes back to its pool by [`Used::finish`], and closes when it
-/// is dropped.
+/// A connection on which an exchange is not at its end; is free for another by [`Used::finish`]. When it is dropped
+/// before, the exchange ends, and a connection of HTTP/1.1 with it.
 #[derive(Debug)]
-pub(super) struct Used<B> {
-    pool: Arc<Pool<B>>,
-    sender: SendRequest<B>,
+pub(super) enum Used<B> {
+    Http1 { pool: Arc<Pool<B>>, sender: SendRequest<B> },
+    Http2(#[expect(dead_code, reason = "held until the stream is at its end")] Place<B>),
 }
 
 impl<B> Pool<B>
 where
-    B: Body<Data = Bytes> + Send + 'static,
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    pub(super) fn new(target: Uri, connect_timeout: Duration, idle_timeout: Duration) -> Arc<Self> {
+    pub(super) fn new(target: Uri, options: &UpstreamOptions) -> Arc<Self> {
         Arc::new(Self {
-            connector: Connector::new(connect_timeout),
+            connector: Connector::new(options.connect_timeout),
             target,
-            idle_timeout,
+            options: options.clone(),
             idle: Mutex::new(Vec::new()),
+            http2: Connections::new(),
             swept: AtomicBool::new(false),
         })
     }
 
+    pub(super) fn connector(&self) -> &Connector {
+        &self.connector
+    }
+
+    pub(super) fn target(&self) -> &Uri {
+        &self.target
+    }
+
+    pub(super) fn scheme(&self) -> &Scheme {
+        self.target.scheme().unwrap_or(&Scheme::HTTP)
+    }
+
+    pub(super) fn connect_timeout(&self) -> Duration {
+        self.options.connect_timeout
+    }
+
     /// Sends a request, and gives its answer with the connection that it comes on.
+    pub(super) async fn exchange(
+        self: Arc<Self>,
+        request: Request<B>,
+    ) -> Result<(Response<Incoming>, Used<B>), UpstreamError> {
+        // A WebSocket begins as HTTP/1.1, whatever else the upstream speaks.
+        if self.options.http2 && !request.headers().contains_key(header::UPGRADE) {
+            let (response, place) = self.exchange_http2(request).await?;
+            return Ok((response, Used::Http2(place)));
+        }
+        self.exchange_http1(request).await
+    }
+
+    /// Sends a request over HTTP/1.1.
     ///
     /// It is sent to another connection only when hyper gives it back whole, which it does if and only if it had not
     /// begun to write it, and when that connection was an old one: a new one that ends so tells something.
-    pub(super) async fn exchange(
+    async fn exchange_http1(
         self: Arc<Self>,
         mut request: Request<B>,
     ) -> Result<(Response<Incoming>, Used<B>), UpstreamError> {
+        form(&mut request);
         loop {
             let (mut sender, kept) = match self.take() {
                 Some(sender) => (sender, true),
                 None => (self.connect().await?, false),
             };
             match sender.try_send_request(request).await {
-                Ok(response) => return Ok((response, Used { pool: self, sender })),
+                Ok(response) => return Ok((response, Used::Http1 { pool: self, sender })),
                 Err(mut error) => match error.take_message() {
                     Some(whole) if kept => request = whole,
                     Some(_) => {
@@ -92,45 +130,12 @@ where
         }
     }
 
-    /// A connection that is open and waits, as far as can be known.
-    fn take(&self) -> Option<SendRequest<B>> {
-        let mut idle = lock(&self.idle);
-        let now = Instant::now();
-        let mut at = idle.len();
-        while at > 0 {
-            at -= 1;
-            let kept = idle.get(at)?;
-            if kept.sender.is_closed() || now - kept.since >= self.idle_timeout {
-                idle.swap_remove(at);
-            } else if kept.sender.is_ready() {
-                return Some(idle.swap_remove(at).sender);
-            }
-            // One that is neither is about to finish its last exchange.
-        }
-        None
-    }
-
-    fn put(self: Arc<Self>, sender: SendRequest<B>) {
-        if sender.is_closed() || self.idle_timeout.is_zero() {
-            return;
-        }
-        let mut idle = lock(&self.idle);
-        if idle.len() < IDLE_MAX {
-            idle.push(Idle { sender, since: Instant::now() });
-            drop(idle);
-            if !self.swept.swap(true, Ordering::AcqRel) {
-                tokio::spawn(sweep(Arc::downgrade(&self), self.idle_timeout));
-            }
-        }
-    }
-
     async fn connect(&self) -> Result<SendRequest<B>, UpstreamError> {
-        let mut connector = self.connector.clone();
         let not_sent = |source| UpstreamError::NotSent { source };
-        let io = connector.ready().await.map_err(not_sent)?.call(self.target.clone()).await.map_err(not_sent)?;
+        let socket = self.connector.open(&self.target, false).await.map_err(not_sent)?;
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(ANSWER_BUFFER_BYTES)
-            .handshake(io)
+            .handshake(TokioIo::new(socket))
             .await
             .map_err(|error| not_sent(error.into()))?;
         // Ends when its sender is dropped and its last exchange is over.
@@ -143,28 +148,85 @@ where
     }
 }
 
-impl<B> Used<B>
-where
-    B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<Box<dyn StdError + Send + Sync>>,
-{
+impl<B: Send + 'static> Pool<B> {
+    /// A connection that is open and waits, as far as can be known.
+    fn take(&self) -> Option<SendRequest<B>> {
+        let mut idle = lock(&self.idle);
+        let now = Instant::now();
+        let mut at = idle.len();
+        while at > 0 {
+            at -= 1;
+            let kept = idle.get(at)?;
+            if kept.sender.is_closed() || now - kept.since >= self.options.pool_idle {
+                idle.swap_remove(at);
+            } else if kept.sender.is_ready() {
+                return Some(idle.swap_remove(at).sender);
+            }
+            // One that is neither is about to finish its last exchange.
+        }
+        None
+    }
+
+    fn put(self: Arc<Self>, sender: SendRequest<B>) {
+        if sender.is_closed() || self.options.pool_idle.is_zero() {
+            return;
+        }
+        let mut idle = lock(&self.idle);
+        if idle.len() < IDLE_MAX {
+            idle.push(Idle { sender, since: Instant::now() });
+            drop(idle);
+            self.sweep_later();
+        }
+    }
+
+    /// Sees to it that connections which nobody needs are closed.
+    pub(super) fn sweep_later(self: &Arc<Self>) {
+        if !self.swept.swap(true, Ordering::AcqRel) {
+            tokio::spawn(sweep(Arc::downgrade(self), self.options.pool_idle));
+        }
+    }
+}
+
+impl<B: Send + 'static> Used<B> {
     /// The answer is at its end: the connection may be used again.
     pub(super) fn finish(self) {
-        self.pool.put(self.sender);
+        match self {
+            Self::Http1 { pool, sender } => pool.put(sender),
+            // Its place is free when it is dropped.
+            Self::Http2(_) => {}
+        }
+    }
+}
+
+/// Brings a request into the form of HTTP/1.1.
+fn form<B: Body>(request: &mut Request<B>) {
+    http2::unform(request);
+    *request.version_mut() = Version::HTTP_11;
+    let is_framed = request.headers().contains_key(header::CONTENT_LENGTH);
+    let has_body = !request.body().is_end_stream();
+    let headers = request.headers_mut();
+    if has_body && !is_framed {
+        // Else hyper sends a GET without its body.
+        headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    if headers.contains_key(header::TE) {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
     }
 }
 
 /// Closes connections that grew old, until there are none or the pool is gone.
-async fn sweep<B>(pool: Weak<Pool<B>>, idle_timeout: Duration) {
+async fn sweep<B: Send + 'static>(pool: Weak<Pool<B>>, idle_timeout: Duration) {
     loop {
-        tokio::time::sleep(idle_timeout / 2).await;
+        // A time of zero keeps nothing, and must not turn into a busy loop.
+        tokio::time::sleep((idle_timeout / 2).max(SWEEP_MIN)).await;
         let Some(pool) = pool.upgrade() else {
             return;
         };
+        let none_of_http2 = pool.http2.sweep(idle_timeout);
         let mut idle = lock(&pool.idle);
         let now = Instant::now();
         idle.retain(|kept| !kept.sender.is_closed() && now - kept.since < idle_timeout);
-        if idle.is_empty() {
+        if idle.is_empty() && none_of_http2 {
             // Under the lock: whoever puts the next one in sees it.
             pool.swept.store(false, Ordering::Release);
             return;
@@ -173,6 +235,6 @@ async fn sweep<B>(pool: Weak<Pool<B>>, idle_timeout: Duration) {
 }
 
 /// The list is whole whatever a panicking holder did: it only adds and removes.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

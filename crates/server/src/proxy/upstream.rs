@@ -1,10 +1,11 @@
-//! The way to one upstream: HTTP/1.1 over pooled connections, each request sent at most once.
+//! The way to one upstream: HTTP/1.1 or HTTP/2 over pooled connections, each request sent at most once.
 //!
 //! # Never a second dispatch
 //!
 //! A request is written to one connection only, with one exception that hyper proves: when a pooled connection turns
 //! out to be closed before hyper took the request off its queue, hyper hands the request back whole, and it goes to
-//! another connection. Anything later is [`UpstreamError::Broken`]: it may have been sent.
+//! another connection. Over HTTP/2 a stream that the upstream says it did not process counts as not sent, see `http2`.
+//! Anything later is [`UpstreamError::Broken`]: it may have been sent.
 //!
 //! # Few needless failures
 //!
@@ -23,7 +24,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::uri::Scheme;
-use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http::{Method, Request, Response, StatusCode, Uri};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use thiserror::Error;
@@ -45,11 +46,13 @@ pub struct UpstreamOptions {
     pub connect_timeout: Duration,
     /// How long a connection without a request is kept; zero keeps none.
     pub pool_idle: Duration,
+    /// HTTP/2 by prior knowledge. WebSockets still go over HTTP/1.1.
+    pub http2: bool,
 }
 
 impl Default for UpstreamOptions {
     fn default() -> Self {
-        Self { connect_timeout: Duration::from_secs(5), pool_idle: POOL_IDLE_DEFAULT }
+        Self { connect_timeout: Duration::from_secs(5), pool_idle: POOL_IDLE_DEFAULT, http2: false }
     }
 }
 
@@ -178,7 +181,7 @@ where
         if uri.path_and_query().is_some_and(|path| path.as_str() != "/") {
             return Err(UpstreamUrlError::Path { url: url_text() });
         }
-        Ok(Self { pool: Pool::new(uri, options.connect_timeout, options.pool_idle), host })
+        Ok(Self { pool: Pool::new(uri, options), host })
     }
 }
 
@@ -201,15 +204,11 @@ where
             let path = request.uri().path_and_query().cloned();
             *request.uri_mut() = path.map_or_else(|| Uri::from_static("/"), Uri::from);
         }
-        *request.version_mut() = Version::HTTP_11;
         let body = request.body();
         let length = if body.is_end_stream() { Some(0) } else { body.size_hint().exact() };
         let method = request.method().clone();
         let headers = request.headers_mut();
         frame(headers, &method, length);
-        if headers.contains_key(header::TE) {
-            headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
-        }
         if !headers.contains_key(header::HOST) {
             headers.insert(header::HOST, self.host.clone());
         }
@@ -223,7 +222,7 @@ where
     }
 }
 
-/// Says how the body is framed. hyper believes a `Content-Length` that is there, so it must be the body's own.
+/// Says the body's length, where it is known. hyper believes a `Content-Length` that is there, so it must be the body's own.
 fn frame(headers: &mut HeaderMap, method: &Method, length: Option<u64>) {
     headers.remove(header::TRANSFER_ENCODING);
     match length {
@@ -241,8 +240,6 @@ fn frame(headers: &mut HeaderMap, method: &Method, length: Option<u64>) {
         }
         None => {
             headers.remove(header::CONTENT_LENGTH);
-            // Else hyper sends a GET without its body.
-            headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
     }
 }
@@ -257,7 +254,8 @@ fn single_length(headers: &HeaderMap) -> Option<u64> {
     line.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?.parse().ok()
 }
 
-/// The answer of an upstream, to come. Dropping it closes the connection; the request may have been sent.
+/// The answer of an upstream, to come. Dropping it ends the exchange, and the connection where it is HTTP/1.1; the
+/// request may have been sent.
 pub struct Exchange<B> {
     answer: Pin<Box<dyn Future<Output = Outcome<B>> + Send>>,
 }
@@ -297,7 +295,8 @@ where
     response.map(|body| UpstreamBody::new(body, used))
 }
 
-/// The body of an upstream's answer. At its end the connection is free for another request; dropped before, it closes.
+/// The body of an upstream's answer. At its end the connection is free for another request; dropped before, the
+/// exchange ends, and the connection where it is HTTP/1.1.
 #[derive(Debug)]
 pub struct UpstreamBody<B> {
     body: Incoming,
@@ -384,15 +383,14 @@ mod tests {
                 headers.append(header::CONTENT_LENGTH, HeaderValue::from_static(line));
             }
             frame(&mut headers, &method, length);
-            let text = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap().to_owned());
-            (text(header::CONTENT_LENGTH), text(header::TRANSFER_ENCODING))
+            headers.get(header::CONTENT_LENGTH).map(|value: &HeaderValue| value.to_str().unwrap().to_owned())
         };
-        let length = |text: &str| (Some(text.to_owned()), None);
+        let length = |text: &str| Some(text.to_owned());
         assert_eq!(framed(Method::POST, &["5"], Some(5)), length("5"));
         assert_eq!(framed(Method::POST, &["7"], Some(5)), length("5"));
         assert_eq!(framed(Method::POST, &["5", "5"], Some(5)), length("5"));
         assert_eq!(framed(Method::POST, &[], Some(0)), length("0"));
-        assert_eq!(framed(Method::GET, &[], Some(0)), (None, None));
-        assert_eq!(framed(Method::GET, &["5"], None), (None, Some("chunked".to_owned())));
+        assert_eq!(framed(Method::GET, &[], Some(0)), None);
+        assert_eq!(framed(Method::GET, &["5"], None), None);
     }
 }

@@ -6,6 +6,8 @@ mod connections;
 #[cfg(test)]
 mod framing;
 #[cfg(test)]
+mod http2;
+#[cfg(test)]
 mod messages;
 #[cfg(test)]
 mod support;

@@ -15,7 +15,7 @@ use super::{
     drive::{self, Driven, Said},
     script::{Answer, Look, Op, Span, Who, World, ask, claim, look, new_id},
 };
-use crate::{Applied, Filter, Kind, Write};
+use crate::{Applied, Filter, Kind, RULES_MAX, Write};
 
 /// The default limit of a recorded body.
 const RECORDED_BODY_BYTES: usize = 1024 * 1024;
@@ -29,6 +29,7 @@ pub(super) const CASES: &[Case] = &[
     Case::code("get_is_pure", "S12", get_is_pure),
     Case::code("schema_version_forward_refused", "S7 S13", schema_version_forward_refused),
     Case::code("renewal_after_the_read_beats_the_takeover", "S5 S6", renewal_after_the_read_beats_the_takeover),
+    Case::code("rules_are_found_under_their_policy", "S17", rules_are_found_under_their_policy),
 ];
 
 fn world(harness: &Harness) -> World {
@@ -38,6 +39,28 @@ fn world(harness: &Harness) -> World {
 async fn shown(world: &World) -> Look {
     let read = world.store.get(world.id).await.unwrap_or_else(|error| panic!("reading: {error}"));
     Look::of(read.record.as_ref(), read.now)
+}
+
+fn rules_are_found_under_their_policy(harness: Harness) -> Run {
+    Box::pin(async move {
+        let store = &harness.store;
+        assert_eq!(store.rules(7).await.unwrap_or_else(|error| panic!("{error}")), None);
+        let count = u32::try_from(RULES_MAX).unwrap_or(u32::MAX);
+        for policy in (0..=count).chain([count]) {
+            let kept = store.keep_rules(policy, &format!("rules {policy}")).await;
+            kept.unwrap_or_else(|error| panic!("keeping {policy}: {error}"));
+        }
+        for policy in [1, 2, count - 1, count] {
+            let found = store.rules(policy).await.unwrap_or_else(|error| panic!("{error}"));
+            // Which is the oldest is told by the clock of files, so that of two at a time either may be gone.
+            assert!(policy < 3 || found == Some(format!("rules {policy}")), "S17: {policy}: {found:?}");
+        }
+        let mut left = 0;
+        for policy in 0..=count {
+            left += usize::from(store.rules(policy).await.is_ok_and(|found| found.is_some()));
+        }
+        assert_eq!(left, RULES_MAX, "they are bounded");
+    })
 }
 
 fn fence_no_precision_loss_above_2p53(harness: Harness) -> Run {

@@ -147,6 +147,14 @@ impl Store for Faulty {
         self.inner.watch(id)
     }
 
+    fn keep_rules<'a>(&'a self, policy: u32, rules: &'a str) -> StoreAnswer<'a, ()> {
+        self.inner.keep_rules(policy, rules)
+    }
+
+    fn rules(&self, policy: u32) -> StoreAnswer<'_, Option<String>> {
+        self.inner.rules(policy)
+    }
+
     fn stats(&self) -> Stats {
         self.inner.stats()
     }

@@ -347,6 +347,7 @@ macro_rules! conformance_names {
             claim_session_not_member_refused
             confirmed_flag_bound_to_epoch
             renewal_after_the_read_beats_the_takeover
+            rules_are_found_under_their_policy
             fence_increases_after_release_with_the_clock_set_back
         }
     };

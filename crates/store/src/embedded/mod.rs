@@ -26,6 +26,7 @@
 mod apply;
 mod clock;
 mod index;
+mod rules;
 #[cfg(test)]
 mod tests;
 mod tidy;
@@ -46,6 +47,7 @@ use onceward_core::record::{Facts, Fence, Micros, Record, State as RecordState, 
 use self::apply::{State, Ticket};
 pub use self::clock::Clock;
 use self::index::{Index, Slot, half};
+use self::rules::KeptRules;
 use self::write::{Evaluated, There, damaged};
 use crate::log::{self, Disk, Folder, Kind as FrameKind, LockFile, Log, OpenReport};
 use crate::{Answer, Filter, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Watch, Write};
@@ -109,6 +111,7 @@ struct Inner {
     log: Log<Ticket>,
     report: OpenReport,
     lock: Option<LockFile>,
+    rules: Arc<KeptRules>,
     closing: Arc<AtomicBool>,
 }
 
@@ -136,12 +139,18 @@ impl Embedded {
         let failed = |source| OpenError::Folder { folder: folder.clone(), source };
         let disk = Folder::open(folder.clone()).map_err(failed)?;
         let lock = LockFile::take(&folder)?;
-        Self::open_on(Arc::new(disk), options, Some(lock)).await
+        let rules = KeptRules::open(&folder).map_err(failed)?;
+        Self::open_on(Arc::new(disk), options, Some(lock), rules).await
     }
 
-    async fn open_on(disk: Arc<dyn Disk>, options: Options, lock: Option<LockFile>) -> Result<Self, OpenError> {
+    async fn open_on(
+        disk: Arc<dyn Disk>,
+        options: Options,
+        lock: Option<LockFile>,
+        rules: KeptRules,
+    ) -> Result<Self, OpenError> {
         let runtime = tokio::runtime::Handle::current();
-        let opening = tokio::task::spawn_blocking(move || Self::open_blocking(disk, options, lock, &runtime));
+        let opening = tokio::task::spawn_blocking(move || Self::open_blocking(disk, options, lock, rules, &runtime));
         opening.await.map_err(|error| OpenError::Start(std::io::Error::other(error)))?
     }
 
@@ -149,6 +158,7 @@ impl Embedded {
         disk: Arc<dyn Disk>,
         options: Options,
         lock: Option<LockFile>,
+        rules: KeptRules,
         runtime: &tokio::runtime::Handle,
     ) -> Result<Self, OpenError> {
         let index = Index::default();
@@ -172,7 +182,7 @@ impl Embedded {
         let sink = apply::sink(sender, Arc::clone(&closing));
         let claims = Arc::clone(&state.claims);
         let log = opened.start(Arc::new(move || timed.clock.now().0), claims, sink).map_err(OpenError::Start)?;
-        let inner = Arc::new(Inner { state, log, report, lock, closing });
+        let inner = Arc::new(Inner { state, log, report, lock, rules: Arc::new(rules), closing });
         inner.load();
         runtime.spawn(apply::run(receiver, Arc::clone(&inner.state), Arc::downgrade(&inner)));
         Ok(Self { inner })
@@ -402,6 +412,19 @@ impl Store for Embedded {
 
     fn watch(&self, id: RecordId) -> Watch {
         self.inner.state.watchers.watch(id)
+    }
+
+    fn keep_rules<'a>(&'a self, policy: u32, rules: &'a str) -> Answer<'a, ()> {
+        let (kept, text) = (Arc::clone(&self.inner.rules), rules.to_owned());
+        Box::pin(async move {
+            let failed = |error: std::io::Error| StoreError::unknown(Kind::Unavailable).because(error);
+            let writing = tokio::task::spawn_blocking(move || kept.keep(policy, &text));
+            writing.await.map_err(|error| failed(std::io::Error::other(error)))?.map_err(failed)
+        })
+    }
+
+    fn rules(&self, policy: u32) -> Answer<'_, Option<String>> {
+        Box::pin(std::future::ready(Ok(self.inner.rules.get(policy))))
     }
 
     fn stats(&self) -> Stats {

@@ -89,7 +89,7 @@ async fn open_sized(
         records_max: 10_000,
         clock: Clock::Manual(Arc::clone(time)),
     };
-    let store = Embedded::open_on(Arc::clone(disk) as Arc<dyn Disk>, options, None).await?;
+    let store = Embedded::open_on(Arc::clone(disk) as Arc<dyn Disk>, options, None, KeptRules::default()).await?;
     Ok(Bench { store, disk: Arc::clone(disk), time: Arc::clone(time) })
 }
 

@@ -1,0 +1,88 @@
+//! The fingerprint of a request that has arrived, under other rules or another secret than its route's: for a record
+//! that was made with those.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, header};
+use onceward_core::{
+    canonical::{self, Rules},
+    fingerprint::Fingerprinter,
+};
+
+use super::collect::{is_encoded, listed_headers, with_workspace};
+use crate::{body::Body, engine::Engine};
+
+/// A request whose body is in memory, or waits on disk.
+pub(crate) struct Again<'a> {
+    pub(crate) engine: &'a Engine,
+    pub(crate) request: &'a mut Request<Body>,
+    /// The body, where it is in memory.
+    pub(crate) memory: Option<&'a Bytes>,
+}
+
+impl Again<'_> {
+    /// Its fingerprint under the rules that records name by `policy`; `None` where they are gone, or where the body
+    /// cannot be read once more.
+    pub(crate) async fn under_policy(&mut self, policy: u32) -> Option<[u8; 32]> {
+        let rules = self.engine.rules(policy).await?;
+        self.under(&rules, &self.engine.0.fingerprinter).await
+    }
+
+    /// Its fingerprint under `rules`, keyed by `fingerprinter`.
+    pub(crate) async fn under(&mut self, rules: &Rules, fingerprinter: &Fingerprinter) -> Option<[u8; 32]> {
+        let Self { engine, request, memory } = self;
+        let (mut whole, mut room) = (memory.cloned(), None);
+        let spooled = if whole.is_none() { request.body_mut().spool() } else { None };
+        let bytes = spooled.as_ref().map_or(0, |reader| reader.left());
+        if let (Some(reader), true) = (spooled, bytes <= rules.canonical_body_max() as u64) {
+            let units = u32::try_from(bytes).ok()?.min(engine.0.canonical_memory_units);
+            room = Arc::clone(&engine.0.canonical_memory).acquire_many_owned(units).await.ok();
+            whole = Some(read(reader.read_all().await)?);
+        }
+        let fingerprint = match &whole {
+            Some(body) => with_head(request, rules, body, |whole| {
+                with_workspace(|workspace| {
+                    let canonical = workspace.canonicalize(whole, rules);
+                    fingerprinter.fingerprint(rules.hash(), &canonical)
+                })
+            }),
+            None => {
+                let mut hasher = with_head(request, rules, &[], |head| {
+                    with_workspace(|workspace| fingerprinter.hasher(rules.hash(), &workspace.head(head, rules)))
+                });
+                let reader = request.body_mut().spool()?;
+                read(reader.each(|part| hasher.update(part)).await)?;
+                hasher.finish()
+            }
+        };
+        drop(room);
+        Some(fingerprint.0)
+    }
+}
+
+fn read<T>(read: std::io::Result<T>) -> Option<T> {
+    if let Err(error) = &read {
+        tracing::error!(%error, "a spooled request body could not be read again");
+    }
+    read.ok()
+}
+
+fn with_head<T>(
+    request: &Request<Body>,
+    rules: &Rules,
+    body: &[u8],
+    work: impl FnOnce(&canonical::Request<'_>) -> T,
+) -> T {
+    let listed = listed_headers(rules, request.headers());
+    let listed: Vec<(&str, &[u8])> = listed.iter().map(|(name, value)| (*name, value.as_slice())).collect();
+    work(&canonical::Request {
+        method: request.method().as_str(),
+        path: request.uri().path(),
+        query: request.uri().query(),
+        headers: &listed,
+        content_type: request.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes),
+        encoded: is_encoded(request.headers()),
+        body,
+    })
+}
