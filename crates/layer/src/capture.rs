@@ -113,7 +113,7 @@ impl Plan {
     }
 
     /// Whether there may be a use for the body.
-    fn keeps(&self) -> bool {
+    pub(crate) fn keeps(&self) -> bool {
         let may_be_kept = match self.at_head() {
             Some(judged) => judged.is_kept(),
             None => true,

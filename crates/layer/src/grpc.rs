@@ -46,6 +46,8 @@ pub enum Code {
     Internal = 13,
     /// Not now, and nothing was done: try again.
     Unavailable = 14,
+    /// Nobody knows whose call it is.
+    Unauthenticated = 16,
 }
 
 /// Whether a request is a gRPC call: `application/grpc`, with or without the name of its messages' format. gRPC-Web,
@@ -86,6 +88,32 @@ pub(crate) fn ack(recorded: &HeaderMap) -> Response<Body> {
         response
     };
     response.headers_mut().insert(header::CONTENT_TYPE, CONTENT_TYPE);
+    response
+}
+
+/// What somebody who knows no gRPC answers to a call, as gRPC has it: without its body, its status as clients would
+/// read it.
+pub(crate) fn in_place_of(http: &Response<Body>) -> Response<Body> {
+    let status = http.status().as_u16();
+    let code = match status {
+        400 => Code::Internal,
+        401 => Code::Unauthenticated,
+        403 => Code::PermissionDenied,
+        404 => Code::Unimplemented,
+        429 | 502 | 503 | 504 => Code::Unavailable,
+        _ => Code::Unknown,
+    };
+    let mut response = Response::new(Body::empty());
+    let headers = response.headers_mut();
+    *headers = http.headers().clone();
+    for of_the_body in [header::CONTENT_ENCODING, header::CONTENT_LENGTH] {
+        headers.remove(of_the_body);
+    }
+    headers.insert(header::CONTENT_TYPE, CONTENT_TYPE);
+    headers.insert(STATUS, HeaderValue::from(code as u16));
+    if let Ok(message) = HeaderValue::from_str(&format!("answered with HTTP status {status}")) {
+        headers.insert(MESSAGE, message);
+    }
     response
 }
 
@@ -192,6 +220,21 @@ mod tests {
             (&[("grpc-message", "0")], None),
         ] {
             assert_eq!(status_of(&fields(lines)), want, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_of_http_is_put_as_clients_of_grpc_would_read_it() {
+        for (status, want) in [(401, "16"), (403, "7"), (404, "12"), (429, "14"), (302, "2")] {
+            let mut http = Response::new(Body::full("no".into()));
+            *http.status_mut() = http::StatusCode::from_u16(status).unwrap();
+            http.headers_mut().insert("www-authenticate", HeaderValue::from_static("Bearer"));
+            http.headers_mut().insert("content-length", HeaderValue::from_static("2"));
+            let response = in_place_of(&http);
+            assert_eq!(response.status(), 200);
+            assert_eq!(response.headers()["grpc-status"], want, "{status}");
+            assert!(response.body().is_end_stream() && !response.headers().contains_key("content-length"));
+            assert_eq!(response.headers()["www-authenticate"], "Bearer");
         }
     }
 

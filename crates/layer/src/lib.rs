@@ -27,11 +27,15 @@
 //!
 //! # Layout, in the order of a request
 //!
-//! `service` is the route covered · `request` key, principal, bounded body, fingerprint · `drive`
+//! `service` is the route covered · `request` key, principal, bounded body, fingerprint · `auth` credentials checked by
+//! somebody else, [`ask`] how somebody else is asked · `drive`
 //! runs the claim against the store · `wait` where a duplicate in flight waits · `exchange` one
 //! execution · `capture` reads the answer · `replay` answers from a record · `refuse` the only
-//! place that says a status of our own · [`grpc`] what gRPC says otherwise · `detach` work that outlives its client · `run_once` jobs.
+//! place that says a status of our own · [`grpc`] what gRPC says otherwise · `detach` work that
+//! outlives its client · `observe` shadow mode, on the copies that `tee` makes · `run_once` jobs.
 
+pub mod ask;
+mod auth;
 mod body;
 mod caller;
 mod capture;
@@ -45,6 +49,7 @@ pub mod failpoint;
 pub mod grpc;
 mod layer;
 mod metrics;
+mod observe;
 pub mod pattern;
 mod policies;
 mod refuse;
@@ -55,6 +60,7 @@ pub mod route;
 mod run_once;
 mod service;
 mod spool;
+mod tee;
 mod wait;
 
 pub use onceward_core::{
@@ -66,15 +72,17 @@ pub use onceward_core::{
 pub use onceward_store as store;
 
 pub use self::{
+    auth::{Auth, AuthRules},
     body::{Body, BoxError},
     engine::{Engine, Limits},
     exchange::NotSent,
     explain::{Explained, ExplainedScope},
     layer::Layer,
+    observe::Unanswered,
     refuse::{Details, Problem},
     rekey::Rekeyed,
     request::TrustedPeer,
-    route::{Route, Routes},
+    route::{Mode, Route, Routes},
     run_once::{Done, JobError, Jobs, Run, RunError},
     service::{Covered, Service},
 };

@@ -29,6 +29,8 @@ pub enum Problem {
     NoPrincipal(String),
     /// A header that only trusted hops may set.
     UntrustedHeader(String),
+    /// Nobody could tell whether the credentials are good.
+    AuthUnavailable,
     /// A path that servers read in more than one way.
     InvalidPath,
     /// The request body is over its limit, in bytes.
@@ -73,6 +75,7 @@ impl Problem {
             Self::MissingIdentifier(_) => "missing-identifier",
             Self::NoPrincipal(_) => "no-principal",
             Self::UntrustedHeader(_) => "untrusted-header",
+            Self::AuthUnavailable => "auth-unavailable",
             Self::InvalidPath => "invalid-path",
             Self::BodyTooLarge(_) => "body-too-large",
             Self::BodyUnreadable => "body-unreadable",
@@ -110,7 +113,9 @@ impl Problem {
             Self::NotOneMessage => StatusCode::NOT_IMPLEMENTED,
             Self::UpstreamUnreachable | Self::UpstreamFailed => StatusCode::BAD_GATEWAY,
             Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::SpoolFull | Self::Overloaded | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Self::SpoolFull | Self::Overloaded | Self::Draining | Self::AuthUnavailable => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Refused(refusal, _) => match refusal {
                 Refusal::KeyReused => StatusCode::from_u16(mismatch_status).unwrap_or(StatusCode::UNPROCESSABLE_ENTITY),
                 Refusal::KeyGone => StatusCode::GONE,
@@ -135,7 +140,9 @@ impl Problem {
             Self::NotOneMessage => Code::Unimplemented,
             Self::UpstreamFailed => Code::Unknown,
             Self::UpstreamTimeout => Code::DeadlineExceeded,
-            Self::UpstreamUnreachable | Self::SpoolFull | Self::Overloaded | Self::Draining => Code::Unavailable,
+            Self::UpstreamUnreachable | Self::AuthUnavailable | Self::SpoolFull | Self::Overloaded | Self::Draining => {
+                Code::Unavailable
+            }
             Self::Refused(refusal, _) => match refusal {
                 Refusal::KeyReused => Code::InvalidArgument,
                 Refusal::PrincipalChanged => Code::PermissionDenied,
@@ -171,6 +178,11 @@ impl Problem {
                 "A header from an untrusted peer",
                 format!("{name} counts only from peers in listen.trusted. Send the request through the trusted hop, or list this peer there."),
                 false,
+            ),
+            Self::AuthUnavailable => (
+                "The credentials could not be checked",
+                "Nothing was claimed, sent or shown. Send the request again, with the same key.".into(),
+                true,
             ),
             Self::InvalidPath => (
                 "The path can be read in more than one way",
@@ -224,6 +236,7 @@ impl Problem {
             Self::Refused(Refusal::StoreUnavailable | Refusal::ClaimLost, _)
             | Self::SpoolFull
             | Self::Overloaded
+            | Self::AuthUnavailable
             | Self::Draining => Some(SOON),
             _ => None,
         }

@@ -10,7 +10,7 @@ use onceward_core::{
 };
 use tokio::sync::Semaphore;
 
-use crate::pattern::Pattern;
+use crate::{auth::Auth, pattern::Pattern};
 
 /// How requests of one route are treated. Names and defaults are those of the configuration.
 #[derive(Clone, Debug)]
@@ -24,12 +24,14 @@ pub struct Route {
     pub path: Option<Pattern>,
     /// Host it covers; `None` for all.
     pub host: Option<String>,
-    /// `false` passes everything through.
-    pub enforce: bool,
+    /// Whether they are protected at all.
+    pub mode: Mode,
     /// Where the key comes from.
     pub key: KeyRule,
     /// Whom a key belongs to.
     pub scope: ScopeRule,
+    /// Checks credentials before a claim and before a replay.
+    pub auth: Option<Arc<Auth>>,
     /// What makes two requests the same.
     pub fingerprint: Rules,
     /// Lifetimes, recording and what to do with unknown outcomes.
@@ -66,6 +68,17 @@ pub struct Route {
     pub extensions: http::Extensions,
     /// Whether it is the one for everything that no other covers.
     pub(crate) is_fallback: bool,
+}
+
+/// Whether a route protects its requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// It does.
+    Enforce,
+    /// It only says what it would do: everything passes through.
+    Observe,
+    /// Everything passes through.
+    Off,
 }
 
 /// Where a route's key comes from.
@@ -149,7 +162,13 @@ impl Route {
     /// Whether it protects requests of this method. Safe ones have no effect to protect.
     #[must_use]
     pub fn covers(&self, method: &Method) -> bool {
-        self.enforce && is_protectable(method) && self.methods.contains(method)
+        self.mode == Mode::Enforce && is_protectable(method) && self.methods.contains(method)
+    }
+
+    /// Whether it watches requests that it would protect.
+    #[must_use]
+    pub fn watches(&self, method: &Method) -> bool {
+        self.mode == Mode::Observe && is_protectable(method) && self.methods.contains(method)
     }
 
     /// A route with the defaults of the configuration: POST and PATCH, any path.
@@ -159,7 +178,7 @@ impl Route {
             methods: vec![Method::POST, Method::PATCH],
             path: None,
             host: None,
-            enforce: true,
+            mode: Mode::Enforce,
             key: KeyRule {
                 from: vec![
                     Source::Header(HeaderName::from_static("idempotency-key")),
@@ -174,6 +193,7 @@ impl Route {
                 env: Part::Fixed("default".into()),
                 principal: Principal::Auto,
             },
+            auth: None,
             fingerprint: Rules::default(),
             in_flight: Arc::new(Semaphore::new(1000)),
             policy: Arc::new(Policy::default()),

@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use tower_service::Service as TowerService;
 
 use crate::{
+    auth,
     body::{Body, BoxError},
     caller::Caller,
     detach::{Detach, Handoff},
@@ -32,7 +33,7 @@ use crate::{
     exchange::Exchange,
     grpc,
     metrics::Outcome,
-    policies,
+    observe, policies,
     refuse::{Details, Problem},
     replay::{self, STATUS},
     request::{self, Asked, Reading, Reread, again::Again},
@@ -94,6 +95,7 @@ where
         let routes = self.engine.routes();
         let route = Arc::clone(routes.of(request.method(), request.uri().path(), host));
         let covered = route.covers(request.method());
+        let watched = route.watches(request.method());
         // Only this layer says these, of whatever request.
         for name in [&ATTEMPT, &RECORD, &FENCE] {
             request.headers_mut().remove(name);
@@ -101,6 +103,9 @@ where
         request.extensions_mut().insert(Covered { route: Arc::clone(&route), protected: false });
         // Behind a path that servers read in two ways may be a route that protects.
         let ambiguous = !covered && routes.protect(request.method()) && is_ambiguous(request.uri().path());
+        if watched && !ambiguous {
+            return Box::pin(observe::serve(self.engine.clone(), route, inner, request));
+        }
         if !covered && !ambiguous {
             let call = inner.call(request.map(Body::wrap));
             return Box::pin(async move { Ok(call.await?.map(Body::wrap)) });
@@ -142,6 +147,12 @@ where
             let mut response = inner.call(request).await?.map(Body::wrap);
             replay::strip_own(response.headers_mut(), &route);
             return Ok(response);
+        }
+        Ok(Reading::Denied(answer)) => {
+            engine.0.metrics.request(&route.name, Outcome::Rejected);
+            tracing::info!(route = %route.name, decision = "denied", status = answer.status.as_u16(), "request");
+            let response = auth::refusal(&answer, &route, &request_id);
+            return Ok(if is_grpc { grpc::in_place_of(&response) } else { response });
         }
         Err(problem) => {
             engine.0.metrics.request(&route.name, Outcome::Rejected);
@@ -274,7 +285,7 @@ where
 }
 
 /// A derived key is remembered for its own, shorter time.
-fn policy_for(route: &Route, derived: bool) -> Arc<Policy> {
+pub(crate) fn policy_for(route: &Route, derived: bool) -> Arc<Policy> {
     match route.key.missing {
         Missing::Derive(retention) if derived => Arc::new(Policy { retention, ..Policy::clone(&route.policy) }),
         _ => Arc::clone(&route.policy),
@@ -318,7 +329,7 @@ fn usual_time_left(engine: &Engine, route: &Route) -> Duration {
 }
 
 /// Where the retention slides, each replay extends it, in the background.
-fn extend_retention(
+pub(crate) fn extend_retention(
     engine: &Engine,
     route: &Route,
     id: key::RecordId,
@@ -345,7 +356,7 @@ fn extend_retention(
     });
 }
 
-fn outcome_of(refusal: Refusal) -> Outcome {
+pub(crate) fn outcome_of(refusal: Refusal) -> Outcome {
     match refusal {
         Refusal::KeyReused => Outcome::Mismatch,
         Refusal::InFlight | Refusal::RetryLater(_) => Outcome::InFlight,

@@ -3,12 +3,14 @@
 use std::{collections::HashMap, sync::Arc};
 
 use onceward::{
-    Body, BodyRule, Hash, KeyRules, Limits, Pointer, Route, Routes, RuleSet, Rules,
+    Auth, AuthRules, Body, BodyRule, Hash, KeyRules, Limits, Mode, Pointer, Route, Routes, RuleSet, Rules,
+    ask::Client,
     route::{KeyRule, Missing, Part, Principal, PrincipalSource, ScopeRule, Source},
 };
 use tokio::sync::Semaphore;
 
 use crate::{
+    ask::Questions,
     config::{self, Config, RouteConfig, route as said},
     proxy::{Passthrough, PassthroughTimes, Target, Upstream, UpstreamOptions},
 };
@@ -36,6 +38,8 @@ struct Reached {
     said: config::Upstream,
     client: Upstream<Body>,
     permits: Arc<Semaphore>,
+    /// A share for routes in shadow mode, which take nothing from those that protect.
+    watched: Arc<Semaphore>,
 }
 
 impl Upstreams {
@@ -46,8 +50,9 @@ impl Upstreams {
     pub fn new(config: &Config, before: &Self) -> Result<Self, Unusable> {
         let reached = |said: &config::Upstream| {
             if let Some(same) = before.0.get(&said.name).filter(|before| before.said == *said) {
-                let (client, permits) = (same.client.clone(), Arc::clone(&same.permits));
-                return Ok((said.name.clone(), Reached { said: said.clone(), client, permits }));
+                let (permits, watched) = (Arc::clone(&same.permits), Arc::clone(&same.watched));
+                let reached = Reached { said: said.clone(), client: same.client.clone(), permits, watched };
+                return Ok((said.name.clone(), reached));
             }
             let options = UpstreamOptions {
                 connect_timeout: said.connect_timeout,
@@ -56,8 +61,9 @@ impl Upstreams {
             };
             let client = Upstream::new(&said.url.to_string(), &options)
                 .map_err(|error| unusable(format!("upstream {:?}", said.name))(error.into()))?;
-            let permits = Arc::new(Semaphore::new(said.max_in_flight.min(Semaphore::MAX_PERMITS)));
-            Ok((said.name.clone(), Reached { said: said.clone(), client, permits }))
+            let permits = || Arc::new(Semaphore::new(said.max_in_flight.min(Semaphore::MAX_PERMITS)));
+            let reached = Reached { said: said.clone(), client, permits: permits(), watched: permits() };
+            Ok((said.name.clone(), reached))
         };
         config.upstreams.iter().map(reached).collect::<Result<_, _>>().map(Self)
     }
@@ -68,16 +74,43 @@ impl Upstreams {
 /// # Errors
 /// [`Unusable`].
 pub fn routes(config: &Config, upstreams: &Upstreams) -> Result<Routes, Unusable> {
-    let route = |said: &RouteConfig| {
+    let mut asks = Asks::default();
+    let mut route = |said: &RouteConfig| {
         let mut route = route_of(said, config.limits.canonical_body)?;
+        route.auth = said.auth.as_ref().map(|said| asks.auth(said));
         if let Some(reached) = said.upstream.as_ref().and_then(|name| upstreams.0.get(name)) {
-            route.in_flight = Arc::clone(&reached.permits);
+            let permits = if route.mode == Mode::Observe { &reached.watched } else { &reached.permits };
+            route.in_flight = Arc::clone(permits);
             route.extensions.insert(Arc::new(target(said, &reached.client)));
         }
         Ok(route)
     };
-    let named = config.routes.iter().map(route).collect::<Result<Vec<_>, _>>()?;
+    let named = config.routes.iter().map(&mut route).collect::<Result<Vec<_>, _>>()?;
     Ok(Routes::new(named, route(&config.default_route)?))
+}
+
+/// What asks others, and the client that it asks with.
+#[derive(Default)]
+struct Asks {
+    client: Arc<Questions>,
+    /// Routes that check alike share what is remembered.
+    auths: Vec<(said::AuthConfig, Arc<Auth>)>,
+}
+
+impl Asks {
+    fn auth(&mut self, said: &said::AuthConfig) -> Arc<Auth> {
+        if let Some((_, same)) = self.auths.iter().find(|(other, _)| other == said) {
+            return Arc::clone(same);
+        }
+        let mut rules = AuthRules::new(said.url.clone());
+        rules.headers.clone_from(&said.headers);
+        rules.cache = said.cache;
+        rules.timeout = said.timeout;
+        rules.principal_header.clone_from(&said.principal_header);
+        let auth = Arc::new(Auth::new(Arc::clone(&self.client) as Arc<dyn Client>, rules));
+        self.auths.push((said.clone(), Arc::clone(&auth)));
+        auth
+    }
 }
 
 fn target(said: &RouteConfig, upstream: &Upstream<Body>) -> Target {
@@ -108,7 +141,11 @@ fn route_of(said: &RouteConfig, canonical_body: u64) -> Result<Route, Unusable> 
         route.host.clone_from(&said.matching.host);
     }
     // Where nothing is behind it there is nothing to protect: the answer is 404.
-    route.enforce = said.mode == said::Mode::Enforce && said.upstream.is_some();
+    route.mode = match said.mode {
+        said::Mode::Enforce if said.upstream.is_some() => Mode::Enforce,
+        said::Mode::Observe if said.upstream.is_some() => Mode::Observe,
+        _ => Mode::Off,
+    };
     route.key = key_rule(said).map_err(wrong("key.from"))?;
     route.scope = scope_rule(&said.scope);
     route.fingerprint = fingerprint(&said.fingerprint, canonical_body).map_err(wrong("fingerprint"))?;
