@@ -210,6 +210,7 @@ impl Reader<'_, '_, '_> {
             scope: self.scope(listen),
             fingerprint,
             retention,
+            retention_body: table.form("retention_body", units::duration),
             sliding,
             retention_max,
             unknown_max,
