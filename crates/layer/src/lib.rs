@@ -27,12 +27,15 @@
 //!
 //! # Layout, in the order of a request
 //!
-//! `service` is the route covered · `request` key, principal, bounded body, fingerprint · `drive`
+//! `service` is the route covered · `request` key, principal, bounded body, fingerprint · `auth` credentials checked by
+//! somebody else, [`ask`] how somebody else is asked · `drive`
 //! runs the claim against the store · `wait` where a duplicate in flight waits · `exchange` one
 //! execution · `capture` reads the answer · `replay` answers from a record · `refuse` the only
 //! place that says a status of our own · `detach` work that outlives its client · `observe` shadow
 //! mode, on the copies that `tee` makes · `run_once` jobs.
 
+pub mod ask;
+mod auth;
 mod body;
 mod capture;
 mod coding;
@@ -67,6 +70,7 @@ pub use onceward_core::{
 pub use onceward_store as store;
 
 pub use self::{
+    auth::{Auth, AuthRules},
     body::{Body, BoxError},
     engine::{Engine, Limits},
     exchange::NotSent,

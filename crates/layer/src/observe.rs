@@ -126,7 +126,7 @@ async fn watch(
         Ok(Reading::Protected(asked)) => return claim(&engine, &route, asked, answer).await,
         Ok(Reading::Unprotected(_)) => Would::As(Outcome::Unprotected),
         Err(_) if lost.is_lost() => Would::Unobserved,
-        Err(_) => Would::As(Outcome::Rejected),
+        Ok(Reading::Denied(_)) | Err(_) => Would::As(Outcome::Rejected),
     };
     engine.0.metrics.observed(&route.name, would);
     tracing::info!(route = %route.name, decision = "observed", would = would.as_str(), "request");

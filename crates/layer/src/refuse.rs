@@ -25,6 +25,8 @@ pub enum Problem {
     NoPrincipal(String),
     /// A header that only trusted hops may set.
     UntrustedHeader(String),
+    /// Nobody could tell whether the credentials are good.
+    AuthUnavailable,
     /// A path that servers read in more than one way.
     InvalidPath,
     /// The request body is over its limit, in bytes.
@@ -67,6 +69,7 @@ impl Problem {
             Self::MissingIdentifier(_) => "missing-identifier",
             Self::NoPrincipal(_) => "no-principal",
             Self::UntrustedHeader(_) => "untrusted-header",
+            Self::AuthUnavailable => "auth-unavailable",
             Self::InvalidPath => "invalid-path",
             Self::BodyTooLarge(_) => "body-too-large",
             Self::BodyUnreadable => "body-unreadable",
@@ -102,7 +105,9 @@ impl Problem {
             Self::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UpstreamUnreachable | Self::UpstreamFailed => StatusCode::BAD_GATEWAY,
             Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::SpoolFull | Self::Overloaded | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Self::SpoolFull | Self::Overloaded | Self::Draining | Self::AuthUnavailable => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Refused(refusal, _) => match refusal {
                 Refusal::KeyReused => StatusCode::from_u16(mismatch_status).unwrap_or(StatusCode::UNPROCESSABLE_ENTITY),
                 Refusal::KeyGone => StatusCode::GONE,
@@ -135,6 +140,11 @@ impl Problem {
                 "A header from an untrusted peer",
                 format!("{name} counts only from peers in listen.trusted. Send the request through the trusted hop, or list this peer there."),
                 false,
+            ),
+            Self::AuthUnavailable => (
+                "The credentials could not be checked",
+                "Nothing was claimed, sent or shown. Send the request again, with the same key.".into(),
+                true,
             ),
             Self::InvalidPath => (
                 "The path can be read in more than one way",
@@ -183,6 +193,7 @@ impl Problem {
             Self::Refused(Refusal::StoreUnavailable | Refusal::ClaimLost, _)
             | Self::SpoolFull
             | Self::Overloaded
+            | Self::AuthUnavailable
             | Self::Draining => Some(SOON),
             _ => None,
         }

@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use tower_service::Service as TowerService;
 
 use crate::{
+    auth,
     body::{Body, BoxError},
     coding,
     detach::{Detach, Handoff},
@@ -144,6 +145,11 @@ where
             let mut response = inner.call(request).await?.map(Body::wrap);
             replay::strip_own(response.headers_mut(), &route);
             return Ok(response);
+        }
+        Ok(Reading::Denied(answer)) => {
+            engine.0.metrics.request(&route.name, Outcome::Rejected);
+            tracing::info!(route = %route.name, decision = "denied", status = answer.status.as_u16(), "request");
+            return Ok(auth::refusal(&answer, &route, &request_id));
         }
         Err(problem) => {
             engine.0.metrics.request(&route.name, Outcome::Rejected);

@@ -23,9 +23,11 @@ use onceward_core::{
 
 use self::{
     collect::{collect, digests, is_encoded, listed_headers, with_workspace},
-    principal::{principal, scope_part, scope_route},
+    principal::{Who, principal, scope_part, scope_route},
 };
 use crate::{
+    ask::Answer,
+    auth::Verdict,
     body::{Body, BoxError},
     engine::{Engine, new_claim_id},
     policies,
@@ -60,6 +62,8 @@ pub(crate) enum Reading {
     Protected(Box<Asked>),
     /// It has none, and its route lets it pass.
     Unprotected(Request<Body>),
+    /// Its credentials were checked, and this is what its client is told.
+    Denied(Arc<Answer>),
 }
 
 /// The id of a request: its own, or a new one.
@@ -77,7 +81,7 @@ pub(crate) fn request_id(headers: &HeaderMap) -> HeaderValue {
 }
 
 /// Reads a request on a covered route. The order of checks is PROTOCOL section 3's: key,
-/// principal, body, required fields.
+/// principal, credentials, body, required fields.
 pub(crate) async fn read<B>(engine: &Engine, route: &Arc<Route>, request: Request<B>) -> Result<Reading, Problem>
 where
     B: HttpBody<Data = Bytes> + Send + 'static,
@@ -96,9 +100,21 @@ where
         }
     }
     let trusted = parts.extensions.get::<TrustedPeer>().is_none_or(|peer| peer.0);
-    let who = principal(engine, route, &parts.headers, trusted)?;
+    let says_who = route.auth.as_ref().is_some_and(|auth| auth.names_the_caller().is_some());
+    let mut who = if says_who { Who::default() } else { principal(engine, route, &parts.headers, trusted)? };
     let tenant = scope_part(&route.scope.tenant, &parts.headers, trusted)?;
     let env = scope_part(&route.scope.env, &parts.headers, trusted)?;
+    let vouched = route.auth.is_some();
+    if let Some(auth) = &route.auth {
+        // On the heap, so that other routes do not carry its room.
+        match Box::pin(auth.check(&parts, &engine.0.metrics)).await {
+            Verdict::Allowed(None) if says_who => return Err(Problem::AuthUnavailable),
+            Verdict::Allowed(None) => {}
+            Verdict::Allowed(Some(caller)) => who.spelled = format!("auth:{caller}"),
+            Verdict::Refused(answer) => return Ok(Reading::Denied(answer)),
+            Verdict::Unavailable => return Err(Problem::AuthUnavailable),
+        }
+    }
 
     let listed = listed_headers(&route.fingerprint, &parts.headers);
     let listed: Vec<(&str, &[u8])> = listed.iter().map(|(name, value)| (*name, value.as_slice())).collect();
@@ -144,7 +160,9 @@ where
     let ask = Ask {
         claim_id: new_claim_id(),
         session: engine.0.session,
+        // Kept also where somebody vouches, should the route be without a check one day.
         principal_proof: who.proof,
+        vouched,
         fingerprint_policy: policies::number(&route.fingerprint),
         fingerprint: collected.fingerprint.0,
     };
@@ -158,7 +176,7 @@ where
         body: collected.memory,
         request: Request::from_parts(parts, collected.body),
         derived,
-        unverified_principal: who.proof.is_some(),
+        unverified_principal: who.proof.is_some() && !vouched,
     })))
 }
 

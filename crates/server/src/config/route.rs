@@ -3,7 +3,7 @@
 
 use core::time::Duration;
 
-use http::{HeaderName, Method};
+use http::{HeaderName, Method, Uri};
 use onceward_core::policy::{Outage, Policy, Recording, Step};
 
 use onceward::pattern::Pattern;
@@ -28,6 +28,8 @@ pub struct RouteConfig {
     pub key: KeyConfig,
     /// Within what a key counts.
     pub scope: ScopeConfig,
+    /// How credentials are checked, where they are.
+    pub auth: Option<AuthConfig>,
     /// What makes two requests the same.
     pub fingerprint: FingerprintConfig,
     /// How long a settled key is remembered, from its completion.
@@ -197,6 +199,21 @@ pub enum PrincipalPart {
     Header(HeaderName),
     /// `cookie:NAME`
     Cookie(String),
+}
+
+/// How credentials are checked before a claim and before a replay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthConfig {
+    /// Who is asked; absolute.
+    pub url: Uri,
+    /// What is sent along besides the credentials.
+    pub headers: Vec<HeaderName>,
+    /// How long a 2xx counts for requests that send the same; zero asks for each.
+    pub cache: Duration,
+    /// For a question and its answer.
+    pub timeout: Duration,
+    /// The header of the answer that names the caller.
+    pub principal_header: Option<HeaderName>,
 }
 
 /// What makes two requests the same.

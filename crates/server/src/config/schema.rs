@@ -23,7 +23,7 @@ pub const NOT_AVAILABLE: &[(&str, &str)] = &[
     (r#"upstream.url = "https://…""#, "TLS to an upstream"),
     ("upstream.ca", "TLS to an upstream"),
     ("upstream.client_cert", "TLS to an upstream"),
-    ("route.auth", "authorization before replay"),
+    (r#"route.auth.url = "https://…""#, "TLS to the service that checks credentials"),
     ("route.probe", "asking the upstream for an unknown outcome"),
     (r#"route.on_unknown = "probe""#, "asking the upstream for an unknown outcome"),
     (r#"route.on_unknown = "effect""#, "looking for the effect in Postgres"),
@@ -226,7 +226,7 @@ pub(super) const ROUTE: &[Key] = &[
             ),
         ]),
     ),
-    key("auth", Kind::Any),
+    key("auth", Kind::Table(AUTH)),
     key(
         "fingerprint",
         Kind::Table(&[
@@ -313,6 +313,17 @@ pub(super) const ROUTE: &[Key] = &[
         ]),
     ),
     key("forward_key", Kind::Choice(&["same", "derived"])),
+];
+
+const AUTH: &[Key] = &[
+    key(
+        "url",
+        Kind::Text(|text| forms::auth_url(text).map(drop), r#""none", or a URL such as "http://127.0.0.1:9100/check""#),
+    ),
+    key("headers", Kind::List(32, &HEADER)),
+    key("cache", Kind::Duration(Duration::ZERO, secs(3600))),
+    key("timeout", Kind::Duration(ms(1), secs(60))),
+    key("principal_header", HEADER),
 ];
 
 /// With its headers, a record must fit half a batch of the log, which is 4 MiB.

@@ -458,6 +458,7 @@ pub(super) fn ask(who: Who, fingerprint: u8) -> Ask {
         claim_id: ClaimId([who as u8; 16]),
         session: SessionId([who as u8; 16]),
         principal_proof: None,
+        vouched: false,
         fingerprint_policy: 1,
         fingerprint: [fingerprint; 32],
     }
