@@ -126,7 +126,7 @@ fn by_state(there: &Record, seen: Seen, ask: &Ask, policy: &Policy, now: Micros)
         Seen::Abandoned | Seen::NotExecuted => take_over(there, ask, policy),
         Seen::Unknown => on_unknown(there, ask, policy, now),
         Seen::Completed | Seen::Failed => match &facts.outcome {
-            Some(outcome) if outcome.body_not_kept => {
+            Some(outcome) if outcome.is_bare(now) => {
                 Decision::Refuse(Refusal::ResponseNotKept { status: outcome.status })
             }
             Some(_) => Decision::Replay,

@@ -8,6 +8,8 @@ use core::time::Duration;
 pub struct Policy {
     /// How long a settled key is remembered, counted from its completion.
     pub retention: Duration,
+    /// Body and trailers of an answer are forgotten so long after its completion; `None`: with the key.
+    pub retention_body: Option<Duration>,
     /// Each replay extends the retention, up to this long after completion.
     pub sliding_max: Option<Duration>,
     /// How long a holder's right lasts without renewal.
@@ -32,6 +34,7 @@ impl Default for Policy {
         const HOUR: u64 = 60 * 60;
         Self {
             retention: Duration::from_secs(24 * HOUR),
+            retention_body: None,
             sliding_max: None,
             lease: Duration::from_secs(10),
             two_phase_dispatch: false,

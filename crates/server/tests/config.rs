@@ -222,6 +222,11 @@ fn times_that_do_not_fit_are_refused_with_their_arithmetic() {
     for (text, want) in rows {
         assert_eq!(complaint(with_upstream(text)), *want, "{text}");
     }
+    let longer = "[defaults]\nretention_body = \"25h\"\n";
+    assert_eq!(
+        complaint(with_upstream(longer)),
+        "onceward.toml:5:1: [defaults]: retention = 24h is less than retention_body = 25h: an answer's body would outlive its key; raise retention to 25h or more, or lower retention_body"
+    );
     let even = "[[route]]\nname = \"a\"\nretention = \"40m\"\ntimeout = \"20s\"\nexecution_max = \"20s\"\n";
     with_upstream(even).unwrap();
 }
