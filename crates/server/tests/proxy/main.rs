@@ -20,11 +20,17 @@ mod keys;
 #[cfg(test)]
 mod observe;
 #[cfg(test)]
+mod outages;
+#[cfg(test)]
 mod process;
 #[cfg(test)]
 mod recording;
 #[cfg(test)]
 mod replays;
+#[cfg(test)]
+mod route_keys;
+#[cfg(test)]
+mod settings;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
