@@ -14,6 +14,8 @@ mod duplicates;
 #[cfg(test)]
 mod folder;
 #[cfg(test)]
+mod grpc;
+#[cfg(test)]
 mod keys;
 #[cfg(test)]
 mod observe;

@@ -695,7 +695,7 @@ impl Gate {
         self.0.add_permits(1000);
     }
 
-    async fn passed(&self) {
+    pub(crate) async fn passed(&self) {
         self.0.acquire().await.unwrap().forget();
     }
 }
