@@ -4,6 +4,8 @@
 //! The order is fixed: whose key it is (principal), whether it is the same request (fingerprint),
 //! then the state. An erased key is gone whatever was asked, since its fingerprint is gone too.
 
+use alloc::boxed::Box;
+
 use crate::{
     cas::Replacement,
     outcome::Outcome,
@@ -129,7 +131,7 @@ fn by_state(there: &Record, seen: Seen, ask: &Ask, policy: &Policy, now: Micros)
         Seen::Abandoned | Seen::NotExecuted => take_over(there, ask, policy),
         Seen::Unknown => on_unknown(there, ask, policy, now, Books::NotAsked),
         Seen::Completed | Seen::Failed => match &facts.outcome {
-            Some(outcome) if outcome.body_not_kept => {
+            Some(outcome) if outcome.is_bare(now) => {
                 Decision::Refuse(Refusal::ResponseNotKept { status: outcome.status })
             }
             Some(_) => Decision::Replay,
@@ -212,7 +214,7 @@ fn on_unknown(there: &Record, ask: &Ask, policy: &Policy, now: Micros, books: Bo
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unattended {
     /// Settle it by this write.
-    Settle(Replacement),
+    Settle(Box<Replacement>),
     /// Ask whether it took effect, then go on with [`unattended_probed`].
     Probe,
 }
@@ -231,7 +233,7 @@ pub fn unattended_probed(there: &Record, policy: &Policy, found: Found, now: Mic
         return settled_by_probe(there, policy, found, now);
     }
     match work_unattended(there, policy, now, Books::CannotSay)? {
-        Unattended::Settle(write) => Some(write),
+        Unattended::Settle(write) => Some(*write),
         Unattended::Probe => None,
     }
 }
@@ -241,7 +243,7 @@ fn work_unattended(there: &Record, policy: &Policy, now: Micros, books: Books) -
         return None;
     }
     if let Some(write) = overdue(there, policy, now) {
-        return Some(Unattended::Settle(write));
+        return Some(Unattended::Settle(Box::new(write)));
     }
     let age = now.since(there.unknown_since());
     for step in &policy.on_unknown {
@@ -249,7 +251,9 @@ fn work_unattended(there: &Record, policy: &Policy, now: Micros, books: Books) -
             Step::HoldFor(span) if age >= span => {}
             Step::Probe { .. } if books == Books::CannotSay => {}
             Step::Probe { quiesce, unattended: true } if age >= quiesce => return Some(Unattended::Probe),
-            Step::Fail => return given_up(there, policy, now, "on_unknown: fail").map(Unattended::Settle),
+            Step::Fail => {
+                return given_up(there, policy, now, "on_unknown: fail").map(Box::new).map(Unattended::Settle);
+            }
             Step::Hold | Step::HoldFor(_) | Step::Probe { .. } | Step::Retry => return None,
         }
     }

@@ -1,5 +1,5 @@
 //! Unknown outcomes whose holder still lives: several engines over one store, as several processes are.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test's helper may stop at the first surprise")]
+#![expect(clippy::unwrap_used, reason = "a test's helper may stop at the first surprise")]
 
 use std::{
     collections::HashMap,

@@ -200,7 +200,7 @@ fn a_wrong_file_says_what_where_and_how_to_mend_it() {
         ),
         (
             "[defaults]\nprobe = { url = \"http://h/{key}\", executed = [200], headers = [{ name = \"X-Key\", value = \"env:GONE\" }] }\n",
-            r#"onceward.toml:5:83: the value of x-key in "probe" of [defaults]: the environment variable "GONE" is not set, or is not UTF-8"#,
+            r#"onceward.toml:5:82: the value of x-key in "probe" of [defaults]: the environment variable "GONE" is not set, or is not UTF-8"#,
         ),
         ("[defaults]\nauth = { cache = \"5s\" }\n", r#"onceward.toml:5:1: "auth" of [defaults] lacks "url""#),
         (
@@ -254,6 +254,11 @@ fn times_that_do_not_fit_are_refused_with_their_arithmetic() {
     for (text, want) in rows {
         assert_eq!(complaint(with_upstream(text)), *want, "{text}");
     }
+    let longer = "[defaults]\nretention_body = \"25h\"\n";
+    assert_eq!(
+        complaint(with_upstream(longer)),
+        "onceward.toml:5:1: [defaults]: retention = 24h is less than retention_body = 25h: an answer's body would outlive its key; raise retention to 25h or more, or lower retention_body"
+    );
     let even = "[[route]]\nname = \"a\"\nretention = \"40m\"\ntimeout = \"20s\"\nexecution_max = \"20s\"\n";
     with_upstream(even).unwrap();
 }

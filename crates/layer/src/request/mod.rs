@@ -1,11 +1,12 @@
 //! What a request asks: its key, whose it is, its body within bounds, its fingerprint.
 //!
 //! [`key`] where the key stands, [`principal`] whose it is, [`collect`] the body and its fingerprint, [`again`] that
-//! under other rules.
+//! under other rules, [`one_message`] what of gRPC is a request.
 
 pub(crate) mod again;
 pub(crate) mod collect;
 pub(crate) mod key;
+mod one_message;
 pub(crate) mod principal;
 
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use onceward_core::{
 
 use self::{
     collect::{collect, digests, is_encoded, listed_headers, with_workspace},
+    one_message::OneMessage,
     principal::{Who, principal, scope_part, scope_route},
 };
 use crate::{
@@ -30,7 +32,7 @@ use crate::{
     auth::Verdict,
     body::{Body, BoxError},
     engine::{Engine, new_claim_id},
-    policies,
+    grpc, policies,
     refuse::Problem,
     replay::REQUEST_ID,
     route::{Missing, Route, Source},
@@ -89,7 +91,9 @@ where
 {
     let (parts, body) = request.into_parts();
     let from_head = key::from_head(route, &parts.headers, parts.uri.query())?;
-    let reads_body_for_key = route.key.from.iter().any(|source| matches!(source, Source::Json(_) | Source::Form(_)));
+    let is_grpc = grpc::is_call(&parts.headers);
+    let reads_body_for_key =
+        !is_grpc && route.key.from.iter().any(|source| matches!(source, Source::Json(_) | Source::Form(_)));
     if from_head.is_none() && !reads_body_for_key {
         match route.key.missing {
             Missing::Optional => {
@@ -134,6 +138,7 @@ where
         Some(key) if !reads_body_for_key => Some(RecordId::derive(engine.secret(), &scope, key.as_str())),
         _ => None,
     };
+    let body = OneMessage::new(body, is_grpc);
     let mut collected = collect(engine, route, body, &head, early_id.as_ref()).await?;
     let key = key::agreed(route, from_head, &head, collected.memory.as_deref())?;
     let (key, derived) = match (key, route.key.missing) {

@@ -35,7 +35,7 @@ pub(super) const ABOUT: &[(&str, &str, &str)] = &[
     ("route.match.path", "", "A pattern: {name} is one segment, {*rest} none or more, last. All paths where left out."),
     ("route.match.host", "", "A host without a port. All hosts where left out."),
     ("route.upstream", "", "The name of its upstream; the only one where left out."),
-    ("route.mode", "enforce", "off forwards unprotected."),
+    ("route.mode", "enforce", "observe only counts what it would do. off forwards unprotected."),
     (
         "route.key.from",
         r#"["header:Idempotency-Key", "header:X-Idempotency-Key"]"#,
@@ -65,6 +65,7 @@ pub(super) const ABOUT: &[(&str, &str, &str)] = &[
     ("route.fingerprint.decode", "false", "Compressed bodies are compared decoded."),
     ("route.fingerprint.fields", "8", "Members whose change a mismatch can name; 0 turns it off."),
     ("route.retention", "24h", "How long a settled record is remembered, from completion."),
+    ("route.retention_body", "", "How long body and trailers of an answer are kept; as retention where left out."),
     ("route.sliding", "false", "Each replay extends the retention, up to retention_max."),
     ("route.retention_max", "7d", "How far sliding extends, from completion."),
     ("route.unknown_max", "30d", "Then an unknown outcome is settled as failed."),

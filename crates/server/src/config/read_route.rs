@@ -216,6 +216,7 @@ impl Reader<'_, '_, '_> {
             scope,
             fingerprint,
             retention,
+            retention_body: table.form("retention_body", units::duration),
             sliding,
             retention_max,
             unknown_max,

@@ -36,6 +36,8 @@ pub struct RouteConfig {
     pub fingerprint: FingerprintConfig,
     /// How long a settled key is remembered, from its completion.
     pub retention: Duration,
+    /// How long body and trailers of an answer are; as long as the key where `None`. Not more than `retention`.
+    pub retention_body: Option<Duration>,
     /// Each replay extends the retention.
     pub sliding: bool,
     /// So long after completion at most, where `sliding`. Not less than `retention` then.
@@ -87,6 +89,7 @@ impl RouteConfig {
     pub fn policy(&self) -> Policy {
         Policy {
             retention: self.retention,
+            retention_body: self.retention_body,
             sliding_max: self.sliding.then_some(self.retention_max),
             lease: self.lease,
             two_phase_dispatch: self.two_phase_dispatch,

@@ -29,6 +29,7 @@ async fn repeat(gateway: &Gateway, key: &str) -> super::support::Answer {
     gateway.post("/pay", key, "{\"amount\":5}").await
 }
 
+// contract: outcome-unknown, route.probe.url, route.probe.executed, route.probe.headers
 #[tokio::test]
 async fn what_took_effect_is_answered_from_the_books_and_recorded() {
     let upstream = forgetful().await;
@@ -76,6 +77,7 @@ async fn what_took_effect_is_answered_from_the_books_and_recorded() {
     assert!(!gateway.log().contains("of-the-books"));
 }
 
+// contract: route.probe.not_executed
 #[tokio::test]
 async fn what_did_not_take_effect_runs_with_the_next_attempt_and_no_doubt_left() {
     let upstream = Upstream::start(|received, before| match (before, received.key()) {
@@ -108,6 +110,7 @@ async fn what_did_not_take_effect_runs_with_the_next_attempt_and_no_doubt_left()
     assert_eq!((third.status, upstream.last().header("idempotency-attempt")), (201, Some("1")));
 }
 
+// contract: route.probe.timeout
 #[tokio::test]
 async fn anything_else_says_nothing_and_the_list_goes_on() {
     let shut = Gate::shut();
@@ -154,6 +157,7 @@ async fn anything_else_says_nothing_and_the_list_goes_on() {
     assert!(metrics.contains(r#"onceward_unknown_outcomes_total{route="default",settled_by="policy"} 1"#), "{metrics}");
 }
 
+// contract: route.probe.replay
 #[tokio::test]
 async fn books_that_answer_at_length_are_believed_and_not_recorded_whole() {
     let upstream = forgetful().await;
@@ -233,6 +237,7 @@ async fn an_operator_who_settles_it_meanwhile_wins() {
     );
 }
 
+// contract: route.probe.quiesce
 #[tokio::test]
 async fn it_is_not_asked_before_its_time_and_nothing_else_of_the_list_is_done_meanwhile() {
     let upstream = forgetful().await;

@@ -48,6 +48,7 @@ async fn twice(gateway: &Gateway, upstream: &Upstream, path: &str, headers: &[(&
     (first, second, next)
 }
 
+// contract: route.record.preset
 #[tokio::test]
 async fn each_preset_is_the_table_of_the_contract_over_the_wire() {
     let upstream = Upstream::start(as_asked).await;
@@ -112,6 +113,7 @@ async fn each_preset_is_the_table_of_the_contract_over_the_wire() {
     assert_eq!((refused.status, refused.header("stripe-should-retry")), (400, Some("false")));
 }
 
+// contract: route.record.record, route.record.release, route.record.unknown, route.record.release_when
 #[tokio::test]
 async fn statuses_and_predicates_of_a_route_win_over_its_preset() {
     let upstream = Upstream::start(as_asked).await;
@@ -173,6 +175,30 @@ async fn a_key_is_new_again_after_its_retention() {
     assert_eq!(gateway.ask(&ask).await.header("x-before"), Some("0"));
     until("the end of the retention", async || gateway.ask(&ask).await.header("x-before") == Some("1")).await;
     assert_eq!(upstream.effects("k-1"), 2);
+}
+
+// contract: another-token-of-the-same-subject
+// contract: route.retention_body, recorded-without-its-body
+#[tokio::test]
+async fn the_fact_of_an_answer_outlives_its_body() {
+    let upstream = Upstream::start(as_asked).await;
+    let start = Start::before(&upstream).config("[defaults]\nretention_body = \"1s\"\n");
+    let gateway = start.start().await;
+    let ask = request("POST", "/r/201", &[("Idempotency-Key", "k-1")], "[]");
+    assert_eq!(gateway.ask(&ask).await.status, 201);
+    let not_kept = async |gateway: &Gateway| {
+        let again = gateway.ask(&ask).await;
+        assert!(again.is_replay() || again.slug() == "response-not-kept", "{again:?}");
+        !again.is_replay() && again.json()["recorded_status"] == 201 && again.status == 409
+    };
+    until("the end of the body", async || not_kept(&gateway).await).await;
+    let id = gateway.records().await[0]["record_id"].as_str().unwrap().to_owned();
+    let token = format!("Bearer {}", gateway.token());
+    let headers = [("Authorization", token.as_str())];
+    let shown = gateway.admin("GET", &format!("/records/{id}/outcome"), &headers, "").await.json();
+    assert_eq!((&shown["status"], &shown["body"], &shown["body_kept"]), (&json!(201), &json!(""), &json!(false)));
+    assert!(not_kept(&gateway.restart().await).await, "nor after a restart");
+    assert_eq!(upstream.effects("k-1"), 1);
 }
 
 #[tokio::test]
