@@ -34,4 +34,6 @@ mod settings;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
+mod trailers;
+#[cfg(test)]
 mod unknown;
