@@ -71,7 +71,7 @@ pub use self::{
     layer::Layer,
     refuse::{Details, Problem},
     rekey::Rekeyed,
-    request::TrustedPeer,
+    request::{TrustedPeer, earlier::Before},
     route::{Route, Routes},
     run_once::{Done, JobError, Jobs, Run, RunError},
     service::{Covered, Service},

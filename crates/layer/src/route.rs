@@ -245,6 +245,14 @@ impl Routes {
         self.all().find(|route| route.name == name)
     }
 
+    /// The environment of a route's keys, where it is always the same.
+    pub(crate) fn env_of(&self, route: &str) -> &str {
+        match self.named(route).map(|route| &route.scope.env) {
+            Some(Part::Fixed(env)) => env,
+            Some(Part::Header(_)) | None => "default",
+        }
+    }
+
     /// Whether any of them protects requests of this method.
     #[must_use]
     pub fn protect(&self, method: &Method) -> bool {

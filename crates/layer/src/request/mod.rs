@@ -1,10 +1,11 @@
 //! What a request asks: its key, whose it is, its body within bounds, its fingerprint.
 //!
 //! [`key`] where the key stands, [`principal`] whose it is, [`collect`] the body and its fingerprint, [`again`] that
-//! under other rules.
+//! under other rules, [`earlier`] how the request was named before a change of routes or secret.
 
 pub(crate) mod again;
 pub(crate) mod collect;
+pub(crate) mod earlier;
 pub(crate) mod key;
 pub(crate) mod principal;
 
@@ -51,6 +52,8 @@ pub(crate) struct Asked {
     pub(crate) body: Option<Bytes>,
     pub(crate) derived: bool,
     pub(crate) unverified_principal: bool,
+    /// Where the key's record may stand from before.
+    pub(crate) earlier: Vec<earlier::Name>,
 }
 
 /// What became of reading a request.
@@ -96,7 +99,7 @@ where
         }
     }
     let trusted = parts.extensions.get::<TrustedPeer>().is_none_or(|peer| peer.0);
-    let who = principal(engine, route, &parts.headers, trusted)?;
+    let who = principal(engine.secret(), route, &parts.headers, trusted)?;
     let tenant = scope_part(&route.scope.tenant, &parts.headers, trusted)?;
     let env = scope_part(&route.scope.env, &parts.headers, trusted)?;
 
@@ -148,6 +151,15 @@ where
         fingerprint_policy: policies::number(&route.fingerprint),
         fingerprint: collected.fingerprint.0,
     };
+    let before = engine.0.earlier.load();
+    let earlier = if before.is_empty() {
+        Vec::new()
+    } else {
+        let memory = collected.memory.as_ref();
+        let (method, uri, headers) = (&parts.method, &parts.uri, &parts.headers);
+        let named = earlier::Named { method, uri, headers, head: &head, trusted, memory, key: &key };
+        earlier::names(&before, &named, &id)
+    };
     let belongs = Belongs { route: route.name.clone(), tenant: tenant.into_owned(), env: env.into_owned() };
     Ok(Reading::Protected(Box::new(Asked {
         id,
@@ -159,6 +171,7 @@ where
         request: Request::from_parts(parts, collected.body),
         derived,
         unverified_principal: who.proof.is_some(),
+        earlier,
     })))
 }
 
