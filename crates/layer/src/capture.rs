@@ -29,7 +29,7 @@ const LAG_FRAMES_MAX: usize = 8;
 pub(crate) struct Plan {
     pub(crate) class: Class,
     pub(crate) retention: Option<Duration>,
-    is_event_stream: bool,
+    pub(crate) is_event_stream: bool,
 }
 
 /// Reads the head, and takes out of it what only Onceward says.

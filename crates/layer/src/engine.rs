@@ -23,6 +23,7 @@ use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use crate::{
     metrics::Metrics,
+    observe,
     policies::Policies,
     request::earlier::{self, Before, Earlier},
     route::Routes,
@@ -79,6 +80,9 @@ pub(crate) struct Shared {
     pub(crate) tracker: TaskTracker,
     pub(crate) spool: SpoolBudget,
     pub(crate) canonical_memory: Arc<Semaphore>,
+    /// Requests that shadow mode may still watch, and bytes that it may still copy.
+    pub(crate) watched: Arc<Semaphore>,
+    pub(crate) copied: Arc<Semaphore>,
     /// As many units as it has, of a byte each.
     pub(crate) canonical_memory_units: u32,
     pub(crate) policies: Policies,
@@ -122,6 +126,8 @@ impl Engine {
             tracker: TaskTracker::new(),
             spool: SpoolBudget::new(limits.spool_bytes),
             canonical_memory: Arc::new(Semaphore::new(limits.canonical_memory_bytes)),
+            watched: Arc::new(Semaphore::new(observe::WATCHED_MAX)),
+            copied: Arc::new(Semaphore::new(observe::COPIED_BYTES_MAX)),
             canonical_memory_units: u32::try_from(limits.canonical_memory_bytes).unwrap_or(u32::MAX),
             policies: Policies::default(),
             earlier: ArcSwap::default(),

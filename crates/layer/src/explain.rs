@@ -88,7 +88,7 @@ impl Engine {
             policy: policy_in_words(route),
             canonical: canonical.bytes.to_vec(),
         };
-        if !route.covers(request.method()) {
+        if !route.covers(request.method()) && !route.watches(request.method()) {
             return Ok(explained);
         }
         if route::is_ambiguous(request.uri().path()) {

@@ -30,7 +30,8 @@
 //! `service` is the route covered · `request` key, principal, bounded body, fingerprint · `drive`
 //! runs the claim against the store · `wait` where a duplicate in flight waits · `exchange` one
 //! execution · `capture` reads the answer · `replay` answers from a record · `refuse` the only
-//! place that says a status of our own · `detach` work that outlives its client · `run_once` jobs.
+//! place that says a status of our own · `detach` work that outlives its client · `observe` shadow
+//! mode, on the copies that `tee` makes · `run_once` jobs.
 
 mod body;
 mod capture;
@@ -43,6 +44,7 @@ mod explain;
 pub mod failpoint;
 mod layer;
 mod metrics;
+mod observe;
 pub mod pattern;
 mod policies;
 mod refuse;
@@ -53,6 +55,7 @@ pub mod route;
 mod run_once;
 mod service;
 mod spool;
+mod tee;
 mod wait;
 
 pub use onceward_core::{
@@ -69,10 +72,11 @@ pub use self::{
     exchange::NotSent,
     explain::{Explained, ExplainedScope},
     layer::Layer,
+    observe::Unanswered,
     refuse::{Details, Problem},
     rekey::Rekeyed,
     request::{TrustedPeer, earlier::Before},
-    route::{Route, Routes},
+    route::{Mode, Route, Routes},
     run_once::{Done, JobError, Jobs, Run, RunError},
     service::{Covered, Service},
 };

@@ -1,11 +1,15 @@
 //! The figures of PROTOCOL section 7, as handles that are looked up once.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use metrics::{Counter, Histogram, counter, gauge, histogram};
 
-use crate::route::Routes;
+use crate::route::{Mode, Route, Routes};
 
 /// What became of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,6 +53,34 @@ impl Outcome {
     }
 }
 
+/// What would have become of a request that shadow mode watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Would {
+    As(Outcome),
+    /// It could not be watched to its end: too much at once, or its client went away.
+    Unobserved,
+}
+
+impl Would {
+    fn all() -> [Self; Outcome::ALL.len() + 1] {
+        std::array::from_fn(|index| Outcome::ALL.get(index).map_or(Self::Unobserved, |outcome| Self::As(*outcome)))
+    }
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::As(outcome) => outcome.as_str(),
+            Self::Unobserved => "unobserved",
+        }
+    }
+
+    fn index(self) -> usize {
+        match self {
+            Self::As(outcome) => outcome as usize,
+            Self::Unobserved => Outcome::ALL.len(),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Metrics {
     /// Those of routes that are gone go with them; what they counted stays.
@@ -64,6 +96,8 @@ struct RouteMetrics {
     requests: [Counter; Outcome::ALL.len()],
     overhead: Histogram,
     mismatches: Counter,
+    /// Of a route that only watches, or once did.
+    observed: OnceLock<[Counter; Outcome::ALL.len() + 1]>,
     usual: std::sync::atomic::AtomicU64,
 }
 
@@ -74,8 +108,15 @@ impl RouteMetrics {
             requests: Outcome::ALL.map(requests),
             overhead: histogram!("onceward_request_overhead_seconds", "route" => name.to_owned()),
             mismatches: counter!("onceward_fingerprint_mismatches_total", "route" => name.to_owned()),
+            observed: OnceLock::new(),
             usual: std::sync::atomic::AtomicU64::new(0),
         }
+    }
+
+    fn observed(&self, name: &str) -> &[Counter; Outcome::ALL.len() + 1] {
+        let counter =
+            |would: Would| counter!("onceward_observed_total", "route" => name.to_owned(), "would" => would.as_str());
+        self.observed.get_or_init(|| Would::all().map(counter))
     }
 }
 
@@ -142,11 +183,16 @@ impl Metrics {
     /// From here on counts what happens on these routes.
     pub(crate) fn know(&self, routes: &Routes) {
         let known = self.routes.load();
-        let of_route = |name: &String| {
+        let of_route = |route: &Arc<Route>| {
+            let name = &route.name;
             let metrics = known.get(name).cloned().unwrap_or_else(|| Arc::new(RouteMetrics::new(name)));
+            if route.mode == Mode::Observe {
+                // So that they are there before the first request.
+                metrics.observed(name);
+            }
             (name.clone(), metrics)
         };
-        self.routes.store(Arc::new(routes.all().map(|route| of_route(&route.name)).collect()));
+        self.routes.store(Arc::new(routes.all().map(of_route).collect()));
     }
 
     pub(crate) fn request(&self, route: &str, outcome: Outcome) {
@@ -157,6 +203,15 @@ impl Metrics {
         }
         if outcome == Outcome::Mismatch {
             metrics.mismatches.increment(1);
+        }
+    }
+
+    /// Shadow mode has seen what would have become of a request.
+    pub(crate) fn observed(&self, route: &str, would: Would) {
+        let routes = self.routes.load();
+        let Some(metrics) = routes.get(route) else { return };
+        if let Some(counter) = metrics.observed(route).get(would.index()) {
+            counter.increment(1);
         }
     }
 
@@ -217,6 +272,7 @@ fn describe() {
         Unit::Seconds,
         "Time of Onceward's own, upstream and waiting excluded"
     );
+    describe_counter!("onceward_observed_total", "Requests in shadow mode, by what would have become of them");
     describe_histogram!("onceward_store_operation_seconds", Unit::Seconds, "Store calls");
     describe_counter!("onceward_fingerprint_mismatches_total", "Keys that came again with another request");
     describe_counter!(

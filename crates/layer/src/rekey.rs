@@ -176,7 +176,7 @@ mod tests {
     }
 
     fn off(route: Route) -> Route {
-        Route { enforce: false, ..route }
+        Route { mode: crate::route::Mode::Off, ..route }
     }
 
     fn lines(before: &Routes, after: &Routes) -> Vec<String> {

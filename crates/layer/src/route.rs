@@ -24,8 +24,8 @@ pub struct Route {
     pub path: Option<Pattern>,
     /// Host it covers; `None` for all.
     pub host: Option<String>,
-    /// `false` passes everything through.
-    pub enforce: bool,
+    /// Whether they are protected at all.
+    pub mode: Mode,
     /// Where the key comes from.
     pub key: KeyRule,
     /// Whom a key belongs to.
@@ -66,6 +66,17 @@ pub struct Route {
     pub extensions: http::Extensions,
     /// Whether it is the one for everything that no other covers.
     pub(crate) is_fallback: bool,
+}
+
+/// Whether a route protects its requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// It does.
+    Enforce,
+    /// It only says what it would do: everything passes through.
+    Observe,
+    /// Everything passes through.
+    Off,
 }
 
 /// Where a route's key comes from.
@@ -149,7 +160,13 @@ impl Route {
     /// Whether it protects requests of this method. Safe ones have no effect to protect.
     #[must_use]
     pub fn covers(&self, method: &Method) -> bool {
-        self.enforce && is_protectable(method) && self.methods.contains(method)
+        self.mode == Mode::Enforce && is_protectable(method) && self.methods.contains(method)
+    }
+
+    /// Whether it watches requests that it would protect.
+    #[must_use]
+    pub fn watches(&self, method: &Method) -> bool {
+        self.mode == Mode::Observe && is_protectable(method) && self.methods.contains(method)
     }
 
     /// A route with the defaults of the configuration: POST and PATCH, any path.
@@ -159,7 +176,7 @@ impl Route {
             methods: vec![Method::POST, Method::PATCH],
             path: None,
             host: None,
-            enforce: true,
+            mode: Mode::Enforce,
             key: KeyRule {
                 from: vec![
                     Source::Header(HeaderName::from_static("idempotency-key")),

@@ -32,7 +32,7 @@ use crate::{
     engine::Engine,
     exchange::Exchange,
     metrics::Outcome,
-    policies,
+    observe, policies,
     refuse::{Details, Problem},
     replay::{self, STATUS},
     request::{self, Asked, Reading, Reread, again::Again, earlier},
@@ -94,6 +94,7 @@ where
         let routes = self.engine.routes();
         let route = Arc::clone(routes.of(request.method(), request.uri().path(), host));
         let covered = route.covers(request.method());
+        let watched = route.watches(request.method());
         // Only this layer says these, of whatever request.
         for name in [&ATTEMPT, &RECORD, &FENCE] {
             request.headers_mut().remove(name);
@@ -101,6 +102,9 @@ where
         request.extensions_mut().insert(Covered { route: Arc::clone(&route), protected: false });
         // Behind a path that servers read in two ways may be a route that protects.
         let ambiguous = !covered && routes.protect(request.method()) && is_ambiguous(request.uri().path());
+        if watched && !ambiguous {
+            return Box::pin(observe::serve(self.engine.clone(), route, inner, request));
+        }
         if !covered && !ambiguous {
             let call = inner.call(request.map(Body::wrap));
             return Box::pin(async move { Ok(call.await?.map(Body::wrap)) });
@@ -315,7 +319,7 @@ async fn obtain_earlier(
 }
 
 /// A derived key is remembered for its own, shorter time.
-fn policy_for(route: &Route, derived: bool) -> Arc<Policy> {
+pub(crate) fn policy_for(route: &Route, derived: bool) -> Arc<Policy> {
     match route.key.missing {
         Missing::Derive(retention) if derived => Arc::new(Policy { retention, ..Policy::clone(&route.policy) }),
         _ => Arc::clone(&route.policy),
@@ -359,7 +363,7 @@ fn usual_time_left(engine: &Engine, route: &Route) -> Duration {
 }
 
 /// Where the retention slides, each replay extends it, in the background.
-fn extend_retention(
+pub(crate) fn extend_retention(
     engine: &Engine,
     route: &Route,
     id: key::RecordId,
@@ -386,7 +390,7 @@ fn extend_retention(
     });
 }
 
-fn outcome_of(refusal: Refusal) -> Outcome {
+pub(crate) fn outcome_of(refusal: Refusal) -> Outcome {
     match refusal {
         Refusal::KeyReused => Outcome::Mismatch,
         Refusal::InFlight | Refusal::RetryLater(_) => Outcome::InFlight,

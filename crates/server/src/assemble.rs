@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use onceward::{
-    Body, BodyRule, Hash, KeyRules, Limits, Pointer, Route, Routes, RuleSet, Rules,
+    Body, BodyRule, Hash, KeyRules, Limits, Mode, Pointer, Route, Routes, RuleSet, Rules,
     route::{KeyRule, Missing, Part, Principal, PrincipalSource, ScopeRule, Source},
 };
 use tokio::sync::Semaphore;
@@ -36,6 +36,8 @@ struct Reached {
     said: config::Upstream,
     client: Upstream<Body>,
     permits: Arc<Semaphore>,
+    /// A share for routes in shadow mode, which take nothing from those that protect.
+    watched: Arc<Semaphore>,
 }
 
 impl Upstreams {
@@ -46,8 +48,9 @@ impl Upstreams {
     pub fn new(config: &Config, before: &Self) -> Result<Self, Unusable> {
         let reached = |said: &config::Upstream| {
             if let Some(same) = before.0.get(&said.name).filter(|before| before.said == *said) {
-                let (client, permits) = (same.client.clone(), Arc::clone(&same.permits));
-                return Ok((said.name.clone(), Reached { said: said.clone(), client, permits }));
+                let (permits, watched) = (Arc::clone(&same.permits), Arc::clone(&same.watched));
+                let reached = Reached { said: said.clone(), client: same.client.clone(), permits, watched };
+                return Ok((said.name.clone(), reached));
             }
             let options = UpstreamOptions {
                 connect_timeout: said.connect_timeout,
@@ -56,8 +59,9 @@ impl Upstreams {
             };
             let client = Upstream::new(&said.url.to_string(), &options)
                 .map_err(|error| unusable(format!("upstream {:?}", said.name))(error.into()))?;
-            let permits = Arc::new(Semaphore::new(said.max_in_flight.min(Semaphore::MAX_PERMITS)));
-            Ok((said.name.clone(), Reached { said: said.clone(), client, permits }))
+            let permits = || Arc::new(Semaphore::new(said.max_in_flight.min(Semaphore::MAX_PERMITS)));
+            let reached = Reached { said: said.clone(), client, permits: permits(), watched: permits() };
+            Ok((said.name.clone(), reached))
         };
         config.upstreams.iter().map(reached).collect::<Result<_, _>>().map(Self)
     }
@@ -71,7 +75,8 @@ pub fn routes(config: &Config, upstreams: &Upstreams) -> Result<Routes, Unusable
     let route = |said: &RouteConfig| {
         let mut route = route_of(said, config.limits.canonical_body)?;
         if let Some(reached) = said.upstream.as_ref().and_then(|name| upstreams.0.get(name)) {
-            route.in_flight = Arc::clone(&reached.permits);
+            let permits = if route.mode == Mode::Observe { &reached.watched } else { &reached.permits };
+            route.in_flight = Arc::clone(permits);
             route.extensions.insert(Arc::new(target(said, &reached.client)));
         }
         Ok(route)
@@ -108,7 +113,11 @@ fn route_of(said: &RouteConfig, canonical_body: u64) -> Result<Route, Unusable> 
         route.host.clone_from(&said.matching.host);
     }
     // Where nothing is behind it there is nothing to protect: the answer is 404.
-    route.enforce = said.mode == said::Mode::Enforce && said.upstream.is_some();
+    route.mode = match said.mode {
+        said::Mode::Enforce if said.upstream.is_some() => Mode::Enforce,
+        said::Mode::Observe if said.upstream.is_some() => Mode::Observe,
+        _ => Mode::Off,
+    };
     route.key = key_rule(said).map_err(wrong("key.from"))?;
     route.scope = scope_rule(&said.scope);
     route.fingerprint = fingerprint(&said.fingerprint, canonical_body).map_err(wrong("fingerprint"))?;

@@ -23,7 +23,6 @@ pub const NOT_AVAILABLE: &[(&str, &str)] = &[
     (r#"upstream.url = "https://…""#, "TLS to an upstream"),
     ("upstream.ca", "TLS to an upstream"),
     ("upstream.client_cert", "TLS to an upstream"),
-    (r#"route.mode = "observe""#, "shadow mode"),
     ("route.auth", "authorization before replay"),
     ("route.probe", "asking the upstream for an unknown outcome"),
     (r#"route.on_unknown = "probe""#, "asking the upstream for an unknown outcome"),

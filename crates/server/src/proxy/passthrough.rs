@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
+use onceward::Unanswered;
 use pin_project_lite::pin_project;
 use thiserror::Error;
 use tokio::time::{Instant, Sleep, Timeout};
@@ -101,12 +102,10 @@ impl<B> Future for PassthroughFuture<B> {
         Poll::Ready(Ok(match ready!(this.exchange.poll(cx)) {
             Ok(Ok(response)) => response.map(|body| PassthroughBody::upstream(body, *this.idle_timeout)),
             Ok(Err(error)) => refuse(&error, this.id.take()),
-            Err(_) => problem::UPSTREAM_TIMEOUT
-                .response(
-                    "the upstream may still carry the request out; look before sending it again",
-                    &with(this.id.take()),
-                )
-                .map(PassthroughBody::own),
+            Err(_) => {
+                let detail = "the upstream may still carry the request out; look before sending it again";
+                own(problem::UPSTREAM_TIMEOUT.response(detail, &with(this.id.take())), true)
+            }
         }))
     }
 }
@@ -120,7 +119,13 @@ fn refuse<B>(error: &UpstreamError, id: Option<HeaderValue>) -> Response<Passthr
         (problem::UPSTREAM_FAILED, "the request may have been carried out; look before sending it again")
     };
     tracing::warn!(error = error as &dyn StdError, "the upstream gave no answer");
-    problem.response(detail, &with(id)).map(PassthroughBody::own)
+    own(problem.response(detail, &with(id)), !error.not_sent())
+}
+
+/// An answer of our own, and whether something may have been sent to the upstream.
+fn own<B>(mut response: Response<Full<Bytes>>, sent: bool) -> Response<PassthroughBody<B>> {
+    response.extensions_mut().insert(Unanswered { sent });
+    response.map(PassthroughBody::own)
 }
 
 pub(super) fn with(id: Option<HeaderValue>) -> HeaderMap {

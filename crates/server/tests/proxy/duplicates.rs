@@ -2,17 +2,12 @@
 
 use serde_json::json;
 
-use super::support::{Gate, Start, Step, Upstream, answer, charged, post, request, until};
+use super::support::{Gate, Start, Step, Upstream, answer, charged, metric, post, request, until};
 
 /// Answers when the gate opens.
 async fn gated(gate: &Gate) -> Upstream {
     let gate = gate.clone();
     Upstream::start(move |_, before| vec![Step::Until(gate.clone()), charged(before).into()]).await
-}
-
-fn metric(metrics: &str, line: &str) -> f64 {
-    let value = metrics.lines().find_map(|found| found.strip_prefix(line)?.trim().parse().ok());
-    value.unwrap_or(0.0)
 }
 
 /// Until so many duplicates wait.

@@ -14,6 +14,8 @@ mod folder;
 #[cfg(test)]
 mod keys;
 #[cfg(test)]
+mod observe;
+#[cfg(test)]
 mod process;
 #[cfg(test)]
 mod recording;

@@ -829,6 +829,12 @@ pub(crate) async fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
+/// The value on the line that begins with `line`; 0 where there is none.
+pub(crate) fn metric(metrics: &str, line: &str) -> f64 {
+    let value = metrics.lines().find_map(|found| found.strip_prefix(line)?.trim().parse().ok());
+    value.unwrap_or(0.0)
+}
+
 /// The value of `Authorization: Basic`.
 pub(crate) fn basic(user: &str, password: &str) -> String {
     format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
