@@ -346,6 +346,9 @@ impl Claim {
             (At::Waiting, Event::WaitOver) => self.refuse(Refusal::InFlight, None),
             (At::Executing, Event::Answered { class, outcome, retention, now }) => {
                 let retention = retention.unwrap_or(self.policy.retention);
+                let body_ends = self.policy.retention_body.filter(|span| *span < retention);
+                let body_until = body_ends.map_or(Micros::ZERO, |span| now.plus(span));
+                let outcome = Outcome { body_until, ..outcome };
                 let write = match class {
                     Class::Record => transition::complete(&self.facts, self.fence, outcome, retention, now),
                     Class::Fail => transition::fail(&self.facts, self.fence, Some(outcome), retention, now),

@@ -31,7 +31,8 @@ const FLAG_DISPATCHED: u16 = 1;
 const FLAG_AMBIGUOUS: u16 = 1 << 1;
 const FLAG_BODY_NOT_KEPT: u16 = 1 << 4;
 const FLAG_PROOF: u16 = 1 << 6;
-const FLAGS_KNOWN: u16 = FLAG_DISPATCHED | FLAG_AMBIGUOUS | FLAG_BODY_NOT_KEPT | FLAG_PROOF;
+const FLAG_BODY_ENDS: u16 = 1 << 7;
+const FLAGS_KNOWN: u16 = FLAG_DISPATCHED | FLAG_AMBIGUOUS | FLAG_BODY_NOT_KEPT | FLAG_PROOF | FLAG_BODY_ENDS;
 
 /// Why bytes are no record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -84,6 +85,9 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
     }
     if facts.principal_proof.is_some() {
         flags |= FLAG_PROOF;
+    }
+    if facts.outcome.as_ref().is_some_and(|outcome| outcome.body_until != Micros::ZERO) {
+        flags |= FLAG_BODY_ENDS;
     }
     out.extend_from_slice(&MAGIC);
     out.extend_from_slice(&[VERSION, facts.state as u8]);
@@ -209,6 +213,23 @@ pub fn decode(bytes: &Bytes) -> Result<Record, DecodeError> {
     })
 }
 
+/// The bytes of the same record without what of its answer has ended at `now`; `None` where nothing has, or where the
+/// bytes are no record.
+#[must_use]
+pub fn without_ended_body(bytes: &Bytes, now: Micros) -> Option<Vec<u8>> {
+    const FLAGS: core::ops::Range<usize> = 4..6;
+    let flags = u16::from_be_bytes(bytes.get(FLAGS)?.try_into().ok()?);
+    if flags & FLAG_BODY_ENDS == 0 {
+        return None;
+    }
+    let mut record = decode(bytes).ok()?;
+    let outcome = record.facts.outcome.take_if(|outcome| outcome.is_bare(now))?;
+    record.facts.outcome = Some(outcome.bare());
+    let mut bare = Vec::new();
+    encode(&record, &mut bare);
+    Some(bare)
+}
+
 /// XXH3-64 over everything but the store's block (and the checksum itself).
 fn checksum(bytes: &[u8]) -> u64 {
     let mut hash = Xxh3::new();
@@ -231,6 +252,7 @@ fn body_of(facts: &Facts) -> wire::Body {
             body: outcome.body.clone(),
             trailers: fields_to(&outcome.trailers),
             body_not_kept: outcome.body_not_kept,
+            body_until: outcome.body_until.0,
         }),
         checkpoint: facts.checkpoint.as_ref().map(|checkpoint| wire::Checkpoint {
             seq: checkpoint.seq,
@@ -248,6 +270,7 @@ fn outcome_from(outcome: wire::Outcome) -> Result<Outcome, DecodeError> {
         body: outcome.body,
         trailers: fields_from(outcome.trailers),
         body_not_kept: outcome.body_not_kept,
+        body_until: Micros(outcome.body_until),
     })
 }
 
@@ -321,9 +344,9 @@ mod tests {
     prop_compose! {
         fn outcomes()(
             status in any::<u16>(), headers in headers(), body in bytes(600), trailers in headers(),
-            body_not_kept in any::<bool>(),
+            body_not_kept in any::<bool>(), body_until in any::<u64>(),
         ) -> Outcome {
-            Outcome { status, headers, body, trailers, body_not_kept }
+            Outcome { status, headers, body, trailers, body_not_kept, body_until: Micros(body_until) }
         }
     }
 
@@ -511,6 +534,22 @@ mod tests {
         let sum = checksum(&too_large);
         too_large.extend_from_slice(&sum.to_be_bytes());
         assert!(matches!(read(&too_large), Err(DecodeError::Content(_))), "a status beyond 65535");
+    }
+
+    #[test]
+    fn a_body_is_taken_out_once_it_has_ended_and_nothing_else_changes() {
+        let mut record = any_record();
+        let outcome = Outcome { status: 200, body: vec![7; 50].into(), body_until: Micros(100), ..Outcome::default() };
+        record.facts.outcome = Some(outcome.clone());
+        let bytes: Bytes = bytes_of(&record).into();
+        assert_eq!(without_ended_body(&bytes, Micros(99)), None);
+        let bare = without_ended_body(&bytes, Micros(100)).unwrap();
+        record.facts.outcome = Some(outcome.bare());
+        assert_eq!(read(&bare), Ok(kept(&record)));
+        assert_eq!(without_ended_body(&bare.into(), Micros(100)), None, "there is no more to take");
+        for other in [bytes_of(&any_record()), vec![], vec![0xff; 6]] {
+            assert_eq!(without_ended_body(&other.into(), Micros(u64::MAX)), None);
+        }
     }
 
     #[test]

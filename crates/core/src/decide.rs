@@ -20,6 +20,9 @@ pub struct Ask {
     pub session: SessionId,
     /// Hash of the credential, where the principal alone does not prove who asks.
     pub principal_proof: Option<[u8; 16]>,
+    /// Somebody who can tell has checked the credential just now: another proof than the record's is
+    /// the same caller's, as after a token was refreshed.
+    pub vouched: bool,
     /// Which rules the fingerprint was made with.
     pub fingerprint_policy: u32,
     /// Of this request.
@@ -90,7 +93,7 @@ pub enum Verified {
 #[must_use]
 pub fn decide(there: &Record, ask: &Ask, policy: &Policy, now: Micros) -> (Decision, Verified) {
     let facts = &there.facts;
-    if facts.principal_proof.is_some() && facts.principal_proof != ask.principal_proof {
+    if facts.principal_proof.is_some() && facts.principal_proof != ask.principal_proof && !ask.vouched {
         return (Decision::Refuse(Refusal::PrincipalChanged), Verified::Yes);
     }
     let seen = there.seen_at(now);
@@ -123,7 +126,7 @@ fn by_state(there: &Record, seen: Seen, ask: &Ask, policy: &Policy, now: Micros)
         Seen::Abandoned | Seen::NotExecuted => take_over(there, ask, policy),
         Seen::Unknown => on_unknown(there, ask, policy, now),
         Seen::Completed | Seen::Failed => match &facts.outcome {
-            Some(outcome) if outcome.body_not_kept => {
+            Some(outcome) if outcome.is_bare(now) => {
                 Decision::Refuse(Refusal::ResponseNotKept { status: outcome.status })
             }
             Some(_) => Decision::Replay,
@@ -206,6 +209,7 @@ mod tests {
             claim_id: ClaimId([1; 16]),
             session: SessionId([1; 16]),
             principal_proof: Some([4; 16]),
+            vouched: false,
             fingerprint_policy: 1,
             fingerprint: [9; 32],
         }
@@ -228,6 +232,16 @@ mod tests {
         for ask in [stranger, other, ask()] {
             assert_eq!(decided(&there, &ask), Decision::Refuse(Refusal::KeyGone));
         }
+    }
+
+    #[test]
+    fn who_is_vouched_for_may_bring_another_token_and_no_other_request() {
+        let mut there = record();
+        (there.facts.state, there.facts.outcome) = (State::Completed, Some(Outcome::default()));
+        let refreshed = Ask { principal_proof: Some([5; 16]), vouched: true, ..ask() };
+        assert_eq!(decided(&there, &refreshed), Decision::Replay);
+        let other = Ask { fingerprint: [3; 32], ..refreshed };
+        assert_eq!(decided(&there, &other), Decision::Refuse(Refusal::KeyReused));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use alloc::vec::Vec;
 pub use prost::bytes::Bytes;
 
+use crate::record::Micros;
+
 /// One header or trailer field, as it stood on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
@@ -23,8 +25,24 @@ pub struct Outcome {
     pub body: Bytes,
     /// Trailers in order.
     pub trailers: Vec<Field>,
-    /// The fact is kept, the body is not: it was over the limit or an event stream.
+    /// The fact is kept, the body is not: it was over the limit, an event stream, or has ended.
     pub body_not_kept: bool,
+    /// Body and trailers count only before this time; zero: for as long as the record.
+    pub body_until: Micros,
+}
+
+impl Outcome {
+    /// Whether the fact is all there is to tell at `now`.
+    #[must_use]
+    pub fn is_bare(&self, now: Micros) -> bool {
+        self.body_not_kept || (self.body_until != Micros::ZERO && self.body_until <= now)
+    }
+
+    /// The fact of it.
+    #[must_use]
+    pub fn bare(self) -> Self {
+        Self { body: Bytes::new(), trailers: Vec::new(), body_not_kept: true, body_until: Micros::ZERO, ..self }
+    }
 }
 
 /// A recovery point between the steps of one execution.

@@ -336,7 +336,12 @@ pub fn lost(there: Option<&Record>, fence: Fence, claim_id: ClaimId, wanted: Opt
         return Lost::Erased;
     }
     if record.stored.fence == fence && record.facts.claim_id == claim_id {
-        let same = |wanted: &Facts| record.facts.state == wanted.state && record.facts.outcome == wanted.outcome;
+        let same = |wanted: &Facts| {
+            let (there, wanted_outcome) = (&record.facts.outcome, &wanted.outcome);
+            // Its body may have ended since.
+            let bare = |outcome: &Outcome| outcome.body_until != Micros::ZERO && *there == Some(outcome.clone().bare());
+            record.facts.state == wanted.state && (there == wanted_outcome || wanted_outcome.as_ref().is_some_and(bare))
+        };
         return if wanted.is_some_and(same) { Lost::Already } else { Lost::Conflict };
     }
     Lost::Fenced

@@ -32,6 +32,8 @@ pub struct Outcome {
     pub trailers: ::prost::alloc::vec::Vec<Header>,
     #[prost(bool, tag = "5")]
     pub body_not_kept: bool,
+    #[prost(uint64, tag = "6")]
+    pub body_until: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Header {

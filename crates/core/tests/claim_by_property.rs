@@ -23,6 +23,7 @@ fn ask(claim_id: ClaimId) -> Ask {
         claim_id,
         session: SessionId([7; 16]),
         principal_proof: Some([4; 16]),
+        vouched: false,
         fingerprint_policy: 1,
         fingerprint: [9; 32],
     }

@@ -73,6 +73,7 @@ fn ask() -> Ask {
         claim_id: ME,
         session: SessionId([7; 16]),
         principal_proof: None,
+        vouched: false,
         fingerprint_policy: 1,
         fingerprint: [9; 32],
     }

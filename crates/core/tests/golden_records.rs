@@ -81,8 +81,12 @@ fn golden() -> Vec<(&'static str, Record)> {
         ],
         body: (0..=255).collect::<Vec<u8>>().into(),
         trailers: vec![field(b"grpc-status", b"0")],
-        body_not_kept: false,
+        ..Outcome::default()
     });
+    let mut body_ends = completed.clone();
+    if let Some(outcome) = &mut body_ends.facts.outcome {
+        outcome.body_until = Micros(NOON + 3602 * SECOND);
+    }
     let mut not_kept = settled(State::Completed);
     not_kept.facts.principal_proof = None;
     not_kept.facts.outcome = Some(Outcome { status: 200, body_not_kept: true, ..Outcome::default() });
@@ -112,6 +116,7 @@ fn golden() -> Vec<(&'static str, Record)> {
         ("unknown", unknown),
         ("completed", completed),
         ("completed-body-not-kept", not_kept),
+        ("completed-body-ends", body_ends),
         ("failed", failed),
         ("erased", erased),
         ("not-executed-with-checkpoint", not_executed),
@@ -191,6 +196,7 @@ const FROZEN: &[(&str, &str, u32, &str)] = &[
     ("Outcome", "body", 3, "bytes"),
     ("Outcome", "trailers", 4, "repeated Header"),
     ("Outcome", "body_not_kept", 5, "bool"),
+    ("Outcome", "body_until", 6, "uint64"),
     ("Header", "name", 1, "bytes"),
     ("Header", "value", 2, "bytes"),
     ("Checkpoint", "seq", 1, "uint32"),

@@ -110,6 +110,11 @@ impl Engine {
         if !missing.is_empty() {
             return Err(Problem::MissingIdentifier(missing));
         }
+        if route.auth.as_ref().is_some_and(|auth| auth.names_the_caller().is_some()) {
+            // Whose it is only the service that checks credentials knows, and it is not asked.
+            explained.key = Some(key);
+            return Ok(explained);
+        }
         let principal = request::principal::spelled_principal(self.secret(), route, request.headers(), true)?;
         let tenant = request::principal::scope_part(&route.scope.tenant, request.headers(), true)?.into_owned();
         let env = request::principal::scope_part(&route.scope.env, request.headers(), true)?.into_owned();

@@ -27,13 +27,17 @@
 //!
 //! # Layout, in the order of a request
 //!
-//! `service` is the route covered · `request` key, principal, bounded body, fingerprint · `drive`
+//! `service` is the route covered · `request` key, principal, bounded body, fingerprint · `auth` credentials checked by
+//! somebody else, [`ask`] how somebody else is asked · `drive`
 //! runs the claim against the store · `wait` where a duplicate in flight waits · `exchange` one
 //! execution · `capture` reads the answer · `replay` answers from a record · `refuse` the only
-//! place that says a status of our own · `detach` work that outlives its client · `observe` shadow
-//! mode, on the copies that `tee` makes · `run_once` jobs.
+//! place that says a status of our own · [`grpc`] what gRPC says otherwise · `detach` work that
+//! outlives its client · `observe` shadow mode, on the copies that `tee` makes · `run_once` jobs.
 
+pub mod ask;
+mod auth;
 mod body;
+mod caller;
 mod capture;
 mod coding;
 mod detach;
@@ -42,6 +46,7 @@ mod engine;
 mod exchange;
 mod explain;
 pub mod failpoint;
+pub mod grpc;
 mod layer;
 mod metrics;
 mod observe;
@@ -67,6 +72,7 @@ pub use onceward_core::{
 pub use onceward_store as store;
 
 pub use self::{
+    auth::{Auth, AuthRules},
     body::{Body, BoxError},
     engine::{Engine, Limits},
     exchange::NotSent,

@@ -90,6 +90,7 @@ pub(crate) struct Metrics {
     pub(crate) fingerprint_unverified: Counter,
     pub(crate) unrecorded: Counter,
     pub(crate) unrecorded_dropped: Counter,
+    auth: [Counter; 4],
 }
 
 struct RouteMetrics {
@@ -143,6 +144,15 @@ pub(crate) enum StoreResult {
     Unknown,
 }
 
+/// What became of a check of credentials.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum AuthResult {
+    Allowed,
+    Cached,
+    Refused,
+    Unavailable,
+}
+
 /// A histogram for each verb and result.
 struct StoreMetrics([[Histogram; 3]; 4]);
 
@@ -175,6 +185,8 @@ impl Metrics {
             fingerprint_unverified: counter!("onceward_fingerprint_unverified_total"),
             unrecorded: counter!("onceward_unrecorded_answers_total"),
             unrecorded_dropped: counter!("onceward_unrecorded_dropped_total"),
+            auth: ["allowed", "cached", "refused", "unavailable"]
+                .map(|result| counter!("onceward_auth_checks_total", "result" => result)),
         };
         this.know(routes);
         this
@@ -238,6 +250,12 @@ impl Metrics {
         Duration::from_micros(usual)
     }
 
+    pub(crate) fn auth(&self, result: AuthResult) {
+        if let Some(counter) = self.auth.get(result as usize) {
+            counter.increment(1);
+        }
+    }
+
     pub(crate) fn unknown_settled(&self, route: &str, by: &'static str) {
         counter!("onceward_unknown_outcomes_total", "route" => route.to_owned(), "settled_by" => by).increment(1);
     }
@@ -282,6 +300,7 @@ fn describe() {
     describe_counter!("onceward_fenced_completions_total", "Answers that came after the claim was lost");
     describe_counter!("onceward_unrecorded_answers_total", "Answers given before the store confirmed their record");
     describe_counter!("onceward_unrecorded_dropped_total", "Unrecorded answers that newer ones took the room of");
+    describe_counter!("onceward_auth_checks_total", "Checks of credentials, by what became of them");
     describe_counter!("onceward_unknown_outcomes_total", "Unknown outcomes settled");
     describe_gauge!("onceward_unknown_open", "Outcomes that nobody knows, by route");
     describe_gauge!("onceward_unknown_oldest_seconds", Unit::Seconds, "How long the oldest of them has been unknown");

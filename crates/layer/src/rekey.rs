@@ -56,7 +56,9 @@ impl Routes {
         if new.key.from != old.key.from {
             return Some("its key comes from elsewhere (key.from)".into());
         }
+        let named_by = |route: &Route| route.auth.as_ref().and_then(|auth| auth.names_the_caller().cloned());
         let parts = [
+            ("auth.principal_header", named_by(new) != named_by(old)),
             ("scope.tenant", new.scope.tenant != old.scope.tenant),
             ("scope.env", new.scope.env != old.scope.env),
             ("scope.principal", new.scope.principal != old.scope.principal),

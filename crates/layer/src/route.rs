@@ -10,7 +10,7 @@ use onceward_core::{
 };
 use tokio::sync::Semaphore;
 
-use crate::pattern::Pattern;
+use crate::{auth::Auth, pattern::Pattern};
 
 /// How requests of one route are treated. Names and defaults are those of the configuration.
 #[derive(Clone, Debug)]
@@ -30,6 +30,8 @@ pub struct Route {
     pub key: KeyRule,
     /// Whom a key belongs to.
     pub scope: ScopeRule,
+    /// Checks credentials before a claim and before a replay.
+    pub auth: Option<Arc<Auth>>,
     /// What makes two requests the same.
     pub fingerprint: Rules,
     /// Lifetimes, recording and what to do with unknown outcomes.
@@ -191,6 +193,7 @@ impl Route {
                 env: Part::Fixed("default".into()),
                 principal: Principal::Auto,
             },
+            auth: None,
             fingerprint: Rules::default(),
             in_flight: Arc::new(Semaphore::new(1000)),
             policy: Arc::new(Policy::default()),

@@ -162,6 +162,7 @@ impl Jobs {
             claim_id: new_claim_id(),
             session: self.engine.0.session,
             principal_proof: None,
+            vouched: false,
             fingerprint_policy: 0,
             fingerprint,
         };

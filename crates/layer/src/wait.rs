@@ -305,6 +305,7 @@ mod tests {
             claim_id: ClaimId([1; 16]),
             session: SessionId([2; 16]),
             principal_proof: None,
+            vouched: false,
             fingerprint_policy: 0,
             fingerprint: [0; 32],
         };

@@ -3,12 +3,14 @@
 use std::{collections::HashMap, sync::Arc};
 
 use onceward::{
-    Body, BodyRule, Hash, KeyRules, Limits, Mode, Pointer, Route, Routes, RuleSet, Rules,
+    Auth, AuthRules, Body, BodyRule, Hash, KeyRules, Limits, Mode, Pointer, Route, Routes, RuleSet, Rules,
+    ask::Client,
     route::{KeyRule, Missing, Part, Principal, PrincipalSource, ScopeRule, Source},
 };
 use tokio::sync::Semaphore;
 
 use crate::{
+    ask::Questions,
     config::{self, Config, RouteConfig, route as said},
     proxy::{Passthrough, PassthroughTimes, Target, Upstream, UpstreamOptions},
 };
@@ -72,8 +74,10 @@ impl Upstreams {
 /// # Errors
 /// [`Unusable`].
 pub fn routes(config: &Config, upstreams: &Upstreams) -> Result<Routes, Unusable> {
-    let route = |said: &RouteConfig| {
+    let mut asks = Asks::default();
+    let mut route = |said: &RouteConfig| {
         let mut route = route_of(said, config.limits.canonical_body)?;
+        route.auth = said.auth.as_ref().map(|said| asks.auth(said));
         if let Some(reached) = said.upstream.as_ref().and_then(|name| upstreams.0.get(name)) {
             let permits = if route.mode == Mode::Observe { &reached.watched } else { &reached.permits };
             route.in_flight = Arc::clone(permits);
@@ -81,8 +85,32 @@ pub fn routes(config: &Config, upstreams: &Upstreams) -> Result<Routes, Unusable
         }
         Ok(route)
     };
-    let named = config.routes.iter().map(route).collect::<Result<Vec<_>, _>>()?;
+    let named = config.routes.iter().map(&mut route).collect::<Result<Vec<_>, _>>()?;
     Ok(Routes::new(named, route(&config.default_route)?))
+}
+
+/// What asks others, and the client that it asks with.
+#[derive(Default)]
+struct Asks {
+    client: Arc<Questions>,
+    /// Routes that check alike share what is remembered.
+    auths: Vec<(said::AuthConfig, Arc<Auth>)>,
+}
+
+impl Asks {
+    fn auth(&mut self, said: &said::AuthConfig) -> Arc<Auth> {
+        if let Some((_, same)) = self.auths.iter().find(|(other, _)| other == said) {
+            return Arc::clone(same);
+        }
+        let mut rules = AuthRules::new(said.url.clone());
+        rules.headers.clone_from(&said.headers);
+        rules.cache = said.cache;
+        rules.timeout = said.timeout;
+        rules.principal_header.clone_from(&said.principal_header);
+        let auth = Arc::new(Auth::new(Arc::clone(&self.client) as Arc<dyn Client>, rules));
+        self.auths.push((said.clone(), Arc::clone(&auth)));
+        auth
+    }
 }
 
 fn target(said: &RouteConfig, upstream: &Upstream<Body>) -> Target {

@@ -4,9 +4,10 @@
 //!
 //! [`cli`] what can be typed, and the commands · [`config`] the file, the environment, the flags · [`assemble`] both
 //! as the layer's routes · [`start`] the process from start to drain · [`proxy`] HTTP on both sides of the layer ·
-//! [`admin`] metrics, health and records · [`demo`] the sample API of `proxy --demo`.
+//! [`ask`] questions to others · [`admin`] metrics, health and records · [`demo`] the sample API of `proxy --demo`.
 
 pub mod admin;
+pub mod ask;
 pub mod assemble;
 pub mod cli;
 pub mod config;

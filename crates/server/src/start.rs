@@ -319,7 +319,9 @@ fn rekeyed(config: &Config) -> Result<Vec<String>, StartError> {
                 format!("{} {}", route.matching.path.text, route.matching.host.as_deref().unwrap_or("*"))
             };
             let (from, scope) = (&route.key.from, &route.scope);
-            format!("{}\t{:?} {place}\t{from:?}\t{scope:?}", route.name, route.matching.methods)
+            let named = route.auth.as_ref().and_then(|auth| auth.principal_header.as_ref());
+            let named = named.map_or_else(String::new, |header| format!("\tauth {header}"));
+            format!("{}\t{:?} {place}\t{from:?}\t{scope:?}{named}", route.name, route.matching.methods)
         })
         .collect();
     let before = match fs::read_to_string(&file) {

@@ -167,8 +167,21 @@ fn a_wrong_file_says_what_where_and_how_to_mend_it() {
             r#"onceward.toml:5:1: "name" in [defaults] has no meaning: it belongs in a [[route]]"#,
         ),
         (
-            "[defaults]\nauth = { url = \"http://a\" }\n",
-            r#"onceward.toml:5:1: "auth" in [defaults] is not available in this version (authorization before replay); leave it out"#,
+            "[defaults]\non_cache_loss = \"quarantine\"\n",
+            r#"onceward.toml:5:1: "on_cache_loss" in [defaults] is not available in this version (durability other than strict); leave it out"#,
+        ),
+        ("[defaults]\nauth = { cache = \"5s\" }\n", r#"onceward.toml:5:1: "auth" of [defaults] lacks "url""#),
+        (
+            "[defaults]\nauth = { url = \"http://u:secret@h/\" }\n",
+            r#"onceward.toml:5:16: "url" in "auth" of [defaults]: must not hold a user or a password"#,
+        ),
+        (
+            "[defaults]\nauth = { url = \"h/check\" }\n",
+            r#"onceward.toml:5:16: "url" in "auth" of [defaults]: "h/check" is not a URL: write "http://127.0.0.1:9000""#,
+        ),
+        (
+            "[defaults]\nscope = { principal = \"none\" }\nauth = { url = \"http://h/\", principal_header = \"X-User\" }\n",
+            r#"onceward.toml:6:29: [defaults]: both "principal_header" of "auth" and "principal" of "scope" say who the caller is; leave one out"#,
         ),
         (
             "[defaults]\nscope = { principal = \"mtls\" }\n",
@@ -209,6 +222,11 @@ fn times_that_do_not_fit_are_refused_with_their_arithmetic() {
     for (text, want) in rows {
         assert_eq!(complaint(with_upstream(text)), *want, "{text}");
     }
+    let longer = "[defaults]\nretention_body = \"25h\"\n";
+    assert_eq!(
+        complaint(with_upstream(longer)),
+        "onceward.toml:5:1: [defaults]: retention = 24h is less than retention_body = 25h: an answer's body would outlive its key; raise retention to 25h or more, or lower retention_body"
+    );
     let even = "[[route]]\nname = \"a\"\nretention = \"40m\"\ntimeout = \"20s\"\nexecution_max = \"20s\"\n";
     with_upstream(even).unwrap();
 }
@@ -371,7 +389,7 @@ fn what_is_not_available_is_refused_by_name_and_place() {
     for (key, what) in NOT_AVAILABLE {
         let (path, value) = key.split_once(" = ").unwrap_or((key, "{}"));
         let value = match (path, value) {
-            ("upstream.url", _) => r#""https://h""#.to_owned(),
+            ("upstream.url" | "route.auth.url", _) => r#""https://h""#.to_owned(),
             ("route.on_unknown", value) => format!("[{value}]"),
             (_, value) => value.to_owned(),
         };
@@ -408,7 +426,7 @@ const PROTOCOL_KEYS: &str = "
     route.name route.match.methods route.match.path route.match.host route.upstream route.mode
     route.key.from route.key.missing route.key.strict route.key.min_length route.key.derived_retention
     route.key.docs route.scope.tenant route.scope.env route.scope.principal
-    route.auth.url route.auth.headers route.auth.cache route.auth.principal_header
+    route.auth.url route.auth.headers route.auth.cache route.auth.timeout route.auth.principal_header
     route.fingerprint.hash route.fingerprint.body route.fingerprint.strip route.fingerprint.keep
     route.fingerprint.require route.fingerprint.unordered route.fingerprint.headers
     route.fingerprint.sort_query route.fingerprint.decode route.fingerprint.fields

@@ -23,7 +23,8 @@
 //! - **S9** What was answered is durable, to the degree that the store claims, before the answer.
 //! - **S10** A lease never deletes: a record in flight or unknown has no end of its own.
 //! - **S11** A settled record is there until its end, byte for byte, and gone for every verb after
-//!   it, without waiting for a sweep.
+//!   it, without waiting for a sweep. A body that ends before its record may go from then on; what
+//!   decides ([`Outcome::is_bare`](onceward_core::outcome::Outcome::is_bare)) does not wait for it.
 //! - **S12** Reading changes nothing.
 //! - **S13** Damage is an error ([`Kind::Damaged`]), never an absence.
 //! - **S14** Full means that new claims are refused and nothing is evicted; holders still finish.

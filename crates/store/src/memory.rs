@@ -18,6 +18,7 @@ use onceward_core::{
     cas::{self, Expect, Replacement},
     codec::{self, DecodeError},
     key::RecordId,
+    outcome::Outcome,
     record::{Facts, Fence, Micros, Record, Revision, SessionId, State, Stored},
 };
 
@@ -92,6 +93,8 @@ struct Inner {
     records: BTreeMap<RecordId, Box<[u8]>>,
     /// The settled ones by their end, so that a sweep reads only what it removes.
     ends: BTreeSet<(Micros, RecordId)>,
+    /// Those whose body ends before, by its end.
+    body_ends: BTreeSet<(Micros, RecordId)>,
     tenants: BTreeMap<String, usize>,
     bytes: u64,
     open: u64,
@@ -311,6 +314,9 @@ impl Inner {
         if record.stored.keep_until != Micros::ZERO {
             self.ends.insert((record.stored.keep_until, id));
         }
+        if let Some(end) = body_end(record) {
+            self.body_ends.insert((end, id));
+        }
         self.records.insert(id, bytes.into_boxed_slice());
     }
 
@@ -321,6 +327,9 @@ impl Inner {
             self.bytes -= bytes.len() as u64;
         }
         self.ends.remove(&(old.stored.keep_until, *id));
+        if let Some(end) = body_end(&old) {
+            self.body_ends.remove(&(end, *id));
+        }
         self.open -= u64::from(old.facts.state == State::InFlight);
         if let Some(count) = self.tenants.get_mut(&old.facts.tenant) {
             *count -= 1;
@@ -331,6 +340,10 @@ impl Inner {
         // S4: whatever takes a record away remembers its fence.
         self.mark = self.mark.max(old.stored.fence);
     }
+}
+
+fn body_end(record: &Record) -> Option<Micros> {
+    record.facts.outcome.as_ref().map(|outcome| outcome.body_until).filter(|end| *end != Micros::ZERO)
 }
 
 impl Store for Memory {
@@ -406,7 +419,15 @@ impl Store for Memory {
                 // One that cannot be read stays, as damage, but is not met again.
                 inner.ends.remove(end);
             }
-            Swept { removed: ended.len() as u64, more: ended.len() == limit }
+            let bare: Vec<(Micros, RecordId)> =
+                inner.body_ends.iter().take_while(|(end, _)| *end <= now).take(limit).copied().collect();
+            for end in &bare {
+                inner.body_ends.remove(end);
+                let Ok(Some(mut record)) = inner.read(&end.1) else { continue };
+                record.facts.outcome = record.facts.outcome.map(Outcome::bare);
+                inner.write(end.1, &record);
+            }
+            Swept { removed: ended.len() as u64, more: ended.len() == limit || bare.len() == limit }
         });
         Box::pin(std::future::ready(swept))
     }
@@ -450,7 +471,6 @@ impl Store for Memory {
 mod tests {
     use futures_util::FutureExt as _;
     use onceward_core::{
-        outcome::Outcome,
         record::ClaimId,
         transition::{self, Write as Transition},
     };

@@ -1,12 +1,14 @@
 //! What a request asks: its key, whose it is, its body within bounds, its fingerprint.
 //!
 //! [`key`] where the key stands, [`principal`] whose it is, [`collect`] the body and its fingerprint, [`again`] that
-//! under other rules, [`earlier`] how the request was named before a change of routes or secret.
+//! under other rules, [`earlier`] how the request was named before a change of routes or secret, [`one_message`] what of
+//! gRPC is a request.
 
 pub(crate) mod again;
 pub(crate) mod collect;
 pub(crate) mod earlier;
 pub(crate) mod key;
+mod one_message;
 pub(crate) mod principal;
 
 use std::sync::Arc;
@@ -24,12 +26,15 @@ use onceward_core::{
 
 use self::{
     collect::{collect, digests, is_encoded, listed_headers, with_workspace},
-    principal::{principal, scope_part, scope_route},
+    one_message::OneMessage,
+    principal::{Who, principal, scope_part, scope_route},
 };
 use crate::{
+    ask::Answer,
+    auth::Verdict,
     body::{Body, BoxError},
     engine::{Engine, new_claim_id},
-    policies,
+    grpc, policies,
     refuse::Problem,
     replay::REQUEST_ID,
     route::{Missing, Route, Source},
@@ -63,6 +68,8 @@ pub(crate) enum Reading {
     Protected(Box<Asked>),
     /// It has none, and its route lets it pass.
     Unprotected(Request<Body>),
+    /// Its credentials were checked, and this is what its client is told.
+    Denied(Arc<Answer>),
 }
 
 /// The id of a request: its own, or a new one.
@@ -80,7 +87,7 @@ pub(crate) fn request_id(headers: &HeaderMap) -> HeaderValue {
 }
 
 /// Reads a request on a covered route. The order of checks is PROTOCOL section 3's: key,
-/// principal, body, required fields.
+/// principal, credentials, body, required fields.
 pub(crate) async fn read<B>(engine: &Engine, route: &Arc<Route>, request: Request<B>) -> Result<Reading, Problem>
 where
     B: HttpBody<Data = Bytes> + Send + 'static,
@@ -88,7 +95,9 @@ where
 {
     let (parts, body) = request.into_parts();
     let from_head = key::from_head(route, &parts.headers, parts.uri.query())?;
-    let reads_body_for_key = route.key.from.iter().any(|source| matches!(source, Source::Json(_) | Source::Form(_)));
+    let is_grpc = grpc::is_call(&parts.headers);
+    let reads_body_for_key =
+        !is_grpc && route.key.from.iter().any(|source| matches!(source, Source::Json(_) | Source::Form(_)));
     if from_head.is_none() && !reads_body_for_key {
         match route.key.missing {
             Missing::Optional => {
@@ -99,9 +108,21 @@ where
         }
     }
     let trusted = parts.extensions.get::<TrustedPeer>().is_none_or(|peer| peer.0);
-    let who = principal(engine.secret(), route, &parts.headers, trusted)?;
+    let says_who = route.auth.as_ref().is_some_and(|auth| auth.names_the_caller().is_some());
+    let mut who = if says_who { Who::default() } else { principal(engine.secret(), route, &parts.headers, trusted)? };
     let tenant = scope_part(&route.scope.tenant, &parts.headers, trusted)?;
     let env = scope_part(&route.scope.env, &parts.headers, trusted)?;
+    let vouched = route.auth.is_some();
+    if let Some(auth) = &route.auth {
+        // On the heap, so that other routes do not carry its room.
+        match Box::pin(auth.check(&parts, &engine.0.metrics)).await {
+            Verdict::Allowed(None) if says_who => return Err(Problem::AuthUnavailable),
+            Verdict::Allowed(None) => {}
+            Verdict::Allowed(Some(caller)) => who.spelled = format!("auth:{caller}"),
+            Verdict::Refused(answer) => return Ok(Reading::Denied(answer)),
+            Verdict::Unavailable => return Err(Problem::AuthUnavailable),
+        }
+    }
 
     let listed = listed_headers(&route.fingerprint, &parts.headers);
     let listed: Vec<(&str, &[u8])> = listed.iter().map(|(name, value)| (*name, value.as_slice())).collect();
@@ -121,6 +142,7 @@ where
         Some(key) if !reads_body_for_key => Some(RecordId::derive(engine.secret(), &scope, key.as_str())),
         _ => None,
     };
+    let body = OneMessage::new(body, is_grpc);
     let mut collected = collect(engine, route, body, &head, early_id.as_ref()).await?;
     let key = key::agreed(route, from_head, &head, collected.memory.as_deref())?;
     let (key, derived) = match (key, route.key.missing) {
@@ -147,7 +169,9 @@ where
     let ask = Ask {
         claim_id: new_claim_id(),
         session: engine.0.session,
+        // Kept also where somebody vouches, should the route be without a check one day.
         principal_proof: who.proof,
+        vouched,
         fingerprint_policy: policies::number(&route.fingerprint),
         fingerprint: collected.fingerprint.0,
     };
@@ -170,7 +194,7 @@ where
         body: collected.memory,
         request: Request::from_parts(parts, collected.body),
         derived,
-        unverified_principal: who.proof.is_some(),
+        unverified_principal: who.proof.is_some() && !vouched,
         earlier,
     })))
 }

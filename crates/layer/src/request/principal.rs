@@ -15,6 +15,7 @@ use crate::{
 };
 
 /// Who asks.
+#[derive(Default)]
 pub(super) struct Who {
     /// As it counts within a scope.
     pub(super) spelled: String,

@@ -164,13 +164,16 @@ pub(super) async fn get(State(admin): State<Admin>, Path(id): Path<String>) -> R
 
 /// The recorded answer itself: the guard has asked for the token.
 pub(super) async fn outcome(State(admin): State<Admin>, Path(id): Path<String>) -> Response {
-    let (_, record, _) = match read(&admin, &id).await {
+    let (_, record, now) = match read(&admin, &id).await {
         Ok(found) => found,
         Err(response) => return response,
     };
-    let Some(outcome) = record.facts.outcome else {
+    let Some(mut outcome) = record.facts.outcome else {
         return refuse(StatusCode::NOT_FOUND, "no-outcome", "The record has no answer.");
     };
+    if outcome.is_bare(now) {
+        outcome = outcome.bare();
+    }
     let fields = |fields: &[Field]| -> Vec<Value> {
         let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
         fields.iter().map(|field| json!([text(&field.name), text(&field.value)])).collect()

@@ -62,8 +62,8 @@ impl Inequality {
     }
 }
 
-/// The four that every route meets.
-pub(super) fn inequalities(route: &RouteConfig) -> [Inequality; 4] {
+/// The five that every route meets.
+pub(super) fn inequalities(route: &RouteConfig) -> [Inequality; 5] {
     let spell = spell_duration;
     [
         Inequality {
@@ -101,6 +101,15 @@ pub(super) fn inequalities(route: &RouteConfig) -> [Inequality; 4] {
             arithmetic: spell(route.timeout),
             small_value: route.timeout,
             why: "the execution would end before its client is answered",
+        },
+        Inequality {
+            keys: &["retention_body", "retention"],
+            large: "retention",
+            large_value: route.retention,
+            small: "retention_body",
+            arithmetic: spell(route.retention_body.unwrap_or(route.retention)),
+            small_value: route.retention_body.unwrap_or(route.retention),
+            why: "an answer's body would outlive its key",
         },
     ]
 }

@@ -78,6 +78,21 @@ pub(super) fn docs_url(text: &str) -> Result<String, String> {
     }
 }
 
+/// Who is asked about credentials: any absolute URL, or `none`.
+pub(super) fn auth_url(text: &str) -> Result<Option<Uri>, String> {
+    if text == "none" {
+        return Ok(None);
+    }
+    let uri = origin(text)?;
+    if text.contains('#') {
+        return Err(r##"has a fragment, which is never sent: leave out what begins with "#""##.to_owned());
+    }
+    match uri.scheme_str() {
+        Some("http" | "https") => Ok(Some(uri)),
+        _ => Err(format!(r#"{} must start with "http://""#, shown(text))),
+    }
+}
+
 fn origin(text: &str) -> Result<Uri, String> {
     // Checked on the text first, so that no message shows a password.
     if text.contains('@') {
@@ -311,7 +326,7 @@ mod tests {
             for text in [&text, &tail, &format!("http://{tail}"), &format!("json:/{text}")] {
                 let _ = (route_name(text), address(text), network(text), upstream_url(text), docs_url(text));
                 let _ = (host(text), replay_header(text), key_source(text), scope_part(text), principal(text));
-                let _ = (field(text), onceward::pattern::Pattern::parse(text));
+                let _ = (field(text), onceward::pattern::Pattern::parse(text), auth_url(text));
             }
         }
     }

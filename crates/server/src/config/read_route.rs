@@ -172,6 +172,7 @@ impl Reader<'_, '_, '_> {
         let table = self.table;
         let key = self.key();
         let fingerprint = self.fingerprint(key.missing);
+        let scope = self.scope(listen);
         let in_flight = table.sub("in_flight");
         let replay = table.sub("replay");
         let limits = table.sub("limits");
@@ -207,9 +208,11 @@ impl Reader<'_, '_, '_> {
                 Mode::Enforce,
             ),
             key,
-            scope: self.scope(listen),
+            auth: self.auth(&scope.principal),
+            scope,
             fingerprint,
             retention,
+            retention_body: table.form("retention_body", units::duration),
             sliding,
             retention_max,
             unknown_max,

@@ -3,7 +3,7 @@
 
 use core::time::Duration;
 
-use http::{HeaderName, Method};
+use http::{HeaderName, Method, Uri};
 use onceward_core::policy::{Outage, Policy, Recording, Step};
 
 use onceward::pattern::Pattern;
@@ -28,10 +28,14 @@ pub struct RouteConfig {
     pub key: KeyConfig,
     /// Within what a key counts.
     pub scope: ScopeConfig,
+    /// How credentials are checked, where they are.
+    pub auth: Option<AuthConfig>,
     /// What makes two requests the same.
     pub fingerprint: FingerprintConfig,
     /// How long a settled key is remembered, from its completion.
     pub retention: Duration,
+    /// How long body and trailers of an answer are; as long as the key where `None`. Not more than `retention`.
+    pub retention_body: Option<Duration>,
     /// Each replay extends the retention.
     pub sliding: bool,
     /// So long after completion at most, where `sliding`. Not less than `retention` then.
@@ -81,6 +85,7 @@ impl RouteConfig {
     pub fn policy(&self) -> Policy {
         Policy {
             retention: self.retention,
+            retention_body: self.retention_body,
             sliding_max: self.sliding.then_some(self.retention_max),
             lease: self.lease,
             two_phase_dispatch: self.two_phase_dispatch,
@@ -194,6 +199,21 @@ pub enum PrincipalPart {
     Header(HeaderName),
     /// `cookie:NAME`
     Cookie(String),
+}
+
+/// How credentials are checked before a claim and before a replay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthConfig {
+    /// Who is asked; absolute.
+    pub url: Uri,
+    /// What is sent along besides the credentials.
+    pub headers: Vec<HeaderName>,
+    /// How long a 2xx counts for requests that send the same; zero asks for each.
+    pub cache: Duration,
+    /// For a question and its answer.
+    pub timeout: Duration,
+    /// The header of the answer that names the caller.
+    pub principal_header: Option<HeaderName>,
 }
 
 /// What makes two requests the same.

@@ -23,11 +23,10 @@ pub const NOT_AVAILABLE: &[(&str, &str)] = &[
     (r#"upstream.url = "https://…""#, "TLS to an upstream"),
     ("upstream.ca", "TLS to an upstream"),
     ("upstream.client_cert", "TLS to an upstream"),
-    ("route.auth", "authorization before replay"),
+    (r#"route.auth.url = "https://…""#, "TLS to the service that checks credentials"),
     ("route.probe", "asking the upstream for an unknown outcome"),
     (r#"route.on_unknown = "probe""#, "asking the upstream for an unknown outcome"),
     (r#"route.on_unknown = "effect""#, "looking for the effect in Postgres"),
-    ("route.retention_body", "a shorter retention of bodies"),
     (r#"route.durability = "cache""#, "durability other than strict"),
     (r#"route.durability = "journaled""#, "durability other than strict"),
     ("route.on_cache_loss", "durability other than strict"),
@@ -227,7 +226,7 @@ pub(super) const ROUTE: &[Key] = &[
             ),
         ]),
     ),
-    key("auth", Kind::Any),
+    key("auth", Kind::Table(AUTH)),
     key(
         "fingerprint",
         Kind::Table(&[
@@ -244,7 +243,7 @@ pub(super) const ROUTE: &[Key] = &[
         ]),
     ),
     key("retention", Kind::Duration(secs(1), LONG)),
-    key("retention_body", Kind::Any),
+    key("retention_body", Kind::Duration(secs(1), LONG)),
     key("sliding", Kind::Bool),
     key("retention_max", Kind::Duration(secs(1), LONG)),
     key("unknown_max", Kind::Duration(secs(1), LONG)),
@@ -314,6 +313,17 @@ pub(super) const ROUTE: &[Key] = &[
         ]),
     ),
     key("forward_key", Kind::Choice(&["same", "derived"])),
+];
+
+const AUTH: &[Key] = &[
+    key(
+        "url",
+        Kind::Text(|text| forms::auth_url(text).map(drop), r#""none", or a URL such as "http://127.0.0.1:9100/check""#),
+    ),
+    key("headers", Kind::List(32, &HEADER)),
+    key("cache", Kind::Duration(Duration::ZERO, secs(3600))),
+    key("timeout", Kind::Duration(ms(1), secs(60))),
+    key("principal_header", HEADER),
 ];
 
 /// With its headers, a record must fit half a batch of the log, which is 4 MiB.

@@ -1,10 +1,12 @@
 //! The contract from outside: the real binary with its own store, real sockets on both sides.
 //!
-//! Each module takes some rows of PROTOCOL: `keys` section 3, the others section 4.
+//! Each module takes some rows of PROTOCOL: `keys` and `auth` section 3, the others section 4.
 
 // Marked as tests, so that the lints on panics know all of it for what it is.
 #[cfg(test)]
 mod answers;
+#[cfg(test)]
+mod auth;
 #[cfg(test)]
 mod crashes;
 #[cfg(test)]

@@ -176,6 +176,28 @@ async fn a_key_is_new_again_after_its_retention() {
 }
 
 #[tokio::test]
+async fn the_fact_of_an_answer_outlives_its_body() {
+    let upstream = Upstream::start(as_asked).await;
+    let start = Start::before(&upstream).config("[defaults]\nretention_body = \"1s\"\n");
+    let gateway = start.start().await;
+    let ask = request("POST", "/r/201", &[("Idempotency-Key", "k-1")], "[]");
+    assert_eq!(gateway.ask(&ask).await.status, 201);
+    let not_kept = async |gateway: &Gateway| {
+        let again = gateway.ask(&ask).await;
+        assert!(again.is_replay() || again.slug() == "response-not-kept", "{again:?}");
+        !again.is_replay() && again.json()["recorded_status"] == 201 && again.status == 409
+    };
+    until("the end of the body", async || not_kept(&gateway).await).await;
+    let id = gateway.records().await[0]["record_id"].as_str().unwrap().to_owned();
+    let token = format!("Bearer {}", gateway.token());
+    let headers = [("Authorization", token.as_str())];
+    let shown = gateway.admin("GET", &format!("/records/{id}/outcome"), &headers, "").await.json();
+    assert_eq!((&shown["status"], &shown["body"], &shown["body_kept"]), (&json!(201), &json!(""), &json!(false)));
+    assert!(not_kept(&gateway.restart().await).await, "nor after a restart");
+    assert_eq!(upstream.effects("k-1"), 1);
+}
+
+#[tokio::test]
 async fn a_bad_request_of_an_unverified_subject_does_not_block_the_key() {
     use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
     let upstream = Upstream::start(as_asked).await;

@@ -29,6 +29,7 @@ pub(super) const CASES: &[Case] = &[
     Case::code("get_is_pure", "S12", get_is_pure),
     Case::code("schema_version_forward_refused", "S7 S13", schema_version_forward_refused),
     Case::code("renewal_after_the_read_beats_the_takeover", "S5 S6", renewal_after_the_read_beats_the_takeover),
+    Case::code("a_body_ends_before_its_fact", "core S11", a_body_ends_before_its_fact),
     Case::code("rules_are_found_under_their_policy", "S17", rules_are_found_under_their_policy),
 ];
 
@@ -174,6 +175,35 @@ fn max_size_body_boundary(harness: Harness) -> Run {
         world.act(claim(Who::A).op()).await;
         world.act(Op::Complete(Who::A, Answer::NotKept, Span::Long)).await;
         assert_eq!(world.act(claim(Who::B).op()).await, Said::NotKept);
+    })
+}
+
+/// The fact of an answer outlives its body, before a sweep and after it.
+fn a_body_ends_before_its_fact(harness: Harness) -> Run {
+    Box::pin(async move {
+        let mut world = world(&harness);
+        let policy = world.policy(&claim(Who::A));
+        let store = Arc::clone(&world.store);
+        let mut driven = Driven::new(&*store, world.id, &policy, ask(Who::A, 1));
+        driven.run().await;
+        let now = store.get(world.id).await.unwrap_or_else(|error| panic!("reading: {error}")).now;
+        let outcome = Outcome { body_until: now.plus(world.span(Span::Short)), ..Answer::Binary.outcome() };
+        let (keep, holder) = (world.span(Span::Long), driven.holder());
+        assert_eq!(drive::complete(&*store, world.id, &holder, outcome.clone(), keep).await, Said::Completed);
+        let completed = outcome.clone();
+        let whole = store.get(world.id).await.unwrap_or_else(|error| panic!("reading: {error}")).record;
+        assert_eq!(whole.and_then(|record| record.facts.outcome), Some(outcome), "S11: whole until its end");
+        world.act(Op::Pass).await;
+        for _ in 0..2 {
+            let mut driven = Driven::new(&*store, world.id, &policy, ask(Who::B, 1));
+            assert_eq!(driven.run().await, Said::NotKept);
+            let read = store.get(world.id).await.unwrap_or_else(|error| panic!("reading: {error}"));
+            let outcome = read.record.and_then(|record| record.facts.outcome);
+            assert!(outcome.is_some_and(|outcome| outcome.is_bare(read.now) && outcome.status == 299));
+            store.sweep(1000).await.unwrap_or_else(|error| panic!("sweeping: {error}"));
+        }
+        // A holder that repeats its completion, because its answer was lost, recognises it.
+        assert_eq!(drive::complete(&*store, world.id, &holder, completed, keep).await, Said::Already);
     })
 }
 

@@ -99,7 +99,7 @@ impl Answer {
                 ],
                 body: (0..=255).chain((0..=255).rev()).collect::<Vec<u8>>().into(),
                 trailers: vec![field(b"grpc-status", b"0"), field(b"x-sum-bin", b"\xFF\x00\xFE")],
-                body_not_kept: false,
+                ..Outcome::default()
             },
             Self::Other => panic!("it stands for what is none of ours"),
         }
@@ -458,6 +458,7 @@ pub(super) fn ask(who: Who, fingerprint: u8) -> Ask {
         claim_id: ClaimId([who as u8; 16]),
         session: SessionId([who as u8; 16]),
         principal_proof: None,
+        vouched: false,
         fingerprint_policy: 1,
         fingerprint: [fingerprint; 32],
     }

@@ -332,6 +332,37 @@ async fn ended_records_leave_segments_are_used_again_and_the_few_that_live_on_ar
 }
 
 #[tokio::test]
+async fn a_record_that_is_copied_on_leaves_a_body_that_has_ended_behind() {
+    let bench = fresh().await;
+    let now = bench.store.get(id(0)).await.unwrap().now;
+    let mut kept = Vec::new();
+    for (key, span) in [(1, Duration::from_secs(60)), (2, DAY)] {
+        let fence = bench.insert(key).await.unwrap();
+        let mut write = completion(key, fence, DAY);
+        let outcome = Outcome { body: vec![7; 300].into(), body_until: now.plus(span), ..Outcome::default() };
+        write.facts.outcome = Some(outcome.clone());
+        assert!(matches!(bench.store.replace(id(key), &write).await, Ok(Write::Applied { .. })));
+        kept.push(outcome);
+    }
+    let before = bench.store.inner.state.index.of(&half(&id(1))).get(&half(&id(1))).unwrap();
+    bench.pass(61);
+    for key in 100.. {
+        assert!(key < 3000, "it is not copied on");
+        let fence = bench.insert(key).await.unwrap();
+        bench.store.remove(id(key), Expect::Holder(fence)).await.unwrap();
+        bench.store.sweep(100).await.unwrap();
+        let slot = bench.store.inner.state.index.of(&half(&id(1))).get(&half(&id(1))).unwrap();
+        if slot.segment != before.segment {
+            assert!(slot.len() + 300 <= before.len());
+            break;
+        }
+    }
+    let bench = bench.restart(Crash::Power).await;
+    let outcome = async |key| bench.get(key).await.unwrap().facts.outcome.unwrap();
+    assert_eq!((outcome(1).await, outcome(2).await), (kept[0].clone().bare(), kept[1].clone()));
+}
+
+#[tokio::test]
 async fn a_segment_whose_batches_are_durable_but_not_applied_is_not_dropped() {
     let bench = fresh().await;
     // Large enough that eight fill a segment, and fewer than may wait to be applied.

@@ -173,7 +173,7 @@ impl Inner {
     /// Copies a record as it stands to the log's end, so that its segment can be dropped. Does nothing where it has
     /// changed, is being written, or the queue is full.
     pub(super) fn move_on(&self, slot: &Slot) {
-        let (id, payload) = match self.log.read(slot.position(), slot.len(), &slot.id) {
+        let (id, mut payload) = match self.log.read(slot.position(), slot.len(), &slot.id) {
             Ok(frame) => (RecordId(frame.id), frame.payload),
             Err(log::ReadError::Damaged { .. }) => {
                 // It stays damaged: an empty frame under its name reads as one.
@@ -184,6 +184,9 @@ impl Inner {
             Err(_) => return,
         };
         debug_assert!(codec::decode(&Bytes::new()).is_err(), "an empty record is a damaged one");
+        if let Some(bare) = codec::without_ended_body(&payload, self.state.clock.now()) {
+            payload = bare.into();
+        }
         let shard = self.state.index.of(&slot.id);
         if shard.pending.contains_key(&id) || shard.get(&slot.id) != Some(*slot) {
             return;
