@@ -66,7 +66,7 @@ mod wait;
 pub use onceward_core::{
     canonical::{BodyRule, Pointer, RuleError, RuleSet, Rules},
     fingerprint::Hash,
-    key::{KeyRules, RecordId, Secret},
+    key::{KeyRules, RecordId, Secret, SecretId},
     policy::{Outage, Policy, Preset, Recording, Step},
 };
 pub use onceward_store as store;

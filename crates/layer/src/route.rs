@@ -147,6 +147,9 @@ pub enum Principal {
     None,
     /// By these, joined in order.
     List(Vec<PrincipalSource>),
+    /// By this header of the answer of the route's `auth` check, whatever else is said. [`Route::auth`] itself says
+    /// it of a route that serves; of one that only names records, nothing else does.
+    Auth(HeaderName),
 }
 
 /// One part of a listed principal.
@@ -159,6 +162,15 @@ pub enum PrincipalSource {
 }
 
 impl Route {
+    /// How the caller is told: by `auth`, where that names it, else as the scope says.
+    #[must_use]
+    pub fn told_by(&self) -> Principal {
+        match self.auth.as_ref().and_then(|auth| auth.names_the_caller()) {
+            Some(header) => Principal::Auth(header.clone()),
+            None => self.scope.principal.clone(),
+        }
+    }
+
     /// Whether it protects requests of this method. Safe ones have no effect to protect.
     #[must_use]
     pub fn covers(&self, method: &Method) -> bool {

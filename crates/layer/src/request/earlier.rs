@@ -19,12 +19,12 @@ use onceward_core::{
 use super::{
     again::Again,
     key,
-    principal::{self, principal, scope_part, scope_route},
+    principal::{self, Who, principal, scope_part, scope_route},
 };
 use crate::{
     engine::new_claim_id,
     policies,
-    route::{self, Route, Routes},
+    route::{self, Principal, Route, Routes},
 };
 
 /// What record ids were made of until some time.
@@ -72,6 +72,8 @@ pub(super) struct Named<'a> {
     pub(super) memory: Option<&'a Bytes>,
     /// The key that the request has now.
     pub(super) key: &'a ClientKey,
+    /// Who asks now, where the `auth` check named the caller.
+    pub(super) caller: Option<&'a str>,
 }
 
 /// The names that the request had and does not have any more, the latest first. What could not be told then, the
@@ -95,12 +97,15 @@ pub(super) fn names(earlier: &[Arc<Earlier>], named: &Named<'_>, id: &RecordId) 
 }
 
 fn name_of(before: &Earlier, route: &Arc<Route>, named: &Named<'_>) -> Option<(RecordId, Option<[u8; 16]>)> {
-    let Named { method, uri, headers, head, trusted, memory, key } = named;
+    let Named { method, uri, headers, head, trusted, memory, key, caller } = named;
     let from_head = key::from_head(route, headers, uri.query()).ok()?;
     let found = key::agreed(route, from_head, head, memory.map(Bytes::as_ref)).ok()?;
     // A key that was derived then is derived now as well.
     let key = found.as_ref().unwrap_or(key);
-    let who = principal(&before.secret, route, headers, *trusted).ok()?;
+    let who = match route.told_by() {
+        Principal::Auth(_) => Who { spelled: (*caller)?.to_owned(), proof: None },
+        _ => principal(&before.secret, route, headers, *trusted).ok()?,
+    };
     let tenant = scope_part(&route.scope.tenant, headers, *trusted).ok()?;
     let env = scope_part(&route.scope.env, headers, *trusted).ok()?;
     let route_name = scope_route(route, method, uri.path());

@@ -181,7 +181,8 @@ where
     } else {
         let memory = collected.memory.as_ref();
         let (method, uri, headers) = (&parts.method, &parts.uri, &parts.headers);
-        let named = earlier::Named { method, uri, headers, head: &head, trusted, memory, key: &key };
+        let caller = says_who.then_some(who.spelled.as_str());
+        let named = earlier::Named { method, uri, headers, head: &head, trusted, memory, key: &key, caller };
         earlier::names(&before, &named, &id)
     };
     let belongs = Belongs { route: route.name.clone(), tenant: tenant.into_owned(), env: env.into_owned() };

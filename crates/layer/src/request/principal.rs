@@ -27,6 +27,9 @@ pub(super) fn principal(secret: &Secret, route: &Route, headers: &HeaderMap, tru
     match &route.scope.principal {
         Principal::None => Ok(Who { spelled: "anonymous".into(), proof: None }),
         Principal::Auto => auto_principal(secret, headers),
+        Principal::Auth(header) => {
+            Err(Problem::NoPrincipal(format!("{header} of the auth check names the caller, and it was not asked")))
+        }
         Principal::List(sources) => {
             let mut spelled = Vec::with_capacity(sources.len());
             for source in sources {

@@ -22,6 +22,8 @@ mod process;
 #[cfg(test)]
 mod recording;
 #[cfg(test)]
+mod reload;
+#[cfg(test)]
 mod replays;
 #[cfg(test)]
 mod support;
