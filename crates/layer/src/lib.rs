@@ -45,6 +45,7 @@ mod drive;
 mod engine;
 mod exchange;
 mod explain;
+pub mod failing_store;
 pub mod failpoint;
 pub mod grpc;
 mod layer;

@@ -143,7 +143,11 @@ pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
 
     let metrics = install_metrics()?;
     let (store, concerns) = open_store(&config, args.accept_loss).await?;
-    let guarded = Guarded::new(Arc::new(store.clone()), config.store.deadline);
+    let mut inner: Arc<dyn onceward::store::Store> = Arc::new(store.clone());
+    if onceward::failpoint::is_in_store() {
+        inner = Arc::new(onceward::failing_store::FailingStore::new(inner));
+    }
+    let guarded = Guarded::new(inner, config.store.deadline);
     let upstreams = Upstreams::new(&config, &Upstreams::default())?;
     let purpose = Purpose::Serve { accept_rekey: args.accept_rekey };
     let engine = engine(&config, &upstreams, Arc::new(guarded), purpose)?;

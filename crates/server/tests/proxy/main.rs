@@ -14,9 +14,13 @@ mod duplicates;
 #[cfg(test)]
 mod folder;
 #[cfg(test)]
+mod grpc;
+#[cfg(test)]
 mod keys;
 #[cfg(test)]
 mod observe;
+#[cfg(test)]
+mod outages;
 #[cfg(test)]
 mod process;
 #[cfg(test)]
@@ -25,6 +29,10 @@ mod recording;
 mod reload;
 #[cfg(test)]
 mod replays;
+#[cfg(test)]
+mod route_keys;
+#[cfg(test)]
+mod settings;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
