@@ -68,6 +68,7 @@ async fn a_start_that_would_re_key_is_refused_and_goes_on_where_it_is_accepted()
     }
 }
 
+// contract: identity.previous
 #[tokio::test]
 async fn the_install_secret_changes_with_the_one_before_at_hand() {
     let upstream = Upstream::charging().await;
