@@ -36,6 +36,8 @@ mod route_keys;
 #[cfg(test)]
 mod settings;
 #[cfg(test)]
+mod silence;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod trailers;
