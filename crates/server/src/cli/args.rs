@@ -138,14 +138,21 @@ Examples:
         #[command(flatten)]
         output: OutputArgs,
     },
-    /// Delete one record: its key is new again, and a repetition runs
+    /// Delete one record: its key is new again, and a repetition runs; or erase it
     #[command(after_help = "\
-Example:
-  onceward keys forget --key 8e03978e --route create-payment --dry-run")]
+Examples:
+  onceward keys forget --key 8e03978e --route create-payment --dry-run
+  onceward keys forget YKcJ3IXiJHabZiu6uvB7XO5FekyaCPp-INTrvKFnz_8 --erase")]
     Forget {
         /// Which record
         #[command(flatten)]
         name: NameArgs,
+        /// Erase what was recorded, and keep the key unusable (410 key-gone) until its retention ends
+        #[arg(long)]
+        erase: bool,
+        /// Erase it even while it is in flight or its outcome unknown: what still runs is not recorded
+        #[arg(long, requires = "erase")]
+        force: bool,
         /// Say what would be done, and do nothing
         #[arg(long)]
         dry_run: bool,
@@ -444,6 +451,7 @@ mod tests {
             "onceward keys get --key k --tenant t --route r --authorization a --data d",
             "onceward keys get YKcJ --config f",
             "onceward keys forget YKcJ --dry-run",
+            "onceward keys forget YKcJ --erase --force",
             "onceward keys resolve --state unknown --route R --as executed --status 200 --body @f --dry-run",
             "onceward keys resolve YKcJ --as failed",
             "onceward keys resolve --key k --route r --as not-executed",
@@ -470,6 +478,7 @@ mod tests {
             "onceward keys get YKcJ --tenant t",
             "onceward keys list --state gone",
             "onceward keys list --since yesterday",
+            "onceward keys forget YKcJ --force",
             "onceward keys resolve --as failed",
             "onceward keys resolve YKcJ",
             "onceward keys resolve YKcJ --as executed --status 100",
