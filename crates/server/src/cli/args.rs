@@ -39,6 +39,23 @@ pub enum Command {
     /// Show how a request is treated
     #[command(subcommand, after_help = "Example:\n  onceward key explain --config onceward.toml < request.http")]
     Key(KeyCommand),
+    /// Show what captured requests would be taken for: collisions, strangers, and the fields to blame
+    ///
+    /// A capture is JSON lines, one request each: {"method": "POST", "path": "/v1/payments", "headers": {"Idempotency-Key": "k"},
+    /// "body": "…"}, or body_base64; with "operation", what the client meant, where that is known. Exit code 1 where
+    /// something would count as what it is not.
+    #[command(after_help = "Example:\n  onceward audit --config onceward.toml requests.ndjson")]
+    Audit {
+        /// The configuration; the defaults without one
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// The capture; - is stdin
+        #[arg(value_name = "CAPTURE")]
+        capture: PathBuf,
+        /// How to print
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Check and explain the configuration
     #[command(subcommand, after_help = "Example:\n  onceward config check onceward.toml")]
     Config(ConfigCommand),
@@ -456,6 +473,8 @@ mod tests {
             "onceward keys resolve YKcJ --as failed",
             "onceward keys resolve --key k --route r --as not-executed",
             "onceward key explain --config f --json",
+            "onceward audit --config f requests.ndjson --json",
+            "onceward audit -",
             "onceward config check f --json",
             "onceward config example",
             "onceward config timeouts f",
