@@ -8,6 +8,8 @@ mod answers;
 #[cfg(test)]
 mod auth;
 #[cfg(test)]
+mod balancers;
+#[cfg(test)]
 mod crashes;
 #[cfg(test)]
 mod duplicates;
@@ -25,6 +27,8 @@ mod outages;
 mod process;
 #[cfg(test)]
 mod recording;
+#[cfg(test)]
+mod reload;
 #[cfg(test)]
 mod replays;
 #[cfg(test)]
