@@ -145,7 +145,8 @@ where
         Ok(Reading::Unprotected(request)) => {
             engine.0.metrics.request(&route.name, Outcome::Unprotected);
             tracing::info!(route = %route.name, decision = "unprotected", "request");
-            let mut response = inner.call(request).await?.map(Body::wrap);
+            let answer = |body| Body::answer(body, Arc::clone(&route));
+            let mut response = inner.call(request).await?.map(answer);
             replay::strip_own(response.headers_mut(), &route);
             return Ok(response);
         }
@@ -271,6 +272,12 @@ where
                 } else {
                     Vec::new()
                 },
+                recorded_grpc_status: match (refusal, &record) {
+                    (Refusal::ResponseNotKept { .. }, Some(record)) if exchange.caller.is_grpc => {
+                        record.facts.outcome.as_ref().and_then(grpc::recorded_status)
+                    }
+                    _ => None,
+                },
                 retry_after: (refusal == Refusal::InFlight).then(|| usual_time_left(engine, route)),
             };
             (outcome_of(refusal), exchange.refuse(&Problem::Refused(refusal, details)))
@@ -279,7 +286,7 @@ where
         Obtained::Unprotected => {
             let response = match inner.call(request).await {
                 Ok(response) => {
-                    let mut response = response.map(Body::wrap);
+                    let mut response = response.map(|body| Body::answer(body, Arc::clone(route)));
                     replay::strip_own(response.headers_mut(), route);
                     response.headers_mut().insert(STATUS, HeaderValue::from_static("bypassed"));
                     response
