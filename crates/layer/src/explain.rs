@@ -12,6 +12,7 @@ use onceward_core::{
 
 use crate::{
     engine::Engine,
+    grpc,
     refuse::Problem,
     request,
     route::{self, Route},
@@ -107,6 +108,9 @@ impl Engine {
                 return Ok(explained);
             }
         };
+        if grpc::is_call(request.headers()) {
+            request::one_message::is_one(request.body())?;
+        }
         if !missing.is_empty() {
             return Err(Problem::MissingIdentifier(missing));
         }
@@ -115,7 +119,7 @@ impl Engine {
             explained.key = Some(key);
             return Ok(explained);
         }
-        let principal = request::principal::spelled_principal(self, route, request.headers(), true)?;
+        let principal = request::principal::spelled_principal(self.secret(), route, request.headers(), true)?;
         let tenant = request::principal::scope_part(&route.scope.tenant, request.headers(), true)?.into_owned();
         let env = request::principal::scope_part(&route.scope.env, request.headers(), true)?.into_owned();
         let route_name = request::principal::scope_route(route, request.method(), request.uri().path()).into_owned();

@@ -71,7 +71,7 @@ pub use onceward_core::{
     canonical::{BodyRule, Pointer, RuleError, RuleSet, Rules},
     claim::SettledBy,
     fingerprint::Hash,
-    key::{KeyRules, RecordId, Secret},
+    key::{KeyRules, RecordId, Secret, SecretId},
     policy::{Outage, Policy, Preset, Recording, Step},
 };
 pub use onceward_store as store;
@@ -87,7 +87,7 @@ pub use self::{
     probe::{InvalidProbeUrl, Probe, ProbeRules, ProbeUrl},
     refuse::{Details, Problem},
     rekey::Rekeyed,
-    request::TrustedPeer,
+    request::{TrustedPeer, earlier::Before},
     route::{Mode, Route, Routes},
     run_once::{Done, JobError, Jobs, Run, RunError},
     service::{Covered, Service},

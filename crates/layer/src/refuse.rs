@@ -60,6 +60,8 @@ pub enum Problem {
 pub struct Details {
     /// Fields that differ from the first request's.
     pub fields: Vec<String>,
+    /// How a gRPC call ended whose answer was not kept.
+    pub recorded_grpc_status: Option<u8>,
     /// When to come back.
     pub retry_after: Option<Duration>,
 }
@@ -292,6 +294,11 @@ impl Problem {
             "instance": instance,
             "retryable": retryable,
         });
+        if let (Self::Refused(_, Details { recorded_grpc_status: Some(status), .. }), Some(object)) =
+            (self, problem.as_object_mut())
+        {
+            object.insert("recorded_grpc_status".into(), json!(status));
+        }
         let extra = match self {
             Self::Refused(Refusal::KeyReused, details) => Some(("fields", json!(details.fields))),
             Self::Refused(Refusal::ResponseNotKept { status }, _) => Some(("recorded_status", json!(status))),
@@ -312,7 +319,13 @@ impl Problem {
                 headers.insert(header::RETRY_AFTER, value);
             }
         }
-        if let (Self::MissingKey, Some(docs)) = (self, route.and_then(|route| route.key.docs.as_ref()))
+        // The three that the IETF draft asks a link for (its section 2.7).
+        let is_documented = matches!(
+            self,
+            Self::MissingKey | Self::Refused(Refusal::KeyReused | Refusal::InFlight | Refusal::RetryLater(_), _)
+        );
+        if is_documented
+            && let Some(docs) = route.and_then(|route| route.key.docs.as_ref())
             && let Ok(link) = HeaderValue::from_str(&format!("<{docs}>; rel=\"describedby\""))
         {
             headers.insert(header::LINK, link);
@@ -380,7 +393,13 @@ fn refused_words(refusal: Refusal, details: &Details) -> (&'static str, String, 
         }
         Refusal::ResponseNotKept { status } => (
             "The first request completed, its answer was not kept",
-            format!("It was answered with status {status}, too large or streaming to be recorded. Look the result up; do not send it again."),
+            format!(
+                "It was answered with {}, too large or streaming to be recorded. Look the result up; do not send it again.",
+                match details.recorded_grpc_status {
+                    Some(status) => format!("gRPC status {status}"),
+                    None => format!("status {status}"),
+                }
+            ),
             false,
         ),
         Refusal::ClaimLost => (

@@ -174,6 +174,7 @@ impl Jobs {
             waiters_per_key: 1024,
             in_flight: &self.in_flight,
             books: None,
+            only_there: false,
         };
         let finish = AtomicBool::new(true);
         let obtained = drive::obtain(&self.engine, id, &mut claim, first, terms, None, &finish).await;
@@ -194,7 +195,7 @@ impl Jobs {
                 Refusal::ClaimLost => RunError::ClaimLost,
                 _ => RunError::StoreUnavailable,
             }),
-            Obtained::Overloaded | Obtained::Unprotected => Err(RunError::StoreUnavailable),
+            Obtained::Absent | Obtained::Overloaded | Obtained::Unprotected => Err(RunError::StoreUnavailable),
         }
     }
 

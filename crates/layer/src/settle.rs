@@ -88,6 +88,7 @@ impl Engine {
             }
             after = page.next;
             if after.is_none() {
+                self.forget_earlier(page.now);
                 break;
             }
         }

@@ -7,6 +7,7 @@
 pub(super) const ABOUT: &[(&str, &str, &str)] = &[
     ("default_upstream", "", "Where requests go that no route matches. Needed only with several upstreams."),
     ("identity.secret", "", "The install secret, 32 bytes in base64; drawn into the data folder where left out."),
+    ("identity.previous", "", "The install secret before this one: records that were made with it are found too."),
     ("listen.address", "127.0.0.1:8080", "Where clients connect. Port 0 is any free one."),
     ("listen.trusted", "[]", "Networks of hops whose Forwarded, principal and tenant headers count."),
     ("listen.drain", "25s", "How long running requests and executions have after the signal to stop."),
@@ -45,7 +46,7 @@ pub(super) const ABOUT: &[(&str, &str, &str)] = &[
     ("route.key.strict", "false", "Take the quoted form only (RFC 9651)."),
     ("route.key.min_length", "1", "Refuse shorter keys."),
     ("route.key.derived_retention", "5m", "The retention of derived keys."),
-    ("route.key.docs", "", "A URL that a 400 missing-key links to."),
+    ("route.key.docs", "", "A URL that missing-key, key-reused and in-flight link to."),
     ("route.scope.tenant", "fixed:default", "Whose keys they are; a header counts from trusted peers only."),
     ("route.scope.env", "fixed:default", "Which environment they belong to; a header counts from trusted peers only."),
     ("route.scope.principal", "auto", "Who the caller is: auto, none, or a list such as [\"header:X-User\"]."),

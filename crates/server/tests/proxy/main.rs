@@ -8,6 +8,8 @@ mod answers;
 #[cfg(test)]
 mod auth;
 #[cfg(test)]
+mod balancers;
+#[cfg(test)]
 mod crashes;
 #[cfg(test)]
 mod duplicates;
@@ -28,12 +30,18 @@ mod process;
 #[cfg(test)]
 mod recording;
 #[cfg(test)]
+mod reload;
+#[cfg(test)]
 mod replays;
 #[cfg(test)]
 mod route_keys;
 #[cfg(test)]
 mod settings;
 #[cfg(test)]
+mod silence;
+#[cfg(test)]
 mod support;
+#[cfg(test)]
+mod trailers;
 #[cfg(test)]
 mod unknown;
