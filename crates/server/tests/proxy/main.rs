@@ -24,6 +24,8 @@ mod observe;
 #[cfg(test)]
 mod outages;
 #[cfg(test)]
+mod principals;
+#[cfg(test)]
 mod probe;
 #[cfg(test)]
 mod process;
