@@ -62,6 +62,7 @@ mod run_once;
 mod service;
 mod spool;
 mod tee;
+mod told;
 mod wait;
 
 pub use onceward_core::{
@@ -86,4 +87,5 @@ pub use self::{
     route::{Mode, Route, Routes},
     run_once::{Done, JobError, Jobs, Run, RunError},
     service::{Covered, Service},
+    told::Told,
 };
