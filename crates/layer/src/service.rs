@@ -35,6 +35,7 @@ use crate::{
     grpc,
     metrics::Outcome,
     observe, policies,
+    probe::Books,
     refuse::{Details, Problem},
     replay::{self, STATUS},
     request::{self, Asked, Reading, Reread, again::Again, earlier},
@@ -209,6 +210,7 @@ where
         wait: route.wait,
         waiters_per_key: route.waiters_per_key,
         in_flight: &route.in_flight,
+        books: route.probe.as_ref().map(|probe| Books { probe, route: &route, key: (!derived).then_some(&key) }),
         only_there: false,
     };
     if !engine.0.policies.is_kept(policies::number(&route.fingerprint)) {
@@ -374,7 +376,9 @@ async fn obtain_earlier(
         let ask = name.ask(ask, &mut again, &route.fingerprint).await;
         // What the record says of where it belongs stays.
         let (mut claim, first) = Claim::new(Arc::clone(policy), ask, belongs.clone(), Vec::new());
-        let terms = Terms { only_there: true, ..terms };
+        // The books of the present route may know nothing of what an earlier one did, and that would be taken for "not
+        // executed": they are not asked.
+        let terms = Terms { only_there: true, books: None, ..terms };
         match drive::obtain(engine, name.id, &mut claim, first, terms, Some(&mut again), handoff.must_finish()).await {
             Obtained::Absent => {}
             obtained => return Some((name.id, claim, obtained)),

@@ -214,7 +214,7 @@ pub(super) async fn resolve(
         };
         match admin.engine().store().replace(id, &write).await {
             Ok(store::Write::Applied { .. }) => {
-                admin.engine().count_settled(&record.facts.route, "operator");
+                admin.engine().count_settled(&record.facts.route, onceward::SettledBy::Operator);
                 tracing::info!(record = %id.short(), route = %record.facts.route, r#as = ?resolve.settle, "an unknown outcome was settled");
                 return match read(&admin, &id.to_string()).await {
                     Ok((id, record, now)) => Json(shown(&id, &record, now)).into_response(),

@@ -24,6 +24,10 @@ mod observe;
 #[cfg(test)]
 mod outages;
 #[cfg(test)]
+mod principals;
+#[cfg(test)]
+mod probe;
+#[cfg(test)]
 mod process;
 #[cfg(test)]
 mod recording;
