@@ -227,7 +227,7 @@ impl Engine {
 
     /// Tells `listener` of each request on a covered route, once it has its answer. It is called on the way of the
     /// request and must not wait. The first listener of an engine stays.
-    pub fn tell(&self, listener: impl Fn(&Told<'_>) + Send + Sync + 'static) {
+    pub fn listen(&self, listener: impl Fn(&Told<'_>) + Send + Sync + 'static) {
         self.0.teller.set(Box::new(listener));
     }
 

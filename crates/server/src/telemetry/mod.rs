@@ -49,7 +49,7 @@ pub(crate) fn start(said: &Telemetry, engine: &Engine, figures: PrometheusHandle
     let exporter = Arc::new(Exporter::new(collector));
     let (sender, waiting) = mpsc::channel(SPANS_MAX);
     let sampler = spans::Sampler::new(said.trace_percent);
-    engine.tell(move |told| {
+    engine.listen(move |told| {
         if let Some(span) = sampler.span(told)
             && sender.try_send(span).is_err()
         {
