@@ -78,6 +78,9 @@ fn features(counts: &mut Counts) -> anyhow::Result<()> {
 }
 
 fn tests(counts: &mut Counts) -> anyhow::Result<()> {
+    // What the tests of TLS ask from outside.
+    install::program("curl", "curl")?;
+    install::program("openssl", "openssl")?;
     let before = counts.passed;
     install::load_balancers()?;
     let runner = if install::find("cargo-nextest").is_some() {

@@ -57,7 +57,8 @@ pub struct ExplainedScope {
 }
 
 impl Engine {
-    /// Explains a whole request. Every peer counts as trusted.
+    /// Explains a whole request. Every peer counts as trusted, and none has a certificate but by the request's
+    /// [`PeerCertificate`](crate::PeerCertificate).
     ///
     /// # Errors
     /// The refusal that the request would meet.
@@ -119,7 +120,13 @@ impl Engine {
             explained.key = Some(key);
             return Ok(explained);
         }
-        let principal = request::principal::spelled_principal(self.secret(), route, request.headers(), true)?;
+        let principal = request::principal::spelled_principal(
+            self.secret(),
+            route,
+            request.headers(),
+            true,
+            request.extensions().get(),
+        )?;
         let tenant = request::principal::scope_part(&route.scope.tenant, request.headers(), true)?.into_owned();
         let env = request::principal::scope_part(&route.scope.env, request.headers(), true)?.into_owned();
         let route_name = request::principal::scope_route(route, request.method(), request.uri().path()).into_owned();

@@ -88,7 +88,7 @@ pub use self::{
     probe::{InvalidProbeUrl, Probe, ProbeRules, ProbeUrl},
     refuse::{Details, Problem},
     rekey::Rekeyed,
-    request::{TrustedPeer, earlier::Before},
+    request::{PeerCertificate, TrustedPeer, earlier::Before},
     route::{Mode, Route, Routes},
     run_once::{Done, JobError, Jobs, Run, RunError},
     service::{Covered, Service},

@@ -161,6 +161,8 @@ pub enum PrincipalSource {
     Header(HeaderName),
     /// A cookie.
     Cookie(String),
+    /// The subject of the client's certificate, see [`PeerCertificate`](crate::PeerCertificate).
+    Mtls,
 }
 
 impl Route {

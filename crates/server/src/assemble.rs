@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use http::HeaderValue;
+use http::{HeaderValue, uri::Scheme};
 use onceward::{
     Auth, AuthRules, Body, BodyRule, Hash, KeyRules, Limits, Mode, Pointer, Probe, ProbeRules, Route, Routes, RuleSet,
     Rules,
@@ -14,7 +14,9 @@ use tokio::sync::Semaphore;
 use crate::{
     ask::Questions,
     config::{self, Config, RouteConfig, route as said},
-    proxy::{Passthrough, PassthroughTimes, Target, Upstream, UpstreamOptions, UpstreamUrlError},
+    proxy::{
+        Certificates, ClientTls, Passthrough, PassthroughTimes, Target, Upstream, UpstreamOptions, UpstreamUrlError,
+    },
 };
 
 /// A route or upstream that the layer or the transport does not take, though the configuration did.
@@ -32,7 +34,10 @@ fn unusable(what: String) -> impl FnOnce(Box<dyn std::error::Error + Send + Sync
 
 /// The upstreams of a configuration, each with its connections and the permits of its requests.
 #[derive(Debug, Default)]
-pub struct Upstreams(HashMap<String, Reached>);
+pub struct Upstreams {
+    by_name: HashMap<String, Reached>,
+    certificates: Certificates,
+}
 
 /// One upstream, as its configuration says.
 #[derive(Debug)]
@@ -51,7 +56,7 @@ impl Upstreams {
     /// [`Unusable`].
     pub fn new(config: &Config, before: &Self) -> Result<Self, Unusable> {
         let reached = |said: &config::Upstream| {
-            if let Some(same) = before.0.get(&said.name).filter(|before| before.said == *said) {
+            if let Some(same) = before.by_name.get(&said.name).filter(|before| before.said == *said) {
                 let (permits, watched) = (Arc::clone(&same.permits), Arc::clone(&same.watched));
                 let reached = Reached { said: said.clone(), client: same.client.clone(), permits, watched };
                 return Ok((said.name.clone(), reached));
@@ -59,6 +64,7 @@ impl Upstreams {
             let options = UpstreamOptions {
                 connect_timeout: said.connect_timeout,
                 http2: said.http2,
+                tls: Self::tls(said, &before.certificates)?,
                 ..UpstreamOptions::default()
             };
             let client = Upstream::new(&said.url.to_string(), &options)
@@ -67,7 +73,22 @@ impl Upstreams {
             let reached = Reached { said: said.clone(), client, permits: permits(), watched: permits() };
             Ok((said.name.clone(), reached))
         };
-        config.upstreams.iter().map(reached).collect::<Result<_, _>>().map(Self)
+        let by_name = config.upstreams.iter().map(reached).collect::<Result<_, _>>()?;
+        Ok(Self { by_name, certificates: before.certificates.clone() })
+    }
+
+    /// The certificates of all of them, to be reloaded; those of the listener belong here too.
+    #[must_use]
+    pub fn certificates(&self) -> &Certificates {
+        &self.certificates
+    }
+
+    fn tls(said: &config::Upstream, certificates: &Certificates) -> Result<Option<Arc<ClientTls>>, Unusable> {
+        if said.url.scheme() != Some(&Scheme::HTTPS) {
+            return Ok(None);
+        }
+        let tls = ClientTls::load(&said.name, &said.tls, certificates);
+        tls.map(Some).map_err(|errors| unusable(format!("upstream {:?}", said.name))(errors.into()))
     }
 }
 
@@ -82,7 +103,7 @@ pub fn routes(config: &Config, upstreams: &Upstreams) -> Result<Routes, Unusable
         let wrong = |error: UpstreamUrlError| unusable(format!("route {:?}: who is asked", said.name))(error.into());
         route.auth = said.auth.as_ref().map(|said| asks.auth(said)).transpose().map_err(wrong)?;
         route.probe = said.probe.as_ref().map(|said| asks.probe(said)).transpose().map_err(wrong)?;
-        if let Some(reached) = said.upstream.as_ref().and_then(|name| upstreams.0.get(name)) {
+        if let Some(reached) = said.upstream.as_ref().and_then(|name| upstreams.by_name.get(name)) {
             let permits = if route.mode == Mode::Observe { &reached.watched } else { &reached.permits };
             route.in_flight = Arc::clone(permits);
             route.extensions.insert(Arc::new(target(said, &reached.client)));
@@ -243,6 +264,7 @@ fn scope_rule(said: &said::ScopeConfig) -> ScopeRule {
                 .map(|part| match part {
                     said::PrincipalPart::Header(name) => PrincipalSource::Header(name.clone()),
                     said::PrincipalPart::Cookie(name) => PrincipalSource::Cookie(name.clone()),
+                    said::PrincipalPart::Mtls => PrincipalSource::Mtls,
                 })
                 .collect(),
         ),

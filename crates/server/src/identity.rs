@@ -224,7 +224,6 @@ fn principal_of(words: &[String]) -> Result<Principal, String> {
         match forms::principal(word)? {
             PrincipalWord::Auto => return Ok(Principal::Auto),
             PrincipalWord::None => return Ok(Principal::None),
-            PrincipalWord::Mtls => return Err("mtls is not known here".into()),
             PrincipalWord::Part(part) => parts.push(part),
         }
     }

@@ -104,7 +104,9 @@ impl Reload {
                     if signal.is_none() {
                         return;
                     }
-                    tracing::info!("SIGHUP: reading the configuration again");
+                    tracing::info!("SIGHUP: reading the configuration and the certificates again");
+                    // What is wrong with them is logged, and those before stay in force.
+                    let _told = self.upstreams.certificates().reload();
                 }
                 () = self.changed.notified() => {
                     tokio::time::sleep(SETTLES_WITHIN).await;
@@ -178,6 +180,7 @@ fn fixed_changes(running: &Config, next: &Config) -> Vec<&'static str> {
         ("identity.secret", running.identity.secret != next.identity.secret),
         ("identity.previous", running.identity.previous != next.identity.previous),
         ("listen.address", running.listen.address != next.listen.address),
+        ("listen.tls", running.listen.tls != next.listen.tls),
         ("listen.trusted", running.listen.trusted != next.listen.trusted),
         ("listen.drain", running.listen.drain != next.listen.drain),
         ("admin.address", running.admin.address != next.admin.address),

@@ -38,6 +38,8 @@ const TOKEN_FILE: &str = "admin.token";
 /// How often ended records are swept.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const SWEEP_RECORDS_MAX: usize = 10_000;
+/// How often certificate files are looked at for other contents.
+const CERTIFICATES_EVERY: Duration = Duration::from_secs(2);
 /// How often unknown outcomes are looked through.
 const SETTLE_EVERY: Duration = Duration::from_secs(5);
 
@@ -61,6 +63,9 @@ pub enum StartError {
     /// `ONCEWARD_FAILPOINT` is no failpoint: exit code 2.
     #[error("ONCEWARD_FAILPOINT: {0}")]
     Failpoint(String),
+    /// A certificate of the listener cannot be used: exit code 2.
+    #[error("listen.tls: {0}")]
+    Certificates(proxy::TlsErrors),
     /// A route cannot be built.
     #[error(transparent)]
     Unusable(#[from] Unusable),
@@ -121,7 +126,9 @@ impl StartError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Rekeyed { .. } | Self::Failpoint(_) | Self::Unusable(_) => 2,
+            Self::Config(_) | Self::Rekeyed { .. } | Self::Failpoint(_) | Self::Certificates(_) | Self::Unusable(_) => {
+                2
+            }
             _ => 1,
         }
     }
@@ -150,6 +157,7 @@ pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
     }
     let guarded = Guarded::new(inner, config.store.deadline);
     let upstreams = Upstreams::new(&config, &Upstreams::default())?;
+    let tls = listener_tls(&config, upstreams.certificates())?;
     let purpose = Purpose::Serve { accept_rekey: args.accept_rekey };
     let engine = engine(&config, &upstreams, Arc::new(guarded), purpose)?;
     let listener = listen("requests", config.listen.address, "--listen").await?;
@@ -162,11 +170,13 @@ pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
 
     let admin = Admin::new(engine.clone(), Some(metrics.clone()), token, Some(admin_address), concerns);
     let hangup = hangup_signal()?;
+    let certificates = upstreams.certificates().clone();
     let (file, running) = (args.config.clone(), config.clone());
     let reload = Reload::new(file, flags, environment, running, upstreams, engine.clone(), admin.clone());
     let telemetry = telemetry::start(&config.telemetry, &engine, metrics.clone());
     let mut background = Background::start(&engine, &store, metrics, admin_listener, &admin);
     background.0.push(tokio::spawn(reload.run(hangup)));
+    background.0.push(tokio::spawn(certificates.watch(CERTIFICATES_EVERY)));
     background.0.extend(telemetry);
     announce(args, &config, demo.is_some(), address, admin_address)?;
 
@@ -176,13 +186,16 @@ pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
     let mut stop = std::pin::pin!(stop_signal()?);
     let service = Layer::new(engine.clone()).layer(proxy::Dispatch);
     let stopping = std::cell::Cell::new(None);
-    let report = proxy::serve(listener, service, limits, trusted, async {
+    let stopped = async {
         stop.as_mut().await;
         tracing::info!("stopping: finishing what runs");
         stopping.set(Some(tokio::time::Instant::now()));
         admin.drain();
-    })
-    .await;
+    };
+    let report = match tls {
+        Some(tls) => proxy::serve_tls(listener, tls, service, limits, trusted, stopped).await,
+        None => proxy::serve(listener, service, limits, trusted, stopped).await,
+    };
     // Executions whose clients have gone share the time that connections had.
     let spent = stopping.get().map_or(Duration::ZERO, |since| since.elapsed());
     let left = engine.drain(config.listen.drain.saturating_sub(spent)).await;
@@ -315,6 +328,14 @@ fn install_metrics() -> Result<PrometheusHandle, StartError> {
         .map_err(failed)
 }
 
+fn listener_tls(
+    config: &Config,
+    certificates: &proxy::Certificates,
+) -> Result<Option<Arc<proxy::ServerTls>>, StartError> {
+    let load = |said| proxy::ServerTls::load(said, certificates);
+    config.listen.tls.as_ref().map(load).transpose().map_err(StartError::Certificates)
+}
+
 fn transport_limits(config: &Config) -> proxy::Limits {
     proxy::Limits {
         connections: config.limits.connections,
@@ -334,7 +355,8 @@ fn announce(
 ) -> Result<(), StartError> {
     let failed = |source| StartError::System { what: "write to stdout", source };
     let mut out = io::stdout().lock();
-    writeln!(out, "onceward ready proxy=http://{address} admin=http://{admin}").map_err(failed)?;
+    let scheme = if config.listen.tls.is_some() { "https" } else { "http" };
+    writeln!(out, "onceward ready proxy={scheme}://{address} admin=http://{admin}").map_err(failed)?;
     if is_demo {
         let program = std::env::args_os().next().map_or_else(|| PathBuf::from("onceward"), PathBuf::from);
         let data = args.data.as_deref().unwrap_or(&config.store.path);

@@ -217,7 +217,7 @@ fn a_wrong_file_says_what_where_and_how_to_mend_it() {
         ),
         (
             "[defaults]\nscope = { principal = \"mtls\" }\n",
-            r#"onceward.toml:5:23: "mtls" for "principal" in "scope" of [defaults] is not available in this version (client certificates); leave it out"#,
+            r#"onceward.toml:5:11: [defaults]: "mtls" is the subject of a client's certificate, and no client is asked for one: set "client_ca" and "client_auth" of "tls" in [listen], else every keyed request is 400 no-principal"#,
         ),
         ("key = \n", "onceward.toml:4:7: not TOML: string values must be quoted, expected literal string"),
         ("[admin]\ntoken = 1\ntoken = 2\n", "onceward.toml:6:1: not TOML: duplicate key"),

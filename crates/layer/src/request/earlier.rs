@@ -17,6 +17,7 @@ use onceward_core::{
 };
 
 use super::{
+    PeerCertificate,
     again::Again,
     key,
     principal::{self, Who, principal, scope_part, scope_route},
@@ -68,6 +69,8 @@ pub(super) struct Named<'a> {
     pub(super) headers: &'a HeaderMap,
     pub(super) head: &'a canonical::Request<'a>,
     pub(super) trusted: bool,
+    /// The client's certificate, where it has one.
+    pub(super) certificate: Option<&'a PeerCertificate>,
     /// The body, where it is in memory.
     pub(super) memory: Option<&'a Bytes>,
     /// The key that the request has now.
@@ -97,14 +100,14 @@ pub(super) fn names(earlier: &[Arc<Earlier>], named: &Named<'_>, id: &RecordId) 
 }
 
 fn name_of(before: &Earlier, route: &Arc<Route>, named: &Named<'_>) -> Option<(RecordId, Option<[u8; 16]>)> {
-    let Named { method, uri, headers, head, trusted, memory, key, caller } = named;
+    let Named { method, uri, headers, head, trusted, certificate, memory, key, caller } = named;
     let from_head = key::from_head(route, headers, uri.query()).ok()?;
     let found = key::agreed(route, from_head, head, memory.map(Bytes::as_ref)).ok()?;
     // A key that was derived then is derived now as well.
     let key = found.as_ref().unwrap_or(key);
     let who = match route.told_by() {
         Principal::Auth(_) => Who { spelled: (*caller)?.to_owned(), proof: None },
-        _ => principal(&before.secret, route, headers, *trusted).ok()?,
+        _ => principal(&before.secret, route, headers, *trusted, *certificate).ok()?,
     };
     let tenant = scope_part(&route.scope.tenant, headers, *trusted).ok()?;
     let env = scope_part(&route.scope.env, headers, *trusted).ok()?;

@@ -45,6 +45,11 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TrustedPeer(pub bool);
 
+/// Request extension: the subject of the client certificate that was verified on the request's connection, in the form
+/// of RFC 4514. Whoever puts it there vouches for the verification. Without it there is no certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerCertificate(pub Arc<str>);
+
 /// A request that brings a key, or is given one.
 pub(crate) struct Asked {
     pub(crate) id: RecordId,
@@ -109,7 +114,11 @@ where
     }
     let trusted = parts.extensions.get::<TrustedPeer>().is_none_or(|peer| peer.0);
     let says_who = route.auth.as_ref().is_some_and(|auth| auth.names_the_caller().is_some());
-    let mut who = if says_who { Who::default() } else { principal(engine.secret(), route, &parts.headers, trusted)? };
+    let mut who = if says_who {
+        Who::default()
+    } else {
+        principal(engine.secret(), route, &parts.headers, trusted, parts.extensions.get())?
+    };
     let tenant = scope_part(&route.scope.tenant, &parts.headers, trusted)?;
     let env = scope_part(&route.scope.env, &parts.headers, trusted)?;
     let vouched = route.auth.is_some();
@@ -182,7 +191,9 @@ where
         let memory = collected.memory.as_ref();
         let (method, uri, headers) = (&parts.method, &parts.uri, &parts.headers);
         let caller = says_who.then_some(who.spelled.as_str());
-        let named = earlier::Named { method, uri, headers, head: &head, trusted, memory, key: &key, caller };
+        let certificate = parts.extensions.get();
+        let key = &key;
+        let named = earlier::Named { method, uri, headers, head: &head, trusted, certificate, memory, key, caller };
         earlier::names(&before, &named, &id)
     };
     let belongs = Belongs { route: route.name.clone(), tenant: tenant.into_owned(), env: env.into_owned() };

@@ -11,6 +11,7 @@ use onceward_core::{
 
 use crate::{
     refuse::Problem,
+    request::PeerCertificate,
     route::{Part, Principal, PrincipalSource, Route},
 };
 
@@ -23,10 +24,16 @@ pub(super) struct Who {
     pub(super) proof: Option<[u8; 16]>,
 }
 
-pub(super) fn principal(secret: &Secret, route: &Route, headers: &HeaderMap, trusted: bool) -> Result<Who, Problem> {
+pub(super) fn principal(
+    secret: &Secret,
+    route: &Route,
+    headers: &HeaderMap,
+    trusted: bool,
+    certificate: Option<&PeerCertificate>,
+) -> Result<Who, Problem> {
     match &route.scope.principal {
         Principal::None => Ok(Who { spelled: "anonymous".into(), proof: None }),
-        Principal::Auto => auto_principal(secret, headers),
+        Principal::Auto => auto_principal(secret, headers, certificate),
         Principal::Auth(header) => {
             Err(Problem::NoPrincipal(format!("{header} of the auth check names the caller, and it was not asked")))
         }
@@ -41,6 +48,9 @@ pub(super) fn principal(secret: &Secret, route: &Route, headers: &HeaderMap, tru
                     PrincipalSource::Cookie(name) => {
                         format!("cookie {name}:{}", cookie(headers, name)?)
                     }
+                    PrincipalSource::Mtls => subject(certificate)?.ok_or_else(|| {
+                        Problem::NoPrincipal("the connection has no verified client certificate".into())
+                    })?,
                 });
             }
             Ok(Who { spelled: spelled.join("\n"), proof: None })
@@ -54,8 +64,9 @@ pub(crate) fn spelled_principal(
     route: &Route,
     headers: &HeaderMap,
     trusted: bool,
+    certificate: Option<&PeerCertificate>,
 ) -> Result<String, Problem> {
-    principal(secret, route, headers, trusted).map(|who| who.spelled)
+    principal(secret, route, headers, trusted, certificate).map(|who| who.spelled)
 }
 
 /// What of the route counts within a scope: its name, never its pattern; on the fallback, which
@@ -74,14 +85,14 @@ pub(crate) fn principal_of(secret: &Secret, authorization: Option<&str>) -> Resu
         let value = HeaderValue::from_str(value).map_err(|_| "the authorization is no header value".to_owned())?;
         headers.insert(header::AUTHORIZATION, value);
     }
-    match auto_principal(secret, &headers) {
+    match auto_principal(secret, &headers, None) {
         Ok(who) => Ok(who.spelled),
         Err(Problem::NoPrincipal(why)) => Err(why),
         Err(other) => Err(other.slug().to_owned()),
     }
 }
 
-fn auto_principal(secret: &Secret, headers: &HeaderMap) -> Result<Who, Problem> {
+fn auto_principal(secret: &Secret, headers: &HeaderMap, certificate: Option<&PeerCertificate>) -> Result<Who, Problem> {
     const MEND: &str =
         "set scope.principal of the route to what stays the same in a retry, as in principal = [\"header:X-User\"]";
     let opaque = |spelled| Ok(Who { spelled, proof: None });
@@ -118,6 +129,9 @@ fn auto_principal(secret: &Secret, headers: &HeaderMap) -> Result<Who, Problem> 
             return opaque(format!("{name}:{value}"));
         }
     }
+    if let Some(subject) = subject(certificate)? {
+        return opaque(subject);
+    }
     if headers.contains_key(header::COOKIE) {
         return Err(Problem::NoPrincipal(format!(
             "the request has a cookie and no other credential, and which cookie names the caller is not known; {}",
@@ -125,6 +139,18 @@ fn auto_principal(secret: &Secret, headers: &HeaderMap) -> Result<Who, Problem> 
         )));
     }
     opaque("anonymous".into())
+}
+
+/// The principal by a client's certificate. Certificates without a subject name nobody: were they one principal, the
+/// holder of one would be given the answers to another.
+fn subject(certificate: Option<&PeerCertificate>) -> Result<Option<String>, Problem> {
+    match certificate {
+        None => Ok(None),
+        Some(PeerCertificate(subject)) if subject.is_empty() => {
+            Err(Problem::NoPrincipal("the client certificate has no subject to tell its holder by".into()))
+        }
+        Some(PeerCertificate(subject)) => Ok(Some(format!("mtls:{subject}"))),
+    }
 }
 
 /// The canonical JSON of a JWT's `iss`, `sub` and `client_id`, so that a refreshed token stays the

@@ -210,7 +210,6 @@ pub(crate) fn scope_part(text: &str) -> Result<ScopePart, String> {
 pub(crate) enum PrincipalWord {
     Auto,
     None,
-    Mtls,
     Part(PrincipalPart),
 }
 
@@ -218,7 +217,7 @@ pub(crate) fn principal(text: &str) -> Result<PrincipalWord, String> {
     match (text, text.split_once(':')) {
         ("auto", _) => Ok(PrincipalWord::Auto),
         ("none", _) => Ok(PrincipalWord::None),
-        ("mtls", _) => Ok(PrincipalWord::Mtls),
+        ("mtls", _) => Ok(PrincipalWord::Part(PrincipalPart::Mtls)),
         (_, Some(("header", name))) => Ok(PrincipalWord::Part(PrincipalPart::Header(header(name)?))),
         (_, Some(("cookie", name))) => {
             // A cookie's name is a token, as a header's is, but its case counts.

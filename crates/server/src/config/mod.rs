@@ -8,7 +8,7 @@
 //!
 //! - `tree`: TOML as a tree that remembers where each value stood; `overlay`: environment and flags
 //! - `schema`: every key there is; `about`: what each means; `json_schema`: both for editors; `check`: a tree held to it; `forms`, [`units`], [`secret`]: how single values are spelled
-//! - `read`, `read_route`, `route_tables`, `route_asks`: the checked tree as [`Config`] and [`route::RouteConfig`]; `align`: the
+//! - `read`, `read_route`, `route_tables`, `route_asks`: the checked tree as [`Config`] and [`route::RouteConfig`]; `tls`: certificate files; `align`: the
 //!   inequalities between a route's times
 //! - [`report`]: `config check`, `config timeouts` and `config example`
 //!
@@ -48,6 +48,7 @@ mod route_asks;
 mod route_tables;
 mod schema;
 pub mod secret;
+mod tls;
 mod tree;
 pub mod units;
 
@@ -57,6 +58,8 @@ pub use problem::{ConfigError, PROBLEMS_MAX, Place, Problem};
 pub use route::RouteConfig;
 pub use schema::NOT_AVAILABLE;
 use secret::{InstallSecret, Secret};
+
+use crate::proxy::{ListenerTls, UpstreamTls};
 
 use problem::{Origin, Problems, Source};
 
@@ -100,6 +103,8 @@ pub struct Identity {
 pub struct Listen {
     /// Port 0 is any free one.
     pub address: SocketAddr,
+    /// TLS for clients; plain where `None`.
+    pub tls: Option<ListenerTls>,
     /// Peers whose `Forwarded`, principal and tenant headers count.
     pub trusted: Vec<IpNet>,
     /// How long requests may still run after the signal to stop; may be zero.
@@ -135,14 +140,16 @@ pub struct Store {
 pub struct Upstream {
     /// `[a-z0-9-]`, 1 to 64, unique.
     pub name: String,
-    /// Scheme `http`, host and perhaps a port; no path but `/`, no query.
+    /// Scheme `http` or `https`, host and perhaps a port; no path but `/`, no query.
     pub url: Uri,
     /// Requests at a time, at least 1.
     pub max_in_flight: usize,
     /// For a new connection.
     pub connect_timeout: Duration,
-    /// HTTP/2, without an upgrade.
+    /// HTTP/2: without an upgrade, or for `https` by ALPN.
     pub http2: bool,
+    /// For `https`.
+    pub tls: UpstreamTls,
 }
 
 /// `[telemetry]`

@@ -9,6 +9,7 @@ use super::{
     problem::{Origin, Problems},
     read_route, schema,
     secret::{self, InstallSecret, Secret},
+    tls,
     tree::{Node, Value},
     units::{self, shown},
 };
@@ -92,7 +93,7 @@ impl<'a> Layers<'a> {
 /// The whole configuration; none where there is no upstream to speak of.
 pub(super) fn config(root: &Node, inputs: &Inputs<'_>, problems: &mut Problems<'_>) -> Option<Config> {
     let section = |name: &str| Layers::new(root.get(name), None);
-    let listen = listen(section("listen"));
+    let listen = listen(section("listen"), inputs, problems);
     let admin = admin(section("admin"), inputs, problems);
     if listen.address == admin.address && listen.address.port() != 0 {
         let at = section("admin").at("address").or_else(|| section("listen").at("address"));
@@ -119,7 +120,7 @@ pub(super) fn config(root: &Node, inputs: &Inputs<'_>, problems: &mut Problems<'
         max_records: store.node("max_records").map(|_| store.integer("max_records", u64::MAX)),
     };
     let identity = identity(section("identity"), inputs, problems);
-    let upstreams = upstreams(root, problems);
+    let upstreams = upstreams(root, inputs, problems);
     let routes = read_route::routes(root, &upstreams, &listen, inputs, problems)?;
     Some(Config {
         identity,
@@ -134,8 +135,9 @@ pub(super) fn config(root: &Node, inputs: &Inputs<'_>, problems: &mut Problems<'
     })
 }
 
-fn listen(section: Layers<'_>) -> Listen {
+fn listen(section: Layers<'_>, inputs: &Inputs<'_>, problems: &mut Problems<'_>) -> Listen {
     Listen {
+        tls: tls::listener(section, inputs, problems),
         address: section.form("address", forms::address).unwrap_or(([127, 0, 0, 1], 8080).into()),
         trusted: section.list("trusted", forms::network),
         drain: section.duration("drain", Duration::from_secs(25)),
@@ -221,7 +223,7 @@ fn follow(
     }
 }
 
-fn upstreams(root: &Node, problems: &mut Problems<'_>) -> Vec<Upstream> {
+fn upstreams(root: &Node, inputs: &Inputs<'_>, problems: &mut Problems<'_>) -> Vec<Upstream> {
     let mut upstreams = Vec::new();
     let mut names: HashMap<&str, &Origin> = HashMap::new();
     for node in root.get("upstream").map_or(&[][..], Node::items).iter().take(schema::UPSTREAMS_MAX) {
@@ -241,7 +243,9 @@ fn upstreams(root: &Node, problems: &mut Problems<'_>) -> Vec<Upstream> {
         }
         if let (Some(name), Some(url)) = (table.form("name", forms::plain_name), table.form("url", forms::upstream_url))
         {
+            let tls = tls::upstream(table, &name, &url, inputs, problems);
             upstreams.push(Upstream {
+                tls,
                 name,
                 url,
                 max_in_flight: table.integer("max_in_flight", 1000),

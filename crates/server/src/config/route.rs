@@ -225,6 +225,8 @@ pub enum PrincipalPart {
     Header(HeaderName),
     /// `cookie:NAME`
     Cookie(String),
+    /// `mtls`: the subject of the client's certificate.
+    Mtls,
 }
 
 impl fmt::Display for PrincipalPart {
@@ -233,6 +235,7 @@ impl fmt::Display for PrincipalPart {
         match self {
             Self::Header(name) => write!(f, "header:{name}"),
             Self::Cookie(name) => write!(f, "cookie:{name}"),
+            Self::Mtls => f.write_str("mtls"),
         }
     }
 }

@@ -5,6 +5,8 @@ use core::time::Duration;
 use http::HeaderName;
 use onceward_core::policy::{Predicate, Preset, Recording, Step};
 
+use crate::proxy::ClientAuth;
+
 use super::{
     Listen,
     forms::{self, PrincipalWord},
@@ -73,13 +75,21 @@ impl Reader<'_, '_, '_> {
         let mut principal = Principal::Auto;
         for word in words {
             match word {
-                PrincipalWord::Auto | PrincipalWord::Mtls => {}
+                PrincipalWord::Auto => {}
                 PrincipalWord::None => principal = Principal::None,
                 PrincipalWord::Part(part) => parts.push(part),
             }
         }
         if !parts.is_empty() {
             principal = Principal::Parts(parts);
+        }
+        let asks_clients = listen.tls.as_ref().is_some_and(|tls| tls.client_auth != ClientAuth::Off);
+        if matches!(&principal, Principal::Parts(parts) if parts.contains(&PrincipalPart::Mtls)) && !asks_clients {
+            let why = format!(
+                r#"{}: "mtls" is the subject of a client's certificate, and no client is asked for one: set "client_ca" and "client_auth" of "tls" in [listen], else every keyed request is 400 no-principal"#,
+                self.whose
+            );
+            self.wrong(table, "principal", why);
         }
         if listen.trusted.is_empty() {
             let credentials = ["authorization", "x-api-key", "api-key"];

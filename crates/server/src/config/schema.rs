@@ -11,7 +11,6 @@ use super::forms;
 /// first is `section.key`, with `route` for `[defaults]` too, and with ` = value` where only that
 /// value is missing. The README lists the same.
 pub const NOT_AVAILABLE: &[(&str, &str)] = &[
-    ("listen.tls", "TLS on the listener"),
     (r#"store.kind = "redis""#, "the Redis store"),
     (r#"store.kind = "postgres""#, "the Postgres store"),
     (r#"store.kind = "tiered""#, "the tiered store"),
@@ -19,9 +18,6 @@ pub const NOT_AVAILABLE: &[(&str, &str)] = &[
     ("store.postgres", "the Postgres store"),
     ("store.fallback", "a fallback store"),
     ("store.breaker", "the circuit breaker"),
-    (r#"upstream.url = "https://…""#, "TLS to an upstream"),
-    ("upstream.ca", "TLS to an upstream"),
-    ("upstream.client_cert", "TLS to an upstream"),
     (r#"route.auth.url = "https://…""#, "TLS to the service that checks credentials"),
     (r#"route.probe.url = "https://…""#, "TLS to a status URL"),
     (r#"route.on_unknown = "effect""#, "looking for the effect in Postgres"),
@@ -30,7 +26,6 @@ pub const NOT_AVAILABLE: &[(&str, &str)] = &[
     ("route.on_cache_loss", "durability other than strict"),
     (r#"route.on_store_outage = "fallback""#, "a fallback store"),
     ("route.fingerprint.decode = true", "fingerprints of decoded bodies"),
-    (r#"route.scope.principal = "mtls""#, "client certificates"),
     ("limits.decode_ratio", "fingerprints of decoded bodies"),
     ("quota", "quotas"),
     ("maintenance", "maintenance windows"),
@@ -122,7 +117,15 @@ pub(super) const ROOT: &[Key] = &[
         "listen",
         Kind::Table(&[
             key("address", ADDRESS),
-            key("tls", Kind::Any),
+            key(
+                "tls",
+                Kind::Table(&[
+                    key("cert", PATH),
+                    key("key", PATH),
+                    key("client_ca", PATH),
+                    key("client_auth", Kind::Choice(&["off", "optional", "required"])),
+                ]),
+            ),
             key(
                 "trusted",
                 Kind::List(1024, &Kind::Text(|text| forms::network(text).map(drop), "a network such as 10.0.0.0/8")),
@@ -184,8 +187,8 @@ const UPSTREAM: &[Key] = &[
     key("url", Kind::Text(|text| forms::upstream_url(text).map(drop), r#"a URL such as "http://127.0.0.1:9000""#)),
     key("max_in_flight", Kind::Integer(1, 1_000_000)),
     key("connect_timeout", Kind::Duration(ms(1), secs(300))),
-    key("ca", Kind::Any),
-    key("client_cert", Kind::Any),
+    key("ca", PATH),
+    key("client_cert", Kind::Table(&[key("cert", PATH), key("key", PATH)])),
     key("http2", Kind::Bool),
 ];
 

@@ -9,19 +9,26 @@ use std::time::Duration;
 use http::Uri;
 use hyper_util::client::legacy::connect::HttpConnector;
 use rustix::net::RecvFlags;
+use rustls::pki_types::ServerName;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tower::{Service, ServiceExt};
 
 use super::frames::{Follow, Wire};
+use super::stream::Stream;
+use super::tls::ClientTls;
 
 /// Opens connections, each within a time limit.
 #[derive(Debug, Clone)]
 pub(super) struct Connector {
     http: HttpConnector,
+    tls: Option<(Arc<ClientTls>, ServerName<'static>)>,
     timeout: Duration,
 }
+
+/// For the upstream's first words after a handshake, besides the time that the connection took.
+const WORDS_MARGIN: Duration = Duration::from_millis(20);
 
 /// A connection was not opened in time.
 #[derive(Debug, Error)]
@@ -39,45 +46,92 @@ pub(super) fn is_untouched(error: &io::Error) -> bool {
 }
 
 impl Connector {
-    pub(super) fn new(timeout: Duration) -> Self {
+    /// `tls` with the name that the upstream's certificate must have.
+    pub(super) fn new(timeout: Duration, tls: Option<(Arc<ClientTls>, ServerName<'static>)>) -> Self {
         let mut http = HttpConnector::new();
+        http.enforce_http(tls.is_none());
         http.set_nodelay(true);
         http.set_connect_timeout(Some(timeout));
         // Finds hosts that vanished without a word below a connection that waits for a slow answer.
         http.set_keepalive(Some(Duration::from_secs(30)));
         http.set_keepalive_interval(Some(Duration::from_secs(10)));
         http.set_keepalive_retries(Some(3));
-        Self { http, timeout }
+        Self { http, tls, timeout }
     }
 }
 
+/// Whether the upstream refused our side of the handshake. In TLS 1.3 it says so after the handshake is over for us; a
+/// request that crossed it on the way was not read, since nothing is before the handshake is over for the upstream.
+fn is_refused_handshake(error: &io::Error) -> bool {
+    use rustls::AlertDescription as Alert;
+    let cause = error.get_ref().and_then(|inner| inner.downcast_ref());
+    matches!(
+        cause,
+        Some(rustls::Error::AlertReceived(
+            Alert::AccessDenied
+                | Alert::BadCertificate
+                | Alert::CertificateExpired
+                | Alert::CertificateRequired
+                | Alert::CertificateRevoked
+                | Alert::CertificateUnknown
+                | Alert::DecryptError
+                | Alert::HandshakeFailure
+                | Alert::UnknownCA
+                | Alert::UnsupportedCertificate
+        ))
+    )
+}
+
 impl Connector {
-    /// Opens a connection; `http2` follows its frames.
+    /// Opens a connection. With `http2` it speaks that; under TLS only if the upstream chooses it, see
+    /// [`UpstreamSocket::wire`].
     pub(super) async fn open(
         &self,
         target: &Uri,
         http2: bool,
     ) -> Result<UpstreamSocket, Box<dyn std::error::Error + Send + Sync>> {
-        let mut http = self.http.clone();
-        let connecting = async { http.ready().await?.call(target.clone()).await };
-        // The inner limit counts for each address; this one also for the name.
-        let stream =
-            tokio::time::timeout(self.timeout, connecting).await.map_err(|_| ConnectTimeout(self.timeout))??;
+        // The inner limit counts for each address; this one also for the name, and for TLS.
+        let stream = tokio::time::timeout(self.timeout, self.connect(target, http2))
+            .await
+            .map_err(|_| ConnectTimeout(self.timeout))??;
+        let http2 = match &stream {
+            Stream::Plain(_) => http2,
+            Stream::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
+        };
         let frames = http2.then(|| Frames {
             wire: Arc::new(Wire::new()),
             sent: Follow::sent(),
             received: Follow::received(),
             ended: false,
         });
-        Ok(UpstreamSocket { stream: stream.into_inner(), written: false, quiet: Quiet::No, frames })
+        Ok(UpstreamSocket { stream, written: false, heard: false, quiet: Quiet::No, frames })
+    }
+
+    async fn connect(&self, target: &Uri, http2: bool) -> Result<Stream, Box<dyn std::error::Error + Send + Sync>> {
+        let began = Instant::now();
+        let mut http = self.http.clone();
+        let stream = http.ready().await?.call(target.clone()).await?.into_inner();
+        let Some((tls, name)) = &self.tls else {
+            return Ok(Stream::Plain(stream));
+        };
+        let stream = tls.connector(http2).connect(name.clone(), stream).await?;
+        if tls.shows_certificate() {
+            // In TLS 1.3 the upstream judges our certificate when the handshake is over for us, and its refusal could
+            // cross a request on the way. Its first words come with that judgement: they are waited for as long as the
+            // connection took. One that says nothing then is used all the same.
+            let _spoke = tokio::time::timeout(began.elapsed() + WORDS_MARGIN, stream.get_ref().0.readable()).await;
+        }
+        Ok(Stream::Tls(Box::new(stream.into())))
     }
 }
 
 /// A connection to the upstream.
 pub(super) struct UpstreamSocket {
-    stream: TcpStream,
+    stream: Stream,
     /// Whether a byte was ever written.
     written: bool,
+    /// Whether a byte ever came.
+    heard: bool,
     quiet: Quiet,
     /// Where it speaks HTTP/2.
     frames: Option<Frames>,
@@ -110,8 +164,9 @@ impl UpstreamSocket {
     /// at all its sockets, and a request taken in between would be lost on a dead connection.
     fn closed(&self) -> io::Result<bool> {
         let mut byte = [0_u8; 1];
-        match rustix::net::recv(&self.stream, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-            Ok((_, received)) => Ok(received == 0),
+        match rustix::net::recv(self.stream.tcp(), &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            // Under TLS an end is announced by a record, and HTTP/1.1 has nothing else to say unasked.
+            Ok((_, received)) => Ok(received == 0 || (self.stream.is_tls() && self.frames.is_none())),
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(false),
             Err(error) => Err(error.into()),
         }
@@ -119,16 +174,16 @@ impl UpstreamSocket {
 
     fn mark<T>(&self, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         match outcome {
-            Poll::Ready(Err(error)) if !self.written => {
+            Poll::Ready(Err(error)) if !self.written || (!self.heard && is_refused_handshake(&error)) => {
                 Poll::Ready(Err(io::Error::new(error.kind(), Untouched(error))))
             }
             outcome => outcome,
         }
     }
 
-    /// What its frames say. Of one that was not opened for HTTP/2, nothing.
-    pub(super) fn wire(&self) -> Arc<Wire> {
-        self.frames.as_ref().map_or_else(|| Arc::new(Wire::new()), |frames| Arc::clone(&frames.wire))
+    /// What its frames say, where it speaks HTTP/2.
+    pub(super) fn wire(&self) -> Option<Arc<Wire>> {
+        self.frames.as_ref().map(|frames| Arc::clone(&frames.wire))
     }
 
     fn has_ended(&self) -> bool {
@@ -165,6 +220,7 @@ impl UpstreamSocket {
         match outcome {
             Poll::Ready(Ok(())) => {
                 this.quiet = Quiet::No;
+                this.heard |= !buf.filled().is_empty();
                 Poll::Ready(Ok(()))
             }
             Poll::Pending if this.quiet == Quiet::No => {

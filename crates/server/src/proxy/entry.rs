@@ -18,7 +18,6 @@ use pin_project_lite::pin_project;
 use tower::{Service, ServiceExt};
 
 use super::headers;
-use super::peer::PeerFields;
 use super::problem::{self, Asked, Problem};
 use super::serve::Connection;
 use super::socket::OpenRequest;
@@ -50,7 +49,7 @@ where
     let version = request.version();
     // Where `framing` stopped following, whatever else the request says: this must be the connection's last.
     let blind = headers::names_websocket(request.headers());
-    let websocket = match admit(&mut request, &connection.peer) {
+    let websocket = match admit(&mut request, &connection) {
         Ok(websocket) => websocket,
         Err(refusal) => {
             let mut response = refusal.problem.response(refusal.detail, &Asked::of(request.headers()));
@@ -100,7 +99,7 @@ fn close_after<B>(response: &mut Response<B>, version: Version) {
 }
 
 /// Checks a request and brings it into the one form. True when it asks for a WebSocket.
-fn admit<B>(request: &mut Request<B>, peer: &PeerFields) -> Result<bool, Refusal> {
+fn admit<B>(request: &mut Request<B>, connection: &Connection) -> Result<bool, Refusal> {
     if request.method() == Method::CONNECT {
         return Err(Refusal {
             problem: problem::METHOD_NOT_ALLOWED,
@@ -122,10 +121,13 @@ fn admit<B>(request: &mut Request<B>, peer: &PeerFields) -> Result<bool, Refusal
         // Answered here, by hyper, as soon as somebody wants the body.
         fields.remove(header::EXPECT);
     }
-    headers::forward_for(fields, peer);
+    headers::forward_for(fields, &connection.peer);
     // What the layer asks of a peer: whether its word on principals and tenants counts.
-    request.extensions_mut().insert(onceward::TrustedPeer(peer.peer.trusted));
-    request.extensions_mut().insert(peer.peer);
+    request.extensions_mut().insert(onceward::TrustedPeer(connection.peer.peer.trusted));
+    request.extensions_mut().insert(connection.peer.peer);
+    if let Some(certificate) = &connection.certificate {
+        request.extensions_mut().insert(certificate.clone());
+    }
     Ok(websocket)
 }
 

@@ -164,7 +164,7 @@ pub(super) fn forward_for(headers: &mut HeaderMap, peer: &PeerFields) {
         headers.insert(X_FORWARDED_HOST, host);
     }
     if !headers.contains_key(X_FORWARDED_PROTO) {
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+        headers.insert(X_FORWARDED_PROTO, peer.proto.clone());
     }
 }
 
@@ -265,7 +265,7 @@ mod tests {
     }
 
     fn peer(trusted: bool) -> PeerFields {
-        PeerFields::new(Peer { address: "192.0.2.1:5".parse().unwrap(), trusted })
+        PeerFields::new(Peer { address: "192.0.2.1:5".parse().unwrap(), trusted }, false)
     }
 
     #[test]

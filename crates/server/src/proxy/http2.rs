@@ -40,6 +40,8 @@ const STREAMS_MAX: u32 = 100;
 const CONNECTIONS_MAX: usize = 64;
 /// How often a request is given to another connection because one was about to end. It was sent on none of them.
 const ATTEMPTS_MAX: usize = 4;
+/// How long an upstream that chose HTTP/1.1 is not asked for HTTP/2 again.
+const HTTP1_FOR: Duration = Duration::from_secs(60);
 /// Answer bytes of one stream that wait for their reader.
 const STREAM_WINDOW_BYTES: u32 = 128 << 10;
 /// Enough for all streams at once, so that one that is read slowly holds up no other.
@@ -64,7 +66,17 @@ struct State<B> {
     open: Vec<Connection<B>>,
     /// The connection that is being opened. Whoever has no place waits for it.
     opening: Option<Opening>,
+    /// Under TLS the upstream chose HTTP/1.1, and is not asked again until then.
+    http1_until: Option<Instant>,
     numbered: u64,
+}
+
+/// What became of a request.
+pub(super) enum Exchanged<B> {
+    /// It was answered.
+    Answered(Response<Incoming>, Place<B>),
+    /// It was not sent: the upstream speaks HTTP/1.1 only.
+    Http1Only(Request<B>),
 }
 
 type Opening = Shared<BoxFuture<'static, Result<(), OpenError>>>;
@@ -97,7 +109,7 @@ pub(super) struct Place<B> {
 
 impl<B> Connections<B> {
     pub(super) fn new() -> Self {
-        let state = State { open: Vec::new(), opening: None, numbered: 0 };
+        let state = State { open: Vec::new(), opening: None, http1_until: None, numbered: 0 };
         Self { state: Mutex::new(state), freed: Notify::new() }
     }
 
@@ -135,13 +147,13 @@ where
     pub(super) async fn exchange_http2(
         self: Arc<Self>,
         mut request: Request<B>,
-    ) -> Result<(Response<Incoming>, Place<B>), UpstreamError> {
+    ) -> Result<Exchanged<B>, UpstreamError> {
         form(&mut request, self.scheme())?;
         let mut last = None;
         for _ in 0..ATTEMPTS_MAX {
-            let mut place = self.place().await?;
+            let Some(mut place) = self.place().await? else { return Ok(Exchanged::Http1Only(request)) };
             match place.sender.try_send_request(request).await {
-                Ok(response) => return Ok((response, place)),
+                Ok(response) => return Ok(Exchanged::Answered(response, place)),
                 Err(mut error) => match error.take_message() {
                     Some(whole) => {
                         place.leave();
@@ -156,8 +168,8 @@ where
         Err(UpstreamError::NotSent { source })
     }
 
-    /// Waits for a place on a connection, and opens one where need be.
-    async fn place(self: &Arc<Self>) -> Result<Place<B>, UpstreamError> {
+    /// Waits for a place on a connection, and opens one where need be. `None` where the upstream speaks HTTP/1.1 only.
+    async fn place(self: &Arc<Self>) -> Result<Option<Place<B>>, UpstreamError> {
         loop {
             // Made before the look, so that no end is missed between.
             let freed = self.http2.freed.notified();
@@ -165,13 +177,16 @@ where
                 let mut state = lock(&self.http2.state);
                 if let Some(connection) = state.take() {
                     connection.streams += 1;
-                    return Ok(Place {
+                    return Ok(Some(Place {
                         pool: Arc::clone(self),
                         number: connection.number,
                         sender: connection.sender.clone(),
                         wire: Arc::clone(&connection.wire),
                         opened_before: connection.wire.opened(),
-                    });
+                    }));
+                }
+                if state.http1_until.is_some_and(|until| Instant::now() < until) {
+                    return Ok(None);
                 }
                 if state.opening.is_none() && state.open.len() < CONNECTIONS_MAX {
                     state.opening = Some(self.open());
@@ -199,35 +214,56 @@ where
             let opened = {
                 let mut state = lock(&pool.http2.state);
                 state.opening = None;
-                connected.map(|(sender, wire)| {
-                    let number = state.numbered;
-                    state.numbered += 1;
-                    state.open.push(Connection { number, sender, wire, streams: 0, since: Instant::now() });
+                connected.map(|connected| match connected {
+                    Connected::Http2(sender, wire) => {
+                        let number = state.numbered;
+                        state.numbered += 1;
+                        state.open.push(Connection { number, sender, wire, streams: 0, since: Instant::now() });
+                        None
+                    }
+                    Connected::Http1(sender) => {
+                        state.http1_until = Some(Instant::now() + HTTP1_FOR);
+                        Some(sender)
+                    }
                 })
             };
             pool.sweep_later();
+            let opened = opened.map(|http1| {
+                if let Some(sender) = http1 {
+                    pool.put(sender);
+                }
+            });
             opened.map_err(|cause| OpenError(cause.into()))
         });
         async move { task.await.unwrap_or_else(|ended| Err(OpenError(Arc::new(ended)))) }.boxed().shared()
     }
 
-    async fn connect_http2(self: Arc<Self>) -> Result<(SendRequest<B>, Arc<Wire>), Box<dyn StdError + Send + Sync>> {
+    async fn connect_http2(self: Arc<Self>) -> Result<Connected<B>, Box<dyn StdError + Send + Sync>> {
         let until = Instant::now() + self.connect_timeout();
         let socket = self.connector().open(self.target(), true).await?;
-        greet(socket, until).await
+        match socket.wire() {
+            Some(wire) => greet(socket, wire, until).await,
+            None => Ok(Connected::Http1(self.begin_http1(socket).await?)),
+        }
     }
+}
+
+/// A connection that came about.
+enum Connected<B> {
+    Http2(SendRequest<B>, Arc<Wire>),
+    Http1(hyper::client::conn::http1::SendRequest<B>),
 }
 
 /// Begins HTTP/2 on a connection and waits for the upstream to do so too.
 async fn greet<B>(
     socket: UpstreamSocket,
+    wire: Arc<Wire>,
     until: Instant,
-) -> Result<(SendRequest<B>, Arc<Wire>), Box<dyn StdError + Send + Sync>>
+) -> Result<Connected<B>, Box<dyn StdError + Send + Sync>>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    let wire = socket.wire();
     let (sender, connection) = Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -245,7 +281,7 @@ where
         }
     });
     tokio::select! {
-        () = wire.greeted() => Ok((sender, wire)),
+        () = wire.greeted() => Ok(Connected::Http2(sender, wire)),
         _ = &mut running => Err("it ended before the upstream began HTTP/2: does it speak HTTP/2 without an upgrade?".into()),
         () = tokio::time::sleep_until(until) => Err("the upstream did not begin HTTP/2 in time".into()),
     }

@@ -7,7 +7,8 @@
 //! reading of HTTP/1, time limits) · `entry` (checks, one form, `headers` for what may cross) · **your service** ·
 //! `upstream`, `pool`, `http2` and `connector` (at most one dispatch, and what is certain when it fails; `frames` reads
 //! HTTP/2 beside the library for it). `passthrough` is the service
-//! for what is not protected, `tunnel` what a WebSocket becomes, `peer` who the client is, `problem` the few error
+//! for what is not protected, `tls` certificates and their reloading, `stream` a connection with it or
+//! without, `tunnel` what a WebSocket becomes, `peer` who the client is, `problem` the few error
 //! answers of the transport itself.
 //!
 //! ```no_run
@@ -37,13 +38,18 @@ mod pool;
 pub mod problem;
 mod serve;
 mod socket;
+mod stream;
+mod tls;
 mod tunnel;
 mod upstream;
 
 pub use dispatch::{Dispatch, Target};
 pub use passthrough::{Passthrough, PassthroughBody, PassthroughBodyError, PassthroughFuture, PassthroughTimes};
 pub use peer::{NetworkError, Peer, Trusted};
-pub use serve::{Limits, Report, serve};
+pub use serve::{Limits, Report, serve, serve_tls};
+pub use tls::{
+    CertAndKey, Certificates, ClientAuth, ClientTls, ListenerTls, ServerTls, TlsError, TlsErrors, UpstreamTls,
+};
 pub use upstream::{
     Exchange, POOL_IDLE_DEFAULT, Upstream, UpstreamBody, UpstreamError, UpstreamOptions, UpstreamUrlError,
 };

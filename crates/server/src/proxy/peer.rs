@@ -92,16 +92,25 @@ pub(super) struct PeerFields {
     pub(super) address: HeaderValue,
     /// For `Forwarded`, RFC 7239.
     pub(super) forwarded: HeaderValue,
+    /// For `X-Forwarded-Proto`.
+    pub(super) proto: HeaderValue,
 }
 
 impl PeerFields {
-    pub(super) fn new(peer: Peer) -> Self {
+    /// `tls` is whether the peer speaks it to this listener.
+    pub(super) fn new(peer: Peer, tls: bool) -> Self {
+        let proto = if tls { "https" } else { "http" };
         let ip = peer.address.ip().to_canonical();
         let forwarded = match ip {
-            IpAddr::V4(ip) => format!("for={ip};proto=http"),
-            IpAddr::V6(ip) => format!("for=\"[{ip}]\";proto=http"),
+            IpAddr::V4(ip) => format!("for={ip};proto={proto}"),
+            IpAddr::V6(ip) => format!("for=\"[{ip}]\";proto={proto}"),
         };
-        Self { peer, address: value(ip.to_string()), forwarded: value(forwarded) }
+        Self {
+            peer,
+            address: value(ip.to_string()),
+            forwarded: value(forwarded),
+            proto: HeaderValue::from_static(proto),
+        }
     }
 }
 

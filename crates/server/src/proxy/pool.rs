@@ -16,10 +16,12 @@ use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
 use tokio::time::Instant;
 
-use super::connector::Connector;
-use super::http2::{self, Connections, Place};
+use super::connector::{Connector, UpstreamSocket};
+use super::http2::{self, Connections, Exchanged, Place};
+use super::tls::ClientTls;
 use super::upstream::{UpstreamError, UpstreamOptions};
 
 /// Connections without a request that are kept.
@@ -63,9 +65,13 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    pub(super) fn new(target: Uri, options: &UpstreamOptions) -> Arc<Self> {
+    pub(super) fn new(
+        target: Uri,
+        tls: Option<(Arc<ClientTls>, ServerName<'static>)>,
+        options: &UpstreamOptions,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            connector: Connector::new(options.connect_timeout),
+            connector: Connector::new(options.connect_timeout, tls),
             target,
             options: options.clone(),
             idle: Mutex::new(Vec::new()),
@@ -93,12 +99,14 @@ where
     /// Sends a request, and gives its answer with the connection that it comes on.
     pub(super) async fn exchange(
         self: Arc<Self>,
-        request: Request<B>,
+        mut request: Request<B>,
     ) -> Result<(Response<Incoming>, Used<B>), UpstreamError> {
         // A WebSocket begins as HTTP/1.1, whatever else the upstream speaks.
         if self.options.http2 && !request.headers().contains_key(header::UPGRADE) {
-            let (response, place) = self.exchange_http2(request).await?;
-            return Ok((response, Used::Http2(place)));
+            match Arc::clone(&self).exchange_http2(request).await? {
+                Exchanged::Answered(response, place) => return Ok((response, Used::Http2(place))),
+                Exchanged::Http1Only(whole) => request = whole,
+            }
         }
         self.exchange_http1(request).await
     }
@@ -133,11 +141,13 @@ where
     async fn connect(&self) -> Result<SendRequest<B>, UpstreamError> {
         let not_sent = |source| UpstreamError::NotSent { source };
         let socket = self.connector.open(&self.target, false).await.map_err(not_sent)?;
-        let (sender, connection) = http1::Builder::new()
-            .max_buf_size(ANSWER_BUFFER_BYTES)
-            .handshake(TokioIo::new(socket))
-            .await
-            .map_err(|error| not_sent(error.into()))?;
+        self.begin_http1(socket).await.map_err(|error| not_sent(error.into()))
+    }
+
+    /// Begins HTTP/1.1 on a connection.
+    pub(super) async fn begin_http1(&self, socket: UpstreamSocket) -> hyper::Result<SendRequest<B>> {
+        let (sender, connection) =
+            http1::Builder::new().max_buf_size(ANSWER_BUFFER_BYTES).handshake(TokioIo::new(socket)).await?;
         // Ends when its sender is dropped and its last exchange is over.
         tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
@@ -167,7 +177,7 @@ impl<B: Send + 'static> Pool<B> {
         None
     }
 
-    fn put(self: Arc<Self>, sender: SendRequest<B>) {
+    pub(super) fn put(self: Arc<Self>, sender: SendRequest<B>) {
         if sender.is_closed() || self.options.pool_idle.is_zero() {
             return;
         }

@@ -1,4 +1,5 @@
-//! The listener: a bounded number of connections, HTTP/1.1 and HTTP/2 on one port, and an orderly end.
+//! The listener: a bounded number of connections, HTTP/1.1 and HTTP/2 on one port, with TLS or without, and an orderly
+//! end.
 
 use std::collections::HashMap;
 use std::error::Error as StdError;
@@ -17,6 +18,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use onceward::PeerCertificate;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -26,6 +28,8 @@ use tower::Service;
 use super::entry;
 use super::peer::{Peer, PeerFields, Trusted};
 use super::socket::{Activity, Socket, Times, signal};
+use super::stream::Stream;
+use super::tls::ServerTls;
 
 /// hyper reserves room for this many fields without asking the allocator.
 const HYPER_HEADERS: usize = 100;
@@ -58,6 +62,10 @@ pub struct Limits {
     pub keep_alive: Duration,
     /// Requests at a time on one HTTP/2 connection.
     pub http2_streams: u32,
+    /// For the TLS handshake of a client, its wait for a turn included.
+    pub handshake_timeout: Duration,
+    /// TLS handshakes at a time.
+    pub handshakes: usize,
     /// How long the open requests have at the end.
     pub drain: Duration,
 }
@@ -73,6 +81,8 @@ impl Default for Limits {
             // Above the pool times of common clients and load balancers (60 s), so that they close first.
             keep_alive: Duration::from_secs(75),
             http2_streams: 250,
+            handshake_timeout: Duration::from_secs(10),
+            handshakes: 2048,
             drain: Duration::from_secs(25),
         }
     }
@@ -117,11 +127,23 @@ impl Server {
 pub(super) struct Connection {
     pub(super) server: Arc<Server>,
     pub(super) peer: PeerFields,
+    /// The client's, verified in the handshake.
+    pub(super) certificate: Option<PeerCertificate>,
     pub(super) activity: Arc<Activity>,
-    _place: OwnedSemaphorePermit,
+    _seat: Seat,
 }
 
-impl Drop for Connection {
+/// A place among the connections, counted.
+struct Seat(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
+
+impl Seat {
+    fn new(place: OwnedSemaphorePermit) -> Self {
+        metrics::gauge!("onceward_connections").increment(1.0);
+        Self(place)
+    }
+}
+
+impl Drop for Seat {
     fn drop(&mut self) {
         metrics::gauge!("onceward_connections").decrement(1.0);
     }
@@ -150,6 +172,45 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
+    serve_on(listener, None, service, limits, trusted, shutdown).await
+}
+
+/// As [`serve`], under TLS: HTTP/1.1 and HTTP/2 by ALPN. Handshakes run beside each other, each within
+/// `limits.handshake_timeout`. A request of a client whose certificate was verified has its subject among its
+/// extensions, as [`onceward::PeerCertificate`].
+pub async fn serve_tls<S, B>(
+    listener: TcpListener,
+    tls: Arc<ServerTls>,
+    service: S,
+    limits: Limits,
+    trusted: Trusted,
+    shutdown: impl Future<Output = ()>,
+) -> Report
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+    S::Error: Into<Box<dyn StdError + Send + Sync>>,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    serve_on(listener, Some(tls), service, limits, trusted, shutdown).await
+}
+
+async fn serve_on<S, B>(
+    listener: TcpListener,
+    tls: Option<Arc<ServerTls>>,
+    service: S,
+    limits: Limits,
+    trusted: Trusted,
+    shutdown: impl Future<Output = ()>,
+) -> Report
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+    S::Error: Into<Box<dyn StdError + Send + Sync>>,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
     let server = Arc::new(Server {
         tasks: TaskTracker::new(),
         open: Mutex::new(HashMap::new()),
@@ -160,6 +221,10 @@ where
     let protocol = Arc::new(protocol(&limits, &server.tasks));
     let times = Times { head: limits.header_read_timeout, stall: limits.stall_timeout, idle: limits.keep_alive };
     let places = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
+    let tls = tls.map(|tls| {
+        let turns = Semaphore::new(limits.handshakes.clamp(1, Semaphore::MAX_PERMITS));
+        Arc::new(Handshakes { tls, turns, timeout: limits.handshake_timeout })
+    });
 
     let mut shutdown = pin!(shutdown);
     let mut number = 0_u64;
@@ -172,17 +237,23 @@ where
             continue;
         };
         let peer = Peer { address, trusted: trusted.contains(address.ip()) };
-        metrics::gauge!("onceward_connections").increment(1.0);
-        let connection = Arc::new(Connection {
-            server: Arc::clone(&server),
-            peer: PeerFields::new(peer),
-            activity: Activity::new(),
-            _place: place,
-        });
-        let socket = Socket::new(stream, times, Arc::clone(&connection.activity));
+        let accepted =
+            Accepted { server: Arc::clone(&server), peer, times, activity: Activity::new(), seat: Seat::new(place) };
         number += 1;
-        lock(&server.open).insert(number, Arc::clone(&connection.activity));
-        server.tasks.spawn(run(socket, number, service.clone(), connection, Arc::clone(&protocol)));
+        lock(&server.open).insert(number, Arc::clone(&accepted.activity));
+        let (service, protocol, tls) = (service.clone(), Arc::clone(&protocol), tls.clone());
+        server.tasks.spawn(async move {
+            let server = Arc::clone(&accepted.server);
+            let began = match tls {
+                None => Some(accepted.connect(Stream::Plain(stream), None)),
+                // Large, and over once it is done.
+                Some(handshakes) => Box::pin(handshakes.shake(stream, accepted)).await,
+            };
+            if let Some((socket, connection)) = began {
+                run(socket, service, connection, protocol).await;
+            }
+            lock(&server.open).remove(&number);
+        });
     }
 
     drop(listener);
@@ -196,6 +267,58 @@ where
     Report {
         connections_cut: server.connections_cut.load(Ordering::Relaxed),
         tunnels_cut: server.tunnels_cut.load(Ordering::Relaxed),
+    }
+}
+
+/// A client that was accepted, before the first byte.
+struct Accepted {
+    server: Arc<Server>,
+    peer: Peer,
+    times: Times,
+    activity: Arc<Activity>,
+    seat: Seat,
+}
+
+impl Accepted {
+    fn connect(self, stream: Stream, certificate: Option<PeerCertificate>) -> (Socket, Arc<Connection>) {
+        let Self { server, peer, times, activity, seat } = self;
+        let peer = PeerFields::new(peer, stream.is_tls());
+        let socket = Socket::new(stream, times, Arc::clone(&activity));
+        (socket, Arc::new(Connection { server, peer, certificate, activity, _seat: seat }))
+    }
+}
+
+/// The TLS handshakes of a listener.
+struct Handshakes {
+    tls: Arc<ServerTls>,
+    /// So many at a time: one costs memory, and whoever begins one need not go on.
+    turns: Semaphore,
+    timeout: Duration,
+}
+
+impl Handshakes {
+    /// Begins TLS with a client. `None` where it does not come about, or the drain begins before.
+    async fn shake(&self, stream: TcpStream, accepted: Accepted) -> Option<(Socket, Arc<Connection>)> {
+        let activity = Arc::clone(&accepted.activity);
+        let told = poll_fn(|cx| if activity.poll_signals(cx) == 0 { Poll::Pending } else { Poll::Ready(()) });
+        let handshake = tokio::time::timeout(self.timeout, async {
+            let _turn = self.turns.acquire().await;
+            self.tls.accept(stream).await
+        });
+        let (reason, error) = tokio::select! {
+            () = told => return None,
+            shaken = handshake => match shaken {
+                Ok(Ok(stream)) => {
+                    let certificate = ServerTls::certificate(&stream);
+                    return Some(accepted.connect(Stream::Tls(Box::new(stream.into())), certificate));
+                }
+                Ok(Err(error)) => ("failed", error),
+                Err(late) => ("timeout", late.into()),
+            },
+        };
+        metrics::counter!("onceward_tls_handshakes_failed_total", "reason" => reason).increment(1);
+        tracing::debug!(%error, client = %accepted.peer.address, "a TLS handshake came to nothing");
+        None
     }
 }
 
@@ -255,13 +378,8 @@ fn protocol(limits: &Limits, tasks: &TaskTracker) -> auto::Builder<OnTracker> {
 }
 
 /// Runs one connection to its end, or to the end of the drain.
-async fn run<S, B>(
-    socket: Socket,
-    number: u64,
-    service: S,
-    connection: Arc<Connection>,
-    protocol: Arc<auto::Builder<OnTracker>>,
-) where
+async fn run<S, B>(socket: Socket, service: S, connection: Arc<Connection>, protocol: Arc<auto::Builder<OnTracker>>)
+where
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
     S::Future: Send,
     S::Error: Into<Box<dyn StdError + Send + Sync>>,
@@ -295,7 +413,6 @@ async fn run<S, B>(
     if cut {
         server.connections_cut.fetch_add(1, Ordering::Relaxed);
     }
-    lock(&server.open).remove(&number);
 }
 
 /// The map is whole whatever a panicking holder did: it only inserts and removes.

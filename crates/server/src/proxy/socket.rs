@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use super::framing::{Framing, Phase};
+use super::stream::Stream;
 
 /// Ends any head and any chunk line with a byte that hyper's parser refuses everywhere.
 const POISON: &[u8] = b"\0\r\n\r\n";
@@ -106,7 +106,7 @@ impl Drop for OpenRequest {
 
 /// The socket of one client.
 pub(super) struct Socket {
-    stream: TcpStream,
+    stream: Stream,
     framing: Framing,
     /// What of [`POISON`] hyper still has to read. The stream itself is not read any more.
     poison: Option<&'static [u8]>,
@@ -131,7 +131,7 @@ struct Linger {
 }
 
 impl Socket {
-    pub(super) fn new(stream: TcpStream, times: Times, activity: Arc<Activity>) -> Self {
+    pub(super) fn new(stream: Stream, times: Times, activity: Arc<Activity>) -> Self {
         let now = Instant::now();
         Self {
             stream,
@@ -278,13 +278,17 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        let this = self.get_mut();
+        let flushed = Pin::new(&mut this.stream).poll_flush(cx);
+        // Without TLS there is nothing to flush, and it says nothing about a write that is blocked.
+        if this.stream.is_tls() { this.poll_written(cx, flushed) } else { flushed }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.linger.is_none() {
-            ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+            let shut = Pin::new(&mut this.stream).poll_shutdown(cx);
+            ready!(this.poll_written(cx, shut))?;
             // Only a client in the middle of a message has more to send that would reset the connection.
             if this.poison.is_none() && !matches!(this.framing.phase(), Phase::Head | Phase::Body) {
                 return Poll::Ready(Ok(()));

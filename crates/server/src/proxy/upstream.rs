@@ -27,11 +27,13 @@ use http::uri::Scheme;
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use rustls::pki_types::ServerName;
 use thiserror::Error;
 use tower::Service;
 
 use super::headers;
 use super::pool::{Pool, Used};
+use super::tls::ClientTls;
 
 /// How long a connection without a request is kept. Servers that close idle connections do so from 5 s on (Node.js,
 /// Apache, uvicorn); whoever closes first cannot be surprised. A steady stream of requests keeps connections well
@@ -46,13 +48,16 @@ pub struct UpstreamOptions {
     pub connect_timeout: Duration,
     /// How long a connection without a request is kept; zero keeps none.
     pub pool_idle: Duration,
-    /// HTTP/2 by prior knowledge. WebSockets still go over HTTP/1.1.
+    /// HTTP/2: by prior knowledge, or under TLS by ALPN, where HTTP/1.1 is offered too. WebSockets still go over
+    /// HTTP/1.1.
     pub http2: bool,
+    /// For an `https` URL.
+    pub tls: Option<Arc<ClientTls>>,
 }
 
 impl Default for UpstreamOptions {
     fn default() -> Self {
-        Self { connect_timeout: Duration::from_secs(5), pool_idle: POOL_IDLE_DEFAULT, http2: false }
+        Self { connect_timeout: Duration::from_secs(5), pool_idle: POOL_IDLE_DEFAULT, http2: false, tls: None }
     }
 }
 
@@ -66,8 +71,8 @@ pub enum UpstreamUrlError {
         /// What was given.
         url: String,
     },
-    /// TLS to the upstream is not built yet.
-    #[error("{url:?}: https upstreams are not available in this version; use http, or a TLS proxy beside the upstream")]
+    /// Nothing says how the upstream is known.
+    #[error("{url:?}: an https upstream needs certificates: set UpstreamOptions::tls")]
     Https {
         /// What was given.
         url: String,
@@ -158,7 +163,7 @@ where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    /// A client of `url`, which is `http://HOST[:PORT]`. Nothing is connected yet.
+    /// A client of `url`, which is `http://HOST[:PORT]` or `https://…`. Nothing is connected yet.
     ///
     /// # Errors
     ///
@@ -166,13 +171,17 @@ where
     pub fn new(url: &str, options: &UpstreamOptions) -> Result<Self, UpstreamUrlError> {
         let url_text = || url.to_owned();
         let uri: Uri = url.parse().map_err(|_| UpstreamUrlError::Invalid { url: url_text() })?;
-        match uri.scheme() {
-            Some(scheme) if *scheme == Scheme::HTTP => {}
+        let tls = match uri.scheme() {
+            Some(scheme) if *scheme == Scheme::HTTP => None,
             Some(scheme) if *scheme == Scheme::HTTPS => {
-                return Err(UpstreamUrlError::Https { url: url_text() });
+                let tls = options.tls.clone().ok_or_else(|| UpstreamUrlError::Https { url: url_text() })?;
+                // An address of version 6 stands in brackets.
+                let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+                let name = ServerName::try_from(host.to_owned());
+                Some((tls, name.map_err(|_| UpstreamUrlError::Invalid { url: url_text() })?))
             }
             _ => return Err(UpstreamUrlError::Invalid { url: url_text() }),
-        }
+        };
         let host = uri
             .authority()
             .filter(|authority| !authority.host().is_empty() && !authority.as_str().contains('@'))
@@ -181,7 +190,7 @@ where
         if uri.path_and_query().is_some_and(|path| path.as_str() != "/") {
             return Err(UpstreamUrlError::Path { url: url_text() });
         }
-        Ok(Self { pool: Pool::new(uri, options), host })
+        Ok(Self { pool: Pool::new(uri, tls, options), host })
     }
 }
 
@@ -360,7 +369,7 @@ mod tests {
     type AnyBody = http_body_util::Empty<Bytes>;
 
     #[test]
-    fn only_plain_http_urls_without_a_path_are_taken() {
+    fn only_urls_without_a_path_are_taken_and_https_with_certificates() {
         let options = UpstreamOptions::default();
         for url in ["http://127.0.0.1:9000", "http://api.internal/", "http://[::1]:80"] {
             assert!(Upstream::<AnyBody>::new(url, &options).is_ok(), "{url}");
@@ -370,7 +379,7 @@ mod tests {
             assert!(matches!(error, UpstreamUrlError::Invalid { .. }), "{url}: {error}");
         }
         let error = Upstream::<AnyBody>::new("https://a", &options).unwrap_err();
-        assert!(error.to_string().contains("not available in this version"), "{error}");
+        assert!(matches!(error, UpstreamUrlError::Https { .. }), "{error}");
         let error = Upstream::<AnyBody>::new("http://a/v1", &options).unwrap_err();
         assert!(matches!(error, UpstreamUrlError::Path { .. }), "{error}");
     }

@@ -46,6 +46,8 @@ mod support;
 #[cfg(test)]
 mod telemetry;
 #[cfg(test)]
+mod tls;
+#[cfg(test)]
 mod trailers;
 #[cfg(test)]
 mod unknown;

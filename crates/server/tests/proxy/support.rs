@@ -176,7 +176,7 @@ impl Start {
         let ["onceward", "ready", proxy, admin] = words[..] else { panic!("not the ready line: {line}") };
         let address = |word: &str, name: &str| word.strip_prefix(name).expect("an address").parse().unwrap();
         Gateway {
-            proxy: address(proxy, "proxy=http://"),
+            proxy: address(&proxy.replace("=https://", "=http://"), "proxy=http://"),
             admin: address(admin, "admin=http://"),
             start: self.clone(),
             child: Some(child),
