@@ -4,7 +4,7 @@ use std::{
     panic::AssertUnwindSafe,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -53,6 +53,8 @@ pub(crate) struct Exchange {
     pub(crate) unverified_principal: bool,
     /// Time that the upstream took, in microseconds.
     pub(crate) upstream: AtomicU64,
+    /// Its answer came after its claim was lost.
+    pub(crate) fenced: AtomicBool,
 }
 
 /// What the client is still owed.
@@ -89,7 +91,7 @@ impl Exchange {
         let Grant { owner, fence, clock, permit: _permit, .. } = grant;
         let started = Instant::now();
         failpoint::hit(failpoint::DISPATCH_BEGIN).await;
-        if !drive::still_holds(&self.engine, self.id, &claim, clock, self.route.policy.lease).await {
+        if !drive::still_holds(&self.engine, self.id, &claim, clock, self.route.policy.lease, &owner).await {
             drop(owner);
             return self.refuse(&Problem::Refused(Refusal::ClaimLost, Details::default()));
         }
@@ -98,7 +100,7 @@ impl Exchange {
             tokio::select! {
                 biased;
                 done = work => done,
-                () = drive::renew(&self.engine, self.id, fence, self.route.policy.lease) => {
+                () = drive::renew(&self.engine, self.id, fence, self.route.policy.lease, &owner) => {
                     unreachable!("renewal does not end by itself")
                 }
             }
@@ -129,6 +131,9 @@ impl Exchange {
             }
         })
         .await;
+        if !matches!(recorded, Recorded::Answer) {
+            self.fenced.store(true, Ordering::Relaxed);
+        }
         if is_unknown {
             tracing::warn!(record = %self.id.short(), route = %self.route.name, "outcome unknown: the upstream may have executed the request");
         }
@@ -313,7 +318,7 @@ fn sent_of(error: &(dyn std::error::Error + 'static)) -> Sent {
 }
 
 /// An error with everything beneath it, for the log.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut said = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

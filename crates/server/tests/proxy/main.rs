@@ -24,6 +24,10 @@ mod observe;
 #[cfg(test)]
 mod outages;
 #[cfg(test)]
+mod principals;
+#[cfg(test)]
+mod probe;
+#[cfg(test)]
 mod process;
 #[cfg(test)]
 mod recording;
@@ -36,7 +40,11 @@ mod route_keys;
 #[cfg(test)]
 mod settings;
 #[cfg(test)]
+mod silence;
+#[cfg(test)]
 mod support;
+#[cfg(test)]
+mod telemetry;
 #[cfg(test)]
 mod trailers;
 #[cfg(test)]
