@@ -23,6 +23,7 @@ async fn gateway(upstream: &Upstream, tls: &str, more: &str) -> (TempDir, Author
     (folder, ca, gateway)
 }
 
+// contract: listen.tls
 #[tokio::test]
 async fn curl_gets_a_replay_over_tls_by_http2_and_by_http1() {
     let upstream = Upstream::charging().await;

@@ -97,6 +97,8 @@ fn authority() -> (TempDir, Authority) {
     (folder, ca)
 }
 
+// contract: upstream.ca
+// contract: upstream.client_cert
 #[tokio::test]
 async fn an_upstream_is_known_by_its_authority_and_shown_our_certificate() {
     let (_folder, ca) = authority();
