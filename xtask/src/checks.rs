@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::bail;
 
 use crate::step::{Counts, Shown};
-use crate::{install, tree};
+use crate::{contract, install, tree};
 
 /// A step's name and what runs it.
 type Step = (&'static str, fn(&mut Counts) -> anyhow::Result<()>);
@@ -18,6 +18,11 @@ const STEPS: &[Step] = &[
     ("features", features),
     ("docs", |counts| Shown::new("cargo doc --workspace --no-deps").env("RUSTDOCFLAGS", "-D warnings").run(counts)),
     ("tests", tests),
+    ("contract", |counts| match counts.ended.is_empty() {
+        true => contract::run(),
+        // What the step `tests` has just run is not run again.
+        false => contract::print(&counts.ended),
+    }),
     ("doctests", |counts| Shown::new("cargo test --workspace --doc").run(counts)),
     ("tidy", |counts| Shown::new("cargo xtask tidy").run(counts)),
     ("conformance", |counts| Shown::new("cargo xtask conformance --list").run(counts)),
@@ -75,7 +80,7 @@ fn features(counts: &mut Counts) -> anyhow::Result<()> {
 fn tests(counts: &mut Counts) -> anyhow::Result<()> {
     let before = counts.passed;
     let runner = if install::find("cargo-nextest").is_some() {
-        "cargo nextest run --workspace --no-fail-fast"
+        "cargo nextest run --workspace --no-fail-fast --status-level pass"
     } else {
         "cargo test --workspace --lib --bins --tests --no-fail-fast"
     };

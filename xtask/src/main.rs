@@ -3,13 +3,14 @@
 //! # Layout
 //!
 //! [`checks`] the steps of `cargo xtask test`, [`step`] one command that is shown, timed and
-//! counted, [`install`] what the steps need from outside, [`tidy`] the rules of the tree that no
-//! compiler knows, [`codegen`] what is generated from `proto/`, [`mod@bench`] the measurements.
+//! counted, [`install`] what the steps need from outside, [`contract`] the contract's rows with their
+//! tests, [`tidy`] the rules of the tree that no compiler knows, [`codegen`] what is generated from `proto/`, [`mod@bench`] the measurements.
 
 mod bench;
 mod checks;
 mod codegen;
 mod conformance;
+mod contract;
 mod install;
 mod step;
 mod tidy;
@@ -21,9 +22,10 @@ const USAGE: &str = "\
 usage: cargo xtask TASK
 
   test [STEP…]           everything that must hold before a change lands, or some steps of it:
-                         fmt clippy features docs tests doctests tidy conformance codegen clients
+                         fmt clippy features docs tests contract doctests tidy conformance codegen clients
   tidy                   the rules of the tree that no compiler knows
   codegen [--check]      makes crates/core/src/wire.rs from proto/, or says that it differs
+  contract               each row of docs/protocol.md with the tests that show it, and their result
   conformance --list     where each case of the conformance list runs; fails where one runs nowhere
   bench [--quick] [ROW…] the measurements P1, P2, P3 and P7, each beside its baseline";
 
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         ["codegen"] => codegen::run(false),
         ["codegen", "--check"] => codegen::run(true),
         ["conformance", "--list"] => conformance::list(),
+        ["contract"] => contract::run(),
         ["bench", rest @ ..] => bench::run(rest),
         _ => {
             eprintln!("{USAGE}");

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 
+use crate::contract::Ended;
 use crate::tree;
 
 /// A command of a step.
@@ -86,11 +87,13 @@ fn pass_on(from: impl Read, to: &mut impl Write, counts: &Mutex<Counts>) {
     let _ = to.flush();
 }
 
-/// How many tests ran.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How many tests ran, and which.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) passed: u64,
     pub(crate) failed: u64,
+    /// Those whose runner tells of each.
+    pub(crate) ended: Vec<Ended>,
 }
 
 impl Counts {
@@ -98,10 +101,12 @@ impl Counts {
     pub(crate) fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
+        self.ended.extend(other.ended);
     }
 
     /// Reads a closing line of cargo test, nextest, or one of ours; others are nothing.
     pub(crate) fn read(&mut self, line: &str) {
+        self.ended.extend(Ended::read(line));
         // nextest shows what a failed test printed indented, its own closing line of one test included.
         let ours = line.split_once(" passed, ").is_some_and(|(passed, _)| passed.parse::<u64>().is_ok());
         if line.starts_with("test result:") || line.trim_start().starts_with("Summary [") || ours {

@@ -135,7 +135,7 @@ impl Recording {
         unverified_principal: bool,
         header: impl Fn(&str) -> Option<&'h [u8]>,
     ) -> Class {
-        if self.release_when.iter().any(|predicate| predicate.holds(status, &header)) {
+        if self.releases(status, &header) {
             return Class::Release;
         }
         for (statuses, class) in
@@ -149,6 +149,22 @@ impl Recording {
             return Class::Release;
         }
         self.preset.class(status, header("retry-after").is_some())
+    }
+
+    /// Whether a predicate says that a load balancer answered, which has not forwarded the request.
+    pub fn releases<'h>(&self, status: u16, header: &impl Fn(&str) -> Option<&'h [u8]>) -> bool {
+        self.release_when.iter().any(|predicate| predicate.holds(status, header))
+    }
+
+    /// What a gRPC status means; `None` for an answer that ended without one. Where the principal is not verified,
+    /// `INVALID_ARGUMENT` and `NOT_FOUND` are released as well, as 400 and 404 are.
+    #[must_use]
+    pub fn grpc_class(&self, status: Option<u8>, unverified_principal: bool) -> Class {
+        match status {
+            None => Class::Unknown,
+            Some(3 | 5) if unverified_principal => Class::Release,
+            Some(status) => self.preset.grpc_class(status),
+        }
     }
 }
 
@@ -181,6 +197,25 @@ impl Preset {
             (_, 401 | 403 | 405 | 407 | 408 | 413 | 415 | 421 | 425 | 429) => Class::Release,
             (_, 409 | 503) if retry_after => Class::Release,
             (_, 200..=501) => Class::Record,
+            _ => Class::Unknown,
+        }
+    }
+
+    /// The same for the `grpc-status` of an answer, whose HTTP status is always 200.
+    #[must_use]
+    pub fn grpc_class(self, status: u8) -> Class {
+        match (self, status) {
+            // OK
+            (_, 0) => Class::Record,
+            (Self::Success, 1..=16) => Class::Release,
+            // INTERNAL
+            (Self::Rollback, 13) => Class::Release,
+            // INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, FAILED_PRECONDITION, OUT_OF_RANGE, UNIMPLEMENTED, INTERNAL,
+            // DATA_LOSS
+            (_, 3 | 5 | 6 | 9 | 11 | 12 | 13 | 15) => Class::Record,
+            // PERMISSION_DENIED, RESOURCE_EXHAUSTED, ABORTED, UNAUTHENTICATED
+            (_, 7 | 8 | 10 | 16) => Class::Release,
+            // CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, UNAVAILABLE, and what is no status of gRPC.
             _ => Class::Unknown,
         }
     }
@@ -225,6 +260,28 @@ mod tests {
         for status in [401, 403, 405, 407, 408, 413, 415, 421, 425, 429] {
             assert_eq!(Preset::Safe.class(status, false), Release, "{status}");
         }
+    }
+
+    #[test]
+    fn a_grpc_status_is_classed_by_the_table_of_the_protocol_and_no_status_is_unknown() {
+        use Class::{Record, Release, Unknown};
+        let classes = |preset: Preset| (0..=17).map(|status| preset.grpc_class(status)).collect::<Vec<_>>();
+        let safe = [
+            Record, Unknown, Unknown, Record, Unknown, Record, Record, Release, Release, Record, Release, Record,
+            Record, Record, Unknown, Record, Release, Unknown,
+        ];
+        assert_eq!(classes(Preset::Safe), safe);
+        assert_eq!(classes(Preset::Stripe), safe);
+        let mut rollback = safe;
+        rollback[13] = Release;
+        assert_eq!(classes(Preset::Rollback), rollback);
+        let mut success = [Release; 18];
+        (success[0], success[17]) = (Record, Unknown);
+        assert_eq!(classes(Preset::Success), success);
+        let safe = Recording::default();
+        assert_eq!(safe.grpc_class(None, false), Unknown);
+        assert_eq!((safe.grpc_class(Some(3), true), safe.grpc_class(Some(5), true)), (Release, Release));
+        assert_eq!((safe.grpc_class(Some(0), true), safe.grpc_class(Some(9), true)), (Record, Record));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use tokio::{
 
 use crate::{
     body::{Body, BoxError, ChannelBody},
+    grpc,
     replay::{self, OUTCOME},
     route::Route,
 };
@@ -27,25 +28,111 @@ const LAG_FRAMES_MAX: usize = 8;
 
 /// What the answer's head says of the key.
 pub(crate) struct Plan {
+    verdict: Verdict,
+    is_event_stream: bool,
+}
+
+/// What an answer means for its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Judged {
     pub(crate) class: Class,
+    /// Where the upstream says how long it is to be remembered.
     pub(crate) retention: Option<Duration>,
-    pub(crate) is_event_stream: bool,
+}
+
+/// When an answer is judged.
+enum Verdict {
+    /// By its head, for good.
+    Final(Judged),
+    /// By its head, unless its end says otherwise: the upstream's word on a gRPC call.
+    Overrulable(Judged),
+    /// By its end: a gRPC call. Its head's status counts where nothing follows.
+    AtEnd { head: Option<u8>, unverified_principal: bool },
 }
 
 /// Reads the head, and takes out of it what only Onceward says.
-pub(crate) fn plan(status: StatusCode, headers: &mut HeaderMap, route: &Route, unverified_principal: bool) -> Plan {
-    let said = headers.get(OUTCOME).and_then(|value| value.to_str().ok()).and_then(parse_outcome);
+pub(crate) fn plan(
+    status: StatusCode,
+    headers: &mut HeaderMap,
+    route: &Route,
+    unverified_principal: bool,
+    is_grpc: bool,
+) -> Plan {
+    let said = said_in(headers);
     replay::strip_own(headers, route);
     let lookup = |name: &str| headers.get(name).map(http::HeaderValue::as_bytes);
-    let (class, retention) = match said {
-        Some((class, retention)) => (class, retention),
-        None => (route.policy.recording.class(status.as_u16(), unverified_principal, lookup), None),
+    let recording = &route.policy.recording;
+    let verdict = match said {
+        Some(said) if is_grpc => Verdict::Overrulable(said),
+        Some(said) => Verdict::Final(said),
+        // Any other status was not made by a gRPC server.
+        None if is_grpc && status == StatusCode::OK && !recording.releases(200, &lookup) => {
+            Verdict::AtEnd { head: grpc::status_of(headers), unverified_principal }
+        }
+        None => {
+            let class = recording.class(status.as_u16(), unverified_principal, lookup);
+            Verdict::Final(Judged { class, retention: None })
+        }
     };
     let is_event_stream = headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
         .is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with("text/event-stream"));
-    Plan { class, retention, is_event_stream }
+    Plan { verdict, is_event_stream }
+}
+
+impl Plan {
+    /// What is certain at the head already.
+    pub(crate) fn at_head(&self) -> Option<Judged> {
+        match self.verdict {
+            Verdict::Final(judged) => Some(judged),
+            Verdict::Overrulable(_) | Verdict::AtEnd { .. } => None,
+        }
+    }
+
+    /// What the whole answer means, of which nothing or something followed its head. Takes out of the trailers what only
+    /// Onceward says.
+    pub(crate) fn at_end(&self, trailers: Option<&mut HeaderMap>, something_followed: bool, route: &Route) -> Judged {
+        let mut said = None;
+        let mut status = None;
+        let mut has_trailers = false;
+        if let Some(trailers) = trailers {
+            has_trailers = true;
+            said = said_in(trailers);
+            status = grpc::status_of(trailers);
+            replay::strip_own(trailers, route);
+        }
+        match self.verdict {
+            Verdict::Final(judged) => judged,
+            Verdict::Overrulable(judged) => said.unwrap_or(judged),
+            Verdict::AtEnd { head, unverified_principal } => said.unwrap_or_else(|| {
+                let status = if has_trailers || something_followed { status } else { head };
+                Judged { class: route.policy.recording.grpc_class(status, unverified_principal), retention: None }
+            }),
+        }
+    }
+
+    /// Whether there may be a use for the body.
+    pub(crate) fn keeps(&self) -> bool {
+        let may_be_kept = match self.at_head() {
+            Some(judged) => judged.is_kept(),
+            None => true,
+        };
+        may_be_kept && !self.is_event_stream
+    }
+}
+
+impl Judged {
+    /// Whether it is, or will be, the key's answer.
+    pub(crate) fn is_kept(self) -> bool {
+        matches!(self.class, Class::Record | Class::Fail)
+    }
+}
+
+/// The upstream's own word.
+fn said_in(fields: &HeaderMap) -> Option<Judged> {
+    let (class, retention) = parse_outcome(fields.get(OUTCOME)?.to_str().ok()?)?;
+    Some(Judged { class, retention })
 }
 
 /// `record | release | fail`, optionally `; retention=SECONDS`. Anything else is no word at all.
@@ -75,12 +162,16 @@ pub(crate) struct Bounds {
     pub(crate) deadline: Instant,
     /// Between two frames of one that is not.
     pub(crate) idle: Duration,
+    /// An answer that streams over HTTP/1.1 goes in chunks, so that something can be said in its trailers.
+    pub(crate) in_chunks: bool,
 }
 
 /// An answer that was read to its end, or that broke off.
 pub(crate) struct Captured {
     /// The body, where it is kept.
     pub(crate) body: Option<Bytes>,
+    /// Whether it had one.
+    pub(crate) has_body: bool,
     pub(crate) trailers: Option<HeaderMap>,
     /// `Err` where the answer did not come to its end.
     pub(crate) complete: Result<(), BoxError>,
@@ -114,6 +205,11 @@ impl Tail {
         }
     }
 
+    /// The answer is not the key's, and its trailers say so. What was withheld stays so.
+    pub(crate) fn finish_without_last(self, trailers: HeaderMap) {
+        let _gone = self.sender.send(Ok(Frame::trailers(trailers)));
+    }
+
     /// The answer is not the key's: the client must not take it for complete.
     pub(crate) fn break_off(self, why: &'static str) {
         let _gone = self.sender.send(Err(why.into()));
@@ -131,17 +227,20 @@ where
     R: HttpBody<Data = Bytes> + Send + 'static,
     R::Error: Into<BoxError>,
 {
-    let (parts, body) = response.into_parts();
+    let (mut parts, body) = response.into_parts();
     let length = body.size_hint().exact();
     if length.is_some_and(|length| length <= bounds.held_bytes) && !plan.is_event_stream {
         return hold(parts, body, bounds).await;
+    }
+    let length = if bounds.in_chunks { None } else { length };
+    if length.is_none() {
+        parts.headers.remove(header::CONTENT_LENGTH);
     }
     let (sender, frames) = mpsc::unbounded_channel();
     let taken = Arc::new(Semaphore::new(0));
     let client = Body::channel(ChannelBody { frames, taken: Arc::clone(&taken), left: length });
     stream(Response::from_parts(parts, client));
-    let keeps = !plan.is_event_stream && matches!(plan.class, Class::Record | Class::Fail);
-    tee(body, length, sender, &taken, keeps, bounds).await
+    tee(body, length, sender, &taken, plan.keeps(), bounds).await
 }
 
 async fn hold<R>(parts: Parts, body: R, bounds: Bounds) -> Captured
@@ -162,7 +261,8 @@ where
             Err(error) => break Err(error),
         }
     };
-    Captured { body: Some(joined(&frames)), trailers, complete, rest: Rest::Held(parts, frames) }
+    let body = joined(&frames);
+    Captured { has_body: !body.is_empty(), body: Some(body), trailers, complete, rest: Rest::Held(parts, frames) }
 }
 
 async fn tee<R>(
@@ -233,7 +333,7 @@ where
         }
     };
     let body = kept.map(|frames| joined(&frames));
-    Captured { body, trailers, complete, rest: Rest::Tail(Tail { sender, last }) }
+    Captured { body, has_body: total > 0, trailers, complete, rest: Rest::Tail(Tail { sender, last }) }
 }
 
 /// Waits until the client has taken all but a few frames, or has gone.

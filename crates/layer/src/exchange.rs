@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderMap, HeaderValue, Request, Response, response::Parts};
+use http::{HeaderMap, HeaderValue, Request, Response, header, response::Parts};
 use http_body::Body as HttpBody;
 use onceward_core::{
     claim::{Claim, Event, Sent},
@@ -23,8 +23,8 @@ use tower_service::Service;
 
 use crate::{
     body::{Body, BoxError},
-    capture::{self, Bounds, Captured, Plan, Rest, Tail},
-    coding,
+    caller::Caller,
+    capture::{self, Bounds, Captured, Judged, Rest, Tail},
     detach::Handoff,
     drive::{self, Grant, Recorded},
     engine::Engine,
@@ -48,6 +48,7 @@ pub(crate) struct Exchange {
     pub(crate) route: Arc<Route>,
     pub(crate) id: RecordId,
     pub(crate) request_id: HeaderValue,
+    pub(crate) caller: Caller,
     pub(crate) derived: bool,
     pub(crate) unverified_principal: bool,
     /// Time that the upstream took, in microseconds.
@@ -85,7 +86,6 @@ impl Exchange {
         R::Error: Into<BoxError>,
     {
         let _executing = self.engine.executing();
-        let accepted = coding::accepted(request.headers());
         let Grant { owner, fence, clock, permit: _permit, .. } = grant;
         let started = Instant::now();
         failpoint::hit(failpoint::DISPATCH_BEGIN).await;
@@ -115,7 +115,7 @@ impl Exchange {
         let recorded = drive::record(&self.engine, self.id, &mut claim, action, owner, self.route.record_wait, || {
             match owed.take() {
                 Some(Owed::Held(parts, frames, trailers)) => {
-                    let mut response = held(*parts, frames, trailers);
+                    let mut response = self.held(*parts, frames, trailers);
                     response.headers_mut().insert(STATUS, HeaderValue::from_static("unrecorded"));
                     handoff.give(response);
                 }
@@ -133,19 +133,19 @@ impl Exchange {
             tracing::warn!(record = %self.id.short(), route = %self.route.name, "outcome unknown: the upstream may have executed the request");
         }
         match (recorded, owed) {
-            (Recorded::Answer, Some(Owed::Held(parts, frames, trailers))) => held(*parts, frames, trailers),
+            (Recorded::Answer, Some(Owed::Held(parts, frames, trailers))) => self.held(*parts, frames, trailers),
             (Recorded::Answer, Some(Owed::Tail(tail, trailers))) => {
                 tail.finish(trailers);
                 Response::default()
             }
             (_, Some(Owed::Problem(problem))) => self.refuse(&problem),
             (_, Some(Owed::Tail(tail, _))) => {
-                tail.break_off("the key was settled otherwise while the upstream answered");
+                let lost = Problem::Refused(Refusal::ClaimLost, Details::default());
+                self.break_off(tail, &lost, "the key was settled otherwise while the upstream answered");
                 Response::default()
             }
             (Recorded::Replay(record), Some(Owed::Held(..))) => {
-                let mut response =
-                    replay::response(&record, &self.route, &self.request_id, clock.now(), accepted.as_deref());
+                let mut response = replay::response(&record, &self.route, &self.request_id, clock.now(), &self.caller);
                 self.mark_derived(response.headers_mut());
                 response
             }
@@ -201,48 +201,65 @@ impl Exchange {
         };
 
         let (mut parts, body) = response.into_parts();
-        let plan = capture::plan(parts.status, &mut parts.headers, route, self.unverified_principal);
+        let is_grpc = self.caller.is_grpc;
+        let plan = capture::plan(parts.status, &mut parts.headers, route, self.unverified_principal, is_grpc);
         let head = replay::outcome_of(parts.status, &parts.headers, route);
-        self.mark(&mut parts.headers, &plan);
+        if let Some(judged) = plan.at_head() {
+            self.mark(&mut parts.headers, judged);
+        }
+        self.mark_derived(&mut parts.headers);
         let bounds = Bounds {
             held_bytes: self.engine.0.limits().held_answer_bytes.min(route.recorded_body_bytes_max as u64),
             recorded_bytes: route.recorded_body_bytes_max,
             deadline,
             idle: route.idle_timeout,
+            in_chunks: self.caller.wants_declared_trailers,
         };
-        let captured =
-            capture::capture(Response::from_parts(parts, body), &plan, bounds, |head| handoff.give(head)).await;
-        let Captured { body, mut trailers, complete, rest } = captured;
-        if let Some(trailers) = &mut trailers {
-            replay::strip_own(trailers, route);
-        }
+        let stream = |mut head: Response<Body>| {
+            self.caller.declare(head.headers_mut(), std::iter::once(&STATUS));
+            handoff.give(head);
+        };
+        let captured = capture::capture(Response::from_parts(parts, body), &plan, bounds, stream).await;
+        let Captured { body, has_body, mut trailers, complete, rest } = captured;
+        let judged = plan.at_end(trailers.as_mut(), has_body, route);
         if let Err(error) = complete {
             tracing::warn!(record = %self.id.short(), route = %route.name, error = %chain(&*error), "the upstream's answer broke off");
             if let Rest::Tail(tail) = rest {
-                tail.break_off("the upstream broke off");
+                self.break_off(tail, &Problem::UpstreamFailed, "the upstream broke off");
                 return (Event::UpstreamFailed(Sent::Maybe), Owed::Nothing);
             }
             return (Event::UpstreamFailed(Sent::Maybe), owed(Problem::UpstreamFailed));
         }
         let outcome = replay::completed(head, body, trailers.as_ref());
-        let event = Event::Answered { class: plan.class, outcome, retention: plan.retention, now: clock.now() };
+        let event = Event::Answered { class: judged.class, outcome, retention: judged.retention, now: clock.now() };
+        // What the head could not say yet.
+        let late = plan.at_head().is_none() && judged.is_kept();
         let owed = match rest {
             Rest::Held(..) if gave_up_on_client => Owed::Nothing,
-            Rest::Held(parts, frames) => Owed::Held(Box::new(parts), frames, trailers),
-            Rest::Tail(tail) => Owed::Tail(tail, trailers),
+            Rest::Held(mut parts, frames) => {
+                if late {
+                    self.mark(&mut parts.headers, judged);
+                }
+                Owed::Held(Box::new(parts), frames, trailers)
+            }
+            Rest::Tail(tail) => {
+                if late {
+                    self.mark(trailers.get_or_insert_default(), judged);
+                }
+                Owed::Tail(tail, trailers)
+            }
         };
         (event, owed)
     }
 
     /// Adds what a client is told of an answer that will be recorded.
-    fn mark(&self, headers: &mut HeaderMap, plan: &Plan) {
-        if matches!(plan.class, Class::Record | Class::Fail) {
-            let retention = plan.retention.unwrap_or(self.route.policy.retention);
+    fn mark(&self, fields: &mut HeaderMap, judged: Judged) {
+        if judged.is_kept() {
+            let retention = judged.retention.unwrap_or(self.route.policy.retention);
             if let Some(expires) = replay::expires_in(retention) {
-                headers.insert(EXPIRES, expires);
+                fields.insert(EXPIRES, expires);
             }
         }
-        self.mark_derived(headers);
     }
 
     /// Says of any answer that its key was not the client's.
@@ -253,14 +270,34 @@ impl Exchange {
     }
 
     pub(crate) fn refuse(&self, problem: &Problem) -> Response<Body> {
-        let mut response = problem.response(Some(&self.route), self.request_id.to_str().unwrap_or_default());
+        let id = self.request_id.to_str().unwrap_or_default();
+        let mut response = if self.caller.is_grpc {
+            problem.grpc_response(Some(&self.route), id)
+        } else {
+            problem.response(Some(&self.route), id)
+        };
         self.mark_derived(response.headers_mut());
         response
     }
-}
 
-fn held(parts: Parts, frames: Vec<Bytes>, trailers: Option<HeaderMap>) -> Response<Body> {
-    Response::from_parts(parts, Body::frames(frames, trailers))
+    /// Ends an answer that streams as what it is: not the key's. In gRPC that can be said, else the stream breaks.
+    fn break_off(&self, tail: Tail, problem: &Problem, why: &'static str) {
+        if self.caller.is_grpc {
+            let id = self.request_id.to_str().unwrap_or_default();
+            tail.finish_without_last(problem.grpc_trailers(Some(&self.route), id));
+        } else {
+            tail.break_off(why);
+        }
+    }
+
+    fn held(&self, mut parts: Parts, frames: Vec<Bytes>, trailers: Option<HeaderMap>) -> Response<Body> {
+        if let Some(trailers) = &trailers {
+            // With a length there is no room for them in HTTP/1.1.
+            parts.headers.remove(header::CONTENT_LENGTH);
+            self.caller.declare(&mut parts.headers, trailers.keys());
+        }
+        Response::from_parts(parts, Body::frames(frames, trailers))
+    }
 }
 
 /// Whether an inner service's error says that nothing was sent.

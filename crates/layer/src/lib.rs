@@ -31,12 +31,13 @@
 //! somebody else, [`ask`] how somebody else is asked · `drive`
 //! runs the claim against the store · `wait` where a duplicate in flight waits · `exchange` one
 //! execution · `capture` reads the answer · `replay` answers from a record · `refuse` the only
-//! place that says a status of our own · `detach` work that outlives its client · `observe` shadow
-//! mode, on the copies that `tee` makes · `run_once` jobs.
+//! place that says a status of our own · [`grpc`] what gRPC says otherwise · `detach` work that
+//! outlives its client · `observe` shadow mode, on the copies that `tee` makes · `run_once` jobs.
 
 pub mod ask;
 mod auth;
 mod body;
+mod caller;
 mod capture;
 mod coding;
 mod detach;
@@ -44,7 +45,9 @@ mod drive;
 mod engine;
 mod exchange;
 mod explain;
+pub mod failing_store;
 pub mod failpoint;
+pub mod grpc;
 mod layer;
 mod metrics;
 mod observe;

@@ -18,7 +18,6 @@ use http_body_util::BodyExt;
 use onceward_core::{
     claim::{Claim, Event, Sent},
     key::{ClientKey, RecordId},
-    policy::Class,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, oneshot},
@@ -31,6 +30,7 @@ use crate::{
     capture,
     drive::{self, Grant, Obtained, StoreClock, Terms},
     engine::Engine,
+    grpc,
     metrics::{Outcome, Would},
     policies,
     refuse::Problem,
@@ -135,6 +135,7 @@ async fn watch(
 async fn claim(engine: &Engine, route: &Arc<Route>, asked: Box<Asked>, answer: Ended) {
     let Asked { id, ask, belongs, fields, key, mut request, body, derived, unverified_principal } = *asked;
     let started = Instant::now();
+    let is_grpc = grpc::is_call(request.headers());
     let policy = policy_for(route, derived);
     let terms = Terms {
         lease: policy.lease,
@@ -162,7 +163,8 @@ async fn claim(engine: &Engine, route: &Arc<Route>, asked: Box<Asked>, answer: E
     let outcome = match obtained {
         Obtained::Granted(grant) => {
             told(engine, route, id, &key, Outcome::Executed);
-            return follow(engine, route, id, claim, grant, unverified_principal, started, answer).await;
+            let reading = ReadAs { unverified_principal, is_grpc };
+            return follow(engine, route, id, claim, grant, reading, started, answer).await;
         }
         Obtained::Replay { record, waited, now } => {
             extend_retention(engine, route, id, &record, now);
@@ -183,6 +185,13 @@ fn told(engine: &Engine, route: &Route, id: RecordId, key: &ClientKey, outcome: 
     );
 }
 
+/// What of the request decides what its answer means.
+#[derive(Clone, Copy)]
+struct ReadAs {
+    unverified_principal: bool,
+    is_grpc: bool,
+}
+
 /// Records what a request would have recorded that would have run.
 #[expect(clippy::too_many_arguments, reason = "the parts of one execution, handed on once")]
 async fn follow(
@@ -191,14 +200,14 @@ async fn follow(
     id: RecordId,
     mut claim: Claim,
     grant: Grant,
-    unverified_principal: bool,
+    reading: ReadAs,
     started: Instant,
     answer: Ended,
 ) {
     let Grant { owner, fence, clock, permit: _permit, .. } = grant;
     let event = tokio::select! {
         biased;
-        event = read_answer(engine, route, unverified_principal, started, clock, answer) => event,
+        event = read_answer(engine, route, reading, started, clock, answer) => event,
         () = drive::renew(engine, id, fence, route.policy.lease) => unreachable!("renewal does not end by itself"),
     };
     let action = claim.on(event);
@@ -210,7 +219,7 @@ async fn follow(
 async fn read_answer(
     engine: &Engine,
     route: &Route,
-    unverified_principal: bool,
+    ReadAs { unverified_principal, is_grpc }: ReadAs,
     started: Instant,
     clock: StoreClock,
     answer: Ended,
@@ -220,12 +229,12 @@ async fn read_answer(
         Ok(Err(Unanswered { sent: true })) => return Event::UpstreamFailed(Sent::Maybe),
         Ok(Err(Unanswered { sent: false })) | Err(_) => return Event::UpstreamFailed(Sent::No),
     };
-    let plan = capture::plan(status, &mut headers, route, unverified_principal);
+    let plan = capture::plan(status, &mut headers, route, unverified_principal, is_grpc);
     let head = replay::outcome_of(status, &headers, route);
     let deadline = started + route.execution_max;
     let lost = body.lost();
-    let keeps = !plan.is_event_stream && matches!(plan.class, Class::Record | Class::Fail);
-    let mut kept = keeps.then(bytes::BytesMut::new);
+    let mut kept = plan.keeps().then(bytes::BytesMut::new);
+    let mut has_body = false;
     let mut trailers = None;
     let mut room: Option<OwnedSemaphorePermit> = None;
     loop {
@@ -245,6 +254,7 @@ async fn read_answer(
         };
         match frame.into_data() {
             Ok(data) => {
+                has_body |= !data.is_empty();
                 if kept.as_ref().is_some_and(|kept| kept.len() + data.len() > route.recorded_body_bytes_max) {
                     kept = None;
                 }
@@ -263,9 +273,7 @@ async fn read_answer(
             Err(frame) => trailers = frame.into_trailers().ok(),
         }
     }
-    if let Some(trailers) = &mut trailers {
-        replay::strip_own(trailers, route);
-    }
+    let judged = plan.at_end(trailers.as_mut(), has_body, route);
     let outcome = replay::completed(head, kept.map(bytes::BytesMut::freeze), trailers.as_ref());
-    Event::Answered { class: plan.class, outcome, retention: plan.retention, now: clock.now() }
+    Event::Answered { class: judged.class, outcome, retention: judged.retention, now: clock.now() }
 }

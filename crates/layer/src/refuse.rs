@@ -3,11 +3,15 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use onceward_core::decide::Refusal;
 use serde_json::json;
 
-use crate::{body::Body, route::Route};
+use crate::{
+    body::Body,
+    grpc::{self, Code},
+    route::Route,
+};
 
 /// Why a request gets an answer of ours instead of the upstream's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +37,8 @@ pub enum Problem {
     BodyTooLarge(u64),
     /// The request body did not arrive.
     BodyUnreadable,
+    /// A gRPC call with more than one message, or with none.
+    NotOneMessage,
     /// The disk that large request bodies wait on is full.
     SpoolFull,
     /// Not now, for the reason given by the decision.
@@ -73,6 +79,7 @@ impl Problem {
             Self::InvalidPath => "invalid-path",
             Self::BodyTooLarge(_) => "body-too-large",
             Self::BodyUnreadable => "body-unreadable",
+            Self::NotOneMessage => "not-one-message",
             Self::SpoolFull | Self::Overloaded => "overloaded",
             Self::Draining => "draining",
             Self::UpstreamUnreachable => "upstream-unreachable",
@@ -103,6 +110,7 @@ impl Problem {
             | Self::InvalidPath
             | Self::BodyUnreadable => StatusCode::BAD_REQUEST,
             Self::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::NotOneMessage => StatusCode::NOT_IMPLEMENTED,
             Self::UpstreamUnreachable | Self::UpstreamFailed => StatusCode::BAD_GATEWAY,
             Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::SpoolFull | Self::Overloaded | Self::Draining | Self::AuthUnavailable => {
@@ -113,6 +121,36 @@ impl Problem {
                 Refusal::KeyGone => StatusCode::GONE,
                 Refusal::ClaimLost | Refusal::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
                 _ => StatusCode::CONFLICT,
+            },
+        }
+    }
+
+    /// The same for a gRPC call.
+    fn grpc_code(&self) -> Code {
+        match self {
+            Self::InvalidKey(_)
+            | Self::ConflictingKeys(_)
+            | Self::MissingKey
+            | Self::MissingIdentifier(_)
+            | Self::NoPrincipal(_)
+            | Self::UntrustedHeader(_)
+            | Self::InvalidPath
+            | Self::BodyUnreadable => Code::InvalidArgument,
+            Self::BodyTooLarge(_) => Code::ResourceExhausted,
+            Self::NotOneMessage => Code::Unimplemented,
+            Self::UpstreamFailed => Code::Unknown,
+            Self::UpstreamTimeout => Code::DeadlineExceeded,
+            Self::UpstreamUnreachable | Self::AuthUnavailable | Self::SpoolFull | Self::Overloaded | Self::Draining => {
+                Code::Unavailable
+            }
+            Self::Refused(refusal, _) => match refusal {
+                Refusal::KeyReused => Code::InvalidArgument,
+                Refusal::PrincipalChanged => Code::PermissionDenied,
+                Refusal::InFlight | Refusal::RetryLater(_) | Refusal::ClaimLost => Code::Aborted,
+                Refusal::OutcomeUnknown | Refusal::Failed | Refusal::KeyGone | Refusal::ResponseNotKept { .. } => {
+                    Code::FailedPrecondition
+                }
+                _ => Code::Unavailable,
             },
         }
     }
@@ -159,6 +197,11 @@ impl Problem {
             Self::BodyUnreadable => {
                 ("The request body did not arrive", "Send the request again, with the same key.".into(), true)
             }
+            Self::NotOneMessage => (
+                "A protected call has exactly one message",
+                "Nothing was claimed or sent. Send this call without a key, on a route that takes calls without one, or set mode = \"off\" for its method.".into(),
+                false,
+            ),
             Self::SpoolFull | Self::Overloaded => {
                 ("Too much at once", "Nothing was claimed or sent. Send the request again, with the same key.".into(), true)
             }
@@ -202,7 +245,40 @@ impl Problem {
     /// The answer. `route` is the one that covered the request, `instance` the request's id.
     #[must_use]
     pub fn response(&self, route: Option<&Route>, instance: &str) -> Response<Body> {
-        let status = self.status(route.map_or(422, |route| route.mismatch_status));
+        let mut response = Response::new(Body::full(Bytes::from(self.json(route, instance).to_string())));
+        *response.status_mut() = self.status(mismatch_status(route));
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        self.hints(headers, route, instance);
+        response
+    }
+
+    /// The same for a gRPC call.
+    #[must_use]
+    pub fn grpc_response(&self, route: Option<&Route>, instance: &str) -> Response<Body> {
+        let mut response = self.in_grpc(route, instance, grpc::trailers_only);
+        self.hints(response.headers_mut(), route, instance);
+        response
+    }
+
+    /// What ends a gRPC answer that has begun.
+    pub(crate) fn grpc_trailers(&self, route: Option<&Route>, instance: &str) -> HeaderMap {
+        self.in_grpc(route, instance, |error| error.trailers())
+    }
+
+    fn in_grpc<T>(&self, route: Option<&Route>, instance: &str, say: impl FnOnce(&grpc::Error<'_>) -> T) -> T {
+        let (_, _, retryable) = self.words();
+        say(&grpc::Error {
+            code: self.grpc_code(),
+            message: &self.to_string(),
+            problem: &self.json(route, instance).to_string(),
+            retryable,
+            retry_after: self.retry_after(),
+        })
+    }
+
+    fn json(&self, route: Option<&Route>, instance: &str) -> serde_json::Value {
         let (title, detail, retryable) = self.words();
         let instance = match uuid::Uuid::parse_str(instance) {
             Ok(uuid) => uuid.urn().to_string(),
@@ -211,7 +287,7 @@ impl Problem {
         let mut problem = json!({
             "type": format!("urn:onceward:problem:{}", self.slug()),
             "title": title,
-            "status": status.as_u16(),
+            "status": self.status(mismatch_status(route)).as_u16(),
             "detail": detail,
             "instance": instance,
             "retryable": retryable,
@@ -225,11 +301,11 @@ impl Problem {
         if let (Some((name, value)), Some(object)) = (extra, problem.as_object_mut()) {
             object.insert(name.into(), value);
         }
-        let mut response = Response::new(Body::full(Bytes::from(problem.to_string())));
-        *response.status_mut() = status;
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        problem
+    }
+
+    /// What a client can use without reading the problem.
+    fn hints(&self, headers: &mut HeaderMap, route: Option<&Route>, instance: &str) {
         if let Some(after) = self.retry_after() {
             let seconds = after.as_secs_f64().ceil().max(1.0);
             if let Ok(value) = HeaderValue::from_str(&format!("{seconds:.0}")) {
@@ -241,14 +317,14 @@ impl Problem {
         {
             headers.insert(header::LINK, link);
         }
-        if let Ok(id) = HeaderValue::from_str(&instance_id(&instance)) {
+        if let Ok(id) = HeaderValue::from_str(instance.strip_prefix("urn:uuid:").unwrap_or(instance)) {
             headers.insert("x-request-id", id);
         }
         if route.is_some_and(Route::says_should_retry) {
+            let (_, _, retryable) = self.words();
             let hint = if retryable { "true" } else { "false" };
             headers.insert("stripe-should-retry", HeaderValue::from_static(hint));
         }
-        response
     }
 }
 
@@ -261,8 +337,8 @@ impl std::fmt::Display for Problem {
 
 impl std::error::Error for Problem {}
 
-fn instance_id(instance: &str) -> String {
-    instance.strip_prefix("urn:uuid:").unwrap_or(instance).to_owned()
+fn mismatch_status(route: Option<&Route>) -> u16 {
+    route.map_or(422, |route| route.mismatch_status)
 }
 
 fn refused_words(refusal: Refusal, details: &Details) -> (&'static str, String, bool) {

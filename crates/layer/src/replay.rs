@@ -9,7 +9,7 @@ use onceward_core::{
     record::{Micros, Record},
 };
 
-use crate::{body::Body, coding, route::Route};
+use crate::{body::Body, caller::Caller, coding, grpc, route::Route};
 
 /// Says until when the key is remembered.
 pub(crate) const EXPIRES: HeaderName = HeaderName::from_static("idempotency-expires");
@@ -87,17 +87,24 @@ pub(crate) fn response(
     route: &Route,
     request_id: &HeaderValue,
     now: Micros,
-    accepted: Option<&str>,
+    caller: &Caller,
 ) -> Response<Body> {
-    let outcome = coding::readable(record.facts.outcome.clone().unwrap_or_default(), accepted);
+    let outcome = coding::readable(record.facts.outcome.clone().unwrap_or_default(), caller.accepted.as_deref());
     let expires = expires_in(record.stored.keep_until.since(now));
-    let mut response = if route.replay_ack {
+    let mut response = if route.replay_ack && caller.is_grpc {
+        // The head is the end where there are no trailers.
+        grpc::ack(&header_map(if outcome.trailers.is_empty() { outcome.headers } else { outcome.trailers }))
+    } else if route.replay_ack {
         Response::new(Body::empty())
     } else {
         let trailers = (!outcome.trailers.is_empty()).then(|| header_map(outcome.trailers));
+        let declared = trailers.as_ref().filter(|_| caller.wants_declared_trailers).cloned();
         let mut response = Response::new(Body::frames(std::iter::once(outcome.body), trailers));
         *response.status_mut() = StatusCode::from_u16(outcome.status).unwrap_or(StatusCode::OK);
         *response.headers_mut() = header_map(outcome.headers);
+        if let Some(trailers) = declared {
+            caller.declare(response.headers_mut(), trailers.keys());
+        }
         response
     };
     let headers = response.headers_mut();

@@ -26,11 +26,12 @@ use tower_service::Service as TowerService;
 use crate::{
     auth,
     body::{Body, BoxError},
-    coding,
+    caller::Caller,
     detach::{Detach, Handoff},
     drive::{self, Grant, Obtained, Terms},
     engine::Engine,
     exchange::Exchange,
+    grpc,
     metrics::Outcome,
     observe, policies,
     refuse::{Details, Problem},
@@ -132,6 +133,7 @@ where
     let request_id = request::request_id(request.headers());
     request.headers_mut().insert(replay::REQUEST_ID, request_id.clone());
     let started = Instant::now();
+    let is_grpc = grpc::is_call(request.headers());
     let reading = if is_ambiguous(request.uri().path()) {
         Err(Problem::InvalidPath)
     } else {
@@ -149,12 +151,18 @@ where
         Ok(Reading::Denied(answer)) => {
             engine.0.metrics.request(&route.name, Outcome::Rejected);
             tracing::info!(route = %route.name, decision = "denied", status = answer.status.as_u16(), "request");
-            return Ok(auth::refusal(&answer, &route, &request_id));
+            let response = auth::refusal(&answer, &route, &request_id);
+            return Ok(if is_grpc { grpc::in_place_of(&response) } else { response });
         }
         Err(problem) => {
             engine.0.metrics.request(&route.name, Outcome::Rejected);
             tracing::info!(route = %route.name, decision = problem.slug(), "request");
-            return Ok(problem.response(Some(&route), request_id.to_str().unwrap_or_default()));
+            let id = request_id.to_str().unwrap_or_default();
+            return Ok(if is_grpc {
+                problem.grpc_response(Some(&route), id)
+            } else {
+                problem.response(Some(&route), id)
+            });
         }
     };
     let handoff = Handoff::default();
@@ -196,8 +204,9 @@ where
     if claim.unverified() {
         engine.0.metrics.fingerprint_unverified.increment(1);
     }
+    let caller = Caller::of(&request);
     let exchange =
-        Exchange { engine, route, id, request_id, derived, unverified_principal, upstream: AtomicU64::new(0) };
+        Exchange { engine, route, id, request_id, caller, derived, unverified_principal, upstream: AtomicU64::new(0) };
     let (engine, route) = (&exchange.engine, &exchange.route);
     let (outcome, response) = match obtained {
         Obtained::Granted(grant) => {
@@ -226,8 +235,7 @@ where
                 engine.0.metrics.overhead(&route.name, started.elapsed());
             }
             extend_retention(engine, route, id, &record, now);
-            let accepted = coding::accepted(request.headers());
-            let mut response = replay::response(&record, route, &exchange.request_id, now, accepted.as_deref());
+            let mut response = replay::response(&record, route, &exchange.request_id, now, &exchange.caller);
             exchange.mark_derived(response.headers_mut());
             (outcome, response)
         }

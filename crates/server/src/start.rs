@@ -154,7 +154,11 @@ pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
         tracing::warn!("{concern}");
         concerns.push(concern);
     }
-    let guarded = Guarded::new(Arc::new(store.clone()), config.store.deadline);
+    let mut inner: Arc<dyn onceward::store::Store> = Arc::new(store.clone());
+    if onceward::failpoint::is_in_store() {
+        inner = Arc::new(onceward::failing_store::FailingStore::new(inner));
+    }
+    let guarded = Guarded::new(inner, config.store.deadline);
     let engine = engine(&config, Arc::new(guarded))?;
     let listener = listen("requests", config.listen.address, "--listen").await?;
     let admin_listener = listen("admin", config.admin.address, "--admin").await?;

@@ -222,6 +222,110 @@ match = { path = "/breaks" }
     }
 
     #[tokio::test]
+    async fn a_record_that_was_settled_as_not_executed_is_listed_as_such() {
+        let upstream = upstream().await;
+        let gateway = Start::before(&upstream).config(ROUTES).start().await;
+        let folder = data(&gateway);
+        gateway.post("/breaks", "k-1", "{}").await;
+        ends(0, &["keys", "resolve", "--state", "unknown", "--as", "not-executed", "--data", &folder]).await;
+        for (state, count) in [("not_executed", 1), ("unknown", 0)] {
+            let list = json_of(&["keys", "list", "--state", state, "--data", &folder, "--json"]).await;
+            assert_eq!(list["records"].as_array().unwrap().len(), count, "{state}: {list}");
+        }
+    }
+
+    /// Runs a command with a terminal for its output, and gives what it wrote there.
+    async fn on_a_terminal(args: &[&str]) -> String {
+        let quoted: Vec<String> = args.iter().map(|arg| format!("'{arg}'")).collect();
+        let mut command = std::process::Command::new("script");
+        let line = format!("{} {}", env!("CARGO_BIN_EXE_onceward"), quoted.join(" "));
+        command.args(["--quiet", "--return", "--command", &line, "/dev/null"]).env("TERM", "xterm");
+        let output = output(command).await;
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    #[tokio::test]
+    async fn long_work_shows_how_far_it_is_on_a_terminal_and_nowhere_else() {
+        let upstream = upstream().await;
+        let gateway = Start::before(&upstream).config(ROUTES).start().await;
+        let folder = data(&gateway);
+        let many = ["keys", "resolve", "--state", "unknown", "--as", "failed", "--data", &folder];
+        for n in 0..3 {
+            gateway.post("/breaks", &format!("a-{n}"), "{}").await;
+        }
+        let shown = on_a_terminal(&many).await;
+        assert!(shown.contains("/3 records, "), "{shown:?}");
+        for n in 0..3 {
+            gateway.post("/breaks", &format!("b-{n}"), "{}").await;
+        }
+        let (_, told) = ends(0, &many).await;
+        assert_eq!(told, "3 records settled\n");
+    }
+
+    /// Goal: a bulk that meets a record it cannot settle goes on, and says so. Method: an admin listener that lists
+    /// two and refuses the first.
+    #[tokio::test]
+    async fn a_record_that_cannot_be_settled_does_not_stop_the_others_and_is_told() {
+        let ids = ["A".repeat(43), format!("{}E", "B".repeat(42))];
+        let listed: Vec<Value> = ids.iter().map(|id| json!({ "record_id": id, "state": "unknown" })).collect();
+        let first = ids[0].clone();
+        let admin = Upstream::start(move |received, _| {
+            let (status, body) = match received.method.as_str() {
+                "GET" => (200, json!({ "records": listed, "next": null })),
+                _ if received.target.contains(&first) => (409, json!({ "detail": "The record is completed." })),
+                _ => (200, json!({ "record_id": received.target.split('/').nth(2), "state": "failed" })),
+            };
+            vec![super::support::answer(status, &[JSON], body.to_string()).into()]
+        })
+        .await;
+        let url = format!("http://{}", admin.address);
+        let many = ["keys", "resolve", "--state", "unknown", "--as", "failed", "--admin", &url];
+        let (stdout, told) = ends(1, &many).await;
+        assert!(stdout.contains(&ids[1]) && !stdout.contains(&ids[0]), "{stdout}");
+        assert!(told.contains(&format!("{}: The record is completed.", ids[0])), "{told}");
+        assert!(told.contains("1 of 2 records were not settled"), "{told}");
+        let (stdout, _) = ends(1, &[&many[..], &["--json"]].concat()).await;
+        let said: Value = serde_json::from_str(&stdout).unwrap();
+        assert_eq!((&said["failed"][0]["record_id"], &said["untried"]), (&json!(ids[0]), &json!(0)));
+    }
+
+    /// What a real bash offers after `line`, with the completions of `onceward completions bash`.
+    async fn completed(line: &str) -> Vec<String> {
+        let words: Vec<&str> = line.split(' ').collect();
+        let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
+        let script = format!(
+            "source <('{}' completions bash)\nCOMP_WORDS=({})\nCOMP_CWORD={}\n\
+             _onceward onceward '{}' '{}'\nprintf '%s\\n' \"${{COMPREPLY[@]}}\"\n",
+            env!("CARGO_BIN_EXE_onceward"),
+            quoted.join(" "),
+            words.len() - 1,
+            words[words.len() - 1],
+            words[words.len() - 2],
+        );
+        let mut command = std::process::Command::new("bash");
+        command.args(["--norc", "--noprofile", "-s"]);
+        let output = output_of(command, script.into()).await;
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().lines().map(ToOwned::to_owned).collect()
+    }
+
+    #[tokio::test]
+    async fn a_real_bash_completes_commands_flags_and_values() {
+        for (line, offered) in [
+            ("onceward pro", "proxy"),
+            ("onceward keys res", "resolve"),
+            ("onceward config sch", "schema"),
+            ("onceward proxy --accept-l", "--accept-loss"),
+            ("onceward keys list --state unk", "unknown"),
+            ("onceward keys resolve --as not", "not-executed"),
+        ] {
+            let found = completed(line).await;
+            assert!(found.iter().any(|word| word == offered), "{line}: {found:?}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_closed_store_is_opened_for_the_command_and_left_well() {
         let upstream = upstream().await;
         let mut gateway = Start::before(&upstream).config(ROUTES).start().await;
@@ -280,6 +384,8 @@ fingerprint = { strip = ["/sent_at", "query:ts", "form:nonce"] }
             STANDARD.decode(told["canonical_base64"].as_str().unwrap()).unwrap()
         };
         assert!(String::from_utf8_lossy(&canonical).contains("{\"a\":2,\"b\":1}"), "{canonical:?}");
+        assert_eq!(told["canonical"].as_str().map(str::as_bytes), Some(canonical.as_slice()));
+        assert_eq!((&told["scope"]["route"], told["policy"].is_string()), (&json!("pay"), true));
         gateway.ask(&ask).await;
         let record = &gateway.records().await[0];
         assert_eq!(told["record_id"], record["record_id"], "the id is the record's own");

@@ -31,6 +31,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         ("metrics", names::metrics(&texts)),
         ("what is not available", names::not_available(&texts)),
         ("marks in docs/protocol.md", contract::marks(&texts)),
+        ("a case for each row of docs/protocol.md", crate::contract::gaps(&texts)),
         ("problems in docs/protocol.md", contract::problems(&texts)),
     ];
     let mut wrong = 0;

@@ -20,6 +20,7 @@ use crate::{
     body::{Body, BoxError},
     engine::Engine,
     refuse::Problem,
+    request::one_message::NotOneMessage,
     route::{Route, Source},
     spool::Spool,
 };
@@ -192,8 +193,12 @@ fn canonicalize(
 async fn next<B>(mut body: Pin<&mut B>) -> Result<Option<Frame<Bytes>>, Problem>
 where
     B: HttpBody<Data = Bytes>,
+    B::Error: Into<BoxError>,
 {
-    body.frame().await.transpose().map_err(|_| Problem::BodyUnreadable)
+    body.frame().await.transpose().map_err(|error| match error.into().downcast_ref() {
+        Some(NotOneMessage::More | NotOneMessage::None) => Problem::NotOneMessage,
+        Some(NotOneMessage::Cut) | None => Problem::BodyUnreadable,
+    })
 }
 
 fn spool_failed(error: std::io::Error) -> Problem {

@@ -7,6 +7,7 @@ use onceward_core::{
 };
 
 use crate::{
+    grpc,
     refuse::Problem,
     route::{Route, Source},
 };
@@ -64,8 +65,10 @@ pub(crate) fn agreed(
     let mut key = from_head;
     for source in &route.key.from {
         let is_form = head.content_type.is_some_and(is_form);
+        let is_grpc = head.content_type.is_some_and(grpc::is_media_type);
         let found = match (source, body) {
             (Source::Header(_) | Source::Query(_), _) => continue,
+            (Source::Json(_) | Source::Form(_), _) if is_grpc => continue,
             (Source::Json(_), _) if is_form => continue,
             (Source::Form(_), _) if !is_form => continue,
             (_, Some([])) => continue,

@@ -1,11 +1,12 @@
 //! What a request asks: its key, whose it is, its body within bounds, its fingerprint.
 //!
 //! [`key`] where the key stands, [`principal`] whose it is, [`collect`] the body and its fingerprint, [`plain`] how the
-//! fingerprint reads it, [`again`] that under other rules.
+//! fingerprint reads it, [`again`] that under other rules, [`one_message`] what of gRPC is a request.
 
 pub(crate) mod again;
 pub(crate) mod collect;
 pub(crate) mod key;
+mod one_message;
 pub(crate) mod plain;
 pub(crate) mod principal;
 
@@ -24,6 +25,7 @@ use onceward_core::{
 
 use self::{
     collect::{collect, digests, is_encoded, listed_headers, with_workspace},
+    one_message::OneMessage,
     principal::{Who, principal, scope_part, scope_route},
 };
 use crate::{
@@ -31,7 +33,7 @@ use crate::{
     auth::Verdict,
     body::{Body, BoxError},
     engine::{Engine, new_claim_id},
-    policies,
+    grpc, policies,
     refuse::Problem,
     replay::REQUEST_ID,
     route::{Missing, Route, Source},
@@ -90,7 +92,9 @@ where
 {
     let (parts, body) = request.into_parts();
     let from_head = key::from_head(route, &parts.headers, parts.uri.query())?;
-    let reads_body_for_key = route.key.from.iter().any(|source| matches!(source, Source::Json(_) | Source::Form(_)));
+    let is_grpc = grpc::is_call(&parts.headers);
+    let reads_body_for_key =
+        !is_grpc && route.key.from.iter().any(|source| matches!(source, Source::Json(_) | Source::Form(_)));
     if from_head.is_none() && !reads_body_for_key {
         match route.key.missing {
             Missing::Optional => {
@@ -135,6 +139,7 @@ where
         Some(key) if !reads_body_for_key => Some(RecordId::derive(engine.secret(), &scope, key.as_str())),
         _ => None,
     };
+    let body = OneMessage::new(body, is_grpc);
     let mut collected = collect(engine, route, body, &parts.headers, &head, early_id.as_ref()).await?;
     let key = match collected.memory.as_deref().filter(|_| reads_body_for_key) {
         Some(body) => {

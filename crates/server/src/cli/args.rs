@@ -255,6 +255,8 @@ pub enum StateName {
     Failed,
     /// Erased on request
     Erased,
+    /// Settled as not executed: the next repetition runs
+    NotExecuted,
 }
 
 /// Names one record: by its id, or by its key.

@@ -56,6 +56,8 @@ fn as_value(explained: &Explained) -> serde_json::Value {
             "tenant": scope.tenant, "env": scope.env, "principal": scope.principal, "route": scope.route,
         })),
         "record_id": explained.record_id.map(|id| id.to_string()),
+        // What is hashed need not be text; the bytes follow exactly.
+        "canonical": String::from_utf8(explained.canonical.clone()).ok(),
         "canonical_base64": STANDARD.encode(&explained.canonical),
         "body_form": explained.body_form,
         "fingerprint": format!("blake3:{}", explained.fingerprint),

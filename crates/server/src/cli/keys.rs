@@ -51,7 +51,7 @@ pub(super) async fn run(command: KeysCommand) -> Result<(), Failure> {
             let done = forget(&access, &name.name, dry_run).await;
             access.close().await;
             let (record, what) = done?;
-            report(&[record], what, output);
+            report(&Settled::all(vec![record]), what, output);
             Ok(())
         }
         KeysCommand::Resolve(args) => {
@@ -59,9 +59,9 @@ pub(super) async fn run(command: KeysCommand) -> Result<(), Failure> {
             let access = Access::open(&args.target).await?;
             let done = resolve(&access, &args).await;
             access.close().await;
-            let (records, what) = done?;
-            report(&records, what, args.output);
-            Ok(())
+            let settled = done?;
+            report(&settled, if args.dry_run { "would be settled" } else { "settled" }, args.output);
+            settled.result()
         }
     }
 }
@@ -75,7 +75,35 @@ async fn forget(access: &Access, name: &NameOrNone, dry_run: bool) -> Result<(Va
     Ok((record, "forgotten: the key is new again"))
 }
 
-async fn resolve(access: &Access, args: &ResolveArgs) -> Result<(Vec<Value>, &'static str), Failure> {
+/// What became of one record or of many.
+#[derive(Default)]
+struct Settled {
+    records: Vec<Value>,
+    /// The ids of those that were not, and why.
+    failed: Vec<(String, String)>,
+    /// How many were not tried, because too many before them failed.
+    untried: usize,
+}
+
+impl Settled {
+    fn all(records: Vec<Value>) -> Self {
+        Self { records, ..Self::default() }
+    }
+
+    fn result(&self) -> Result<(), Failure> {
+        let not = self.failed.len() + self.untried;
+        if not == 0 {
+            return Ok(());
+        }
+        let all = not + self.records.len();
+        Err(Failure::not_well(format!("{not} of {all} records were not settled; look at them, and run it again")))
+    }
+}
+
+/// Beyond so many in a row, a process that is gone or refuses everything is not asked any further.
+const FAILURES_IN_A_ROW_MAX: usize = 10;
+
+async fn resolve(access: &Access, args: &ResolveArgs) -> Result<Settled, Failure> {
     let body = args.body.as_ref().map(read_body).transpose()?;
     let answer = args.status.map(|status| Answer {
         status,
@@ -94,15 +122,50 @@ async fn resolve(access: &Access, args: &ResolveArgs) -> Result<(Vec<Value>, &'s
         vec![one(access, &args.name).await?]
     };
     if args.dry_run {
-        return Ok((records, "would be settled"));
+        return Ok(Settled::all(records));
     }
     let wanted = serde_json::to_value(Resolve { settle, answer }).unwrap_or_default();
-    let mut settled = Vec::with_capacity(records.len());
+    let bar = progress(records.len());
+    let mut settled = Settled::default();
+    let mut in_a_row = 0;
     for record in &records {
+        if in_a_row == FAILURES_IN_A_ROW_MAX {
+            settled.untried = records.len() - settled.records.len() - settled.failed.len();
+            break;
+        }
         let path = format!("/records/{}/resolve", id_of(record));
-        settled.push(access.call(Method::POST, &path, Some(&wanted)).await?);
+        match access.call(Method::POST, &path, Some(&wanted)).await {
+            Ok(record) => {
+                in_a_row = 0;
+                settled.records.push(record);
+            }
+            // Of one, or of a command that no record will take, its own words are the best.
+            Err(failure) if args.state.is_none() || failure.code == 2 => return Err(failure),
+            // Somebody or a late answer was faster with this one; the others are none the worse for it.
+            Err(failure) => {
+                in_a_row += 1;
+                settled.failed.push((id_of(record).to_owned(), failure.message));
+            }
+        }
+        bar.inc(1);
     }
-    Ok((settled, "settled"))
+    bar.finish_and_clear();
+    Ok(settled)
+}
+
+/// A bar on stderr where that is a terminal and there is something to wait for.
+fn progress(count: usize) -> indicatif::ProgressBar {
+    if count < 2 {
+        return indicatif::ProgressBar::hidden();
+    }
+    let bar = indicatif::ProgressBar::new(count as u64);
+    let style = indicatif::ProgressStyle::with_template("{bar:40} {pos}/{len} records, {eta} left");
+    if let Ok(style) = style {
+        bar.set_style(style);
+    }
+    // So that it is there however short the work is.
+    bar.tick();
+    bar
 }
 
 fn read_body(from: &BodyFile) -> Result<Vec<u8>, Failure> {
@@ -130,6 +193,7 @@ fn query(filter: &FilterArgs) -> ListQuery {
         StateName::Unknown => "unknown",
         StateName::Failed => "failed",
         StateName::Erased => "erased",
+        StateName::NotExecuted => "not_executed",
     });
     let since = filter.since.map(|since| match since {
         Since::Ago(span) => format!("-{}", span.as_secs()),
@@ -253,13 +317,19 @@ fn print_one(record: &Value, output: OutputArgs) {
     }
 }
 
-fn report(records: &[Value], what: &str, output: OutputArgs) {
+fn report(settled: &Settled, what: &str, output: OutputArgs) {
+    let records = &settled.records;
     if output.json {
-        println!("{}", json!({ "records": records, "done": what }));
+        let failed: Vec<Value> =
+            settled.failed.iter().map(|(id, why)| json!({ "record_id": id, "why": why })).collect();
+        println!("{}", json!({ "records": records, "done": what, "failed": failed, "untried": settled.untried }));
         return;
     }
     for record in records {
         println!("{}  {}  {what}", id_of(record), cell(record, "state"));
+    }
+    for (id, why) in &settled.failed {
+        eprintln!("{id}: {why}");
     }
     eprintln!("{} {what}", if records.len() == 1 { "1 record".into() } else { format!("{} records", records.len()) });
 }

@@ -9,7 +9,7 @@ use http::{Request, Response};
 use onceward::{Body, BoxError, Covered, NotSent};
 use tower::Service;
 
-use super::passthrough::{self, Passthrough, PassthroughBody};
+use super::passthrough::{Passthrough, PassthroughBody};
 use super::problem;
 use super::upstream::{Upstream, UpstreamError};
 
@@ -43,14 +43,14 @@ impl Service<Request<Body>> for Dispatch {
         let covered = request.extensions_mut().remove::<Covered>();
         let is_protected = covered.as_ref().is_some_and(|covered| covered.protected);
         let target = covered.as_ref().and_then(|covered| covered.route.extensions.get::<Arc<Target>>());
-        let id = request.headers().get("x-request-id").cloned();
         let Some(target) = target else {
+            let asked = problem::Asked::of(request.headers());
             return Box::pin(async move {
                 let detail = "no route of the configuration matches this request; add one, or set default_upstream";
                 if is_protected {
                     return Err(NotSent(detail.into()).into());
                 }
-                Ok(problem::NO_ROUTE.response(detail, &passthrough::with(id)).map(PassthroughBody::own))
+                Ok(problem::NO_ROUTE.response(detail, &asked).map(PassthroughBody::own))
             });
         };
         if !is_protected {

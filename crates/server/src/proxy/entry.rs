@@ -19,7 +19,7 @@ use tower::{Service, ServiceExt};
 
 use super::headers;
 use super::peer::PeerFields;
-use super::problem::{self, Problem};
+use super::problem::{self, Asked, Problem};
 use super::serve::Connection;
 use super::socket::OpenRequest;
 use super::tunnel;
@@ -53,7 +53,7 @@ where
     let websocket = match admit(&mut request, &connection.peer) {
         Ok(websocket) => websocket,
         Err(refusal) => {
-            let mut response = refusal.problem.response(refusal.detail, request.headers());
+            let mut response = refusal.problem.response(refusal.detail, &Asked::of(request.headers()));
             if refusal.problem == problem::METHOD_NOT_ALLOWED {
                 response.headers_mut().insert(
                     header::ALLOW,
@@ -64,13 +64,14 @@ where
             return Ok(response.map(|body| AnswerBody::own(body, open)));
         }
     };
+    let asked = Asked::of(request.headers());
     let client_side = websocket.then(|| hyper::upgrade::on(&mut request));
     match service.oneshot(request).await {
         Ok(mut response) => {
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 let Some(client_side) = client_side else {
                     let mut response = problem::UPSTREAM_FAILED
-                        .response("the upstream switched protocols without having been asked", &http::HeaderMap::new());
+                        .response("the upstream switched protocols without having been asked", &Asked::default());
                     close_after(&mut response, version);
                     return Ok(response.map(|body| AnswerBody::own(body, open)));
                 };
@@ -83,7 +84,7 @@ where
         }
         Err(error) => {
             tracing::error!(error = &*error.into(), "a service failed without an answer");
-            let mut response = problem::INTERNAL.response("the gateway's log says why", &http::HeaderMap::new());
+            let mut response = problem::INTERNAL.response("the gateway's log says why", &asked);
             if blind {
                 close_after(&mut response, version);
             }

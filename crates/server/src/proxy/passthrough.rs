@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use onceward::Unanswered;
@@ -17,10 +17,8 @@ use thiserror::Error;
 use tokio::time::{Instant, Sleep, Timeout};
 use tower::Service;
 
-use super::problem;
+use super::problem::{self, Asked};
 use super::upstream::{Exchange, Upstream, UpstreamBody, UpstreamError};
-
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The time limits of the plain path.
 #[derive(Debug, Clone, Copy)]
@@ -74,11 +72,11 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> PassthroughFuture<B> {
-        let id = request.headers().get(X_REQUEST_ID).cloned();
+        let asked = Asked::of(request.headers());
         PassthroughFuture {
             exchange: tokio::time::timeout(self.times.timeout, self.upstream.call(request)),
             idle_timeout: self.times.idle_timeout,
-            id,
+            asked,
         }
     }
 }
@@ -89,8 +87,7 @@ pin_project! {
         #[pin]
         exchange: Timeout<Exchange<B>>,
         idle_timeout: Duration,
-        // Only for the `instance` of an error answer.
-        id: Option<HeaderValue>,
+        asked: Asked,
     }
 }
 
@@ -101,16 +98,16 @@ impl<B> Future for PassthroughFuture<B> {
         let this = self.project();
         Poll::Ready(Ok(match ready!(this.exchange.poll(cx)) {
             Ok(Ok(response)) => response.map(|body| PassthroughBody::upstream(body, *this.idle_timeout)),
-            Ok(Err(error)) => refuse(&error, this.id.take()),
+            Ok(Err(error)) => refuse(&error, this.asked),
             Err(_) => {
                 let detail = "the upstream may still carry the request out; look before sending it again";
-                own(problem::UPSTREAM_TIMEOUT.response(detail, &with(this.id.take())), true)
+                own(problem::UPSTREAM_TIMEOUT.response(detail, this.asked), true)
             }
         }))
     }
 }
 
-fn refuse<B>(error: &UpstreamError, id: Option<HeaderValue>) -> Response<PassthroughBody<B>> {
+fn refuse<B>(error: &UpstreamError, asked: &Asked) -> Response<PassthroughBody<B>> {
     let (problem, detail) = if error.not_sent() {
         (problem::UPSTREAM_UNREACHABLE, "nothing was sent to the upstream; send the request again")
     } else if error.request_body_failed() {
@@ -119,17 +116,13 @@ fn refuse<B>(error: &UpstreamError, id: Option<HeaderValue>) -> Response<Passthr
         (problem::UPSTREAM_FAILED, "the request may have been carried out; look before sending it again")
     };
     tracing::warn!(error = error as &dyn StdError, "the upstream gave no answer");
-    own(problem.response(detail, &with(id)), !error.not_sent())
+    own(problem.response(detail, asked), !error.not_sent())
 }
 
 /// An answer of our own, and whether something may have been sent to the upstream.
 fn own<B>(mut response: Response<Full<Bytes>>, sent: bool) -> Response<PassthroughBody<B>> {
     response.extensions_mut().insert(Unanswered { sent });
     response.map(PassthroughBody::own)
-}
-
-pub(super) fn with(id: Option<HeaderValue>) -> HeaderMap {
-    id.map(|id| (X_REQUEST_ID, id)).into_iter().collect()
 }
 
 pin_project! {

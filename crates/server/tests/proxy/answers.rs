@@ -41,6 +41,7 @@ async fn something_else(gateway: &Gateway) {
     }
 }
 
+// contract: first
 #[tokio::test]
 async fn nothing_of_a_short_answer_leaves_before_its_record_is_safe() {
     let upstream = Upstream::start(forms).await;
@@ -52,6 +53,7 @@ async fn nothing_of_a_short_answer_leaves_before_its_record_is_safe() {
     assert!(!client.has_more(), "bytes came before the record");
 }
 
+// contract: first
 #[tokio::test]
 async fn the_last_byte_of_a_long_answer_waits_for_its_record() {
     let upstream = Upstream::start(forms).await;
@@ -67,6 +69,7 @@ async fn the_last_byte_of_a_long_answer_waits_for_its_record() {
     assert!(!client.has_more(), "the last byte came before the record");
 }
 
+// contract: first
 #[tokio::test]
 async fn the_final_chunk_waits_for_the_record() {
     let upstream = Upstream::start(forms).await;
@@ -94,6 +97,7 @@ async fn once_the_record_is_safe_repeats_are_answered_though_the_first_client_st
     assert!(!client.has_more(), "its failpoint holds the end back");
 }
 
+// contract: recorded-without-its-body
 #[tokio::test]
 async fn an_answer_over_the_limit_or_an_event_stream_is_never_run_again_nor_shown() {
     let upstream = Upstream::start(|received, _| {

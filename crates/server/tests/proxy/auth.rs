@@ -29,6 +29,7 @@ fn ask(key: &str, credential: &str) -> Vec<u8> {
     request("POST", "/pay", &[("Idempotency-Key", key), ("Authorization", credential)], "{}")
 }
 
+// contract: route.auth.url, route.auth.headers
 #[tokio::test]
 async fn a_revoked_credential_gets_no_replay_and_the_service_is_asked_as_nginx_asks() {
     let revoked = Arc::new(AtomicBool::new(false));
@@ -98,6 +99,7 @@ async fn who_is_not_let_on_does_not_wait_for_the_first_either_and_claims_nothing
     assert_eq!((upstream.effects("k-1"), upstream.effects("k-2")), (1, 0));
 }
 
+// contract: route.auth.timeout
 #[tokio::test]
 async fn a_service_that_is_no_help_is_503_and_nothing_is_claimed_or_shown() {
     let shut = Gate::shut();
@@ -212,6 +214,7 @@ async fn a_yes_is_remembered_for_those_who_send_the_same_and_a_no_is_not() {
     }
 }
 
+// contract: route.auth.cache
 #[tokio::test]
 async fn what_is_remembered_is_forgotten_after_its_time() {
     let service = service(authorized).await;
@@ -224,6 +227,7 @@ async fn what_is_remembered_is_forgotten_after_its_time() {
     .await;
 }
 
+// contract: route.auth.principal_header
 #[tokio::test]
 async fn the_service_can_name_the_caller() {
     let service = Upstream::start(|asked, _| {

@@ -32,6 +32,7 @@ async fn a_crash_before_the_claim_leaves_the_key_new() {
     assert_eq!(crash_at("claim.begin", "").await, (1, 201, None));
 }
 
+// contract: outcome-unknown, route.durability
 #[tokio::test]
 async fn a_crash_after_the_claim_leaves_the_outcome_unknown() {
     let unknown = || Some("outcome-unknown".to_owned());
@@ -39,6 +40,7 @@ async fn a_crash_after_the_claim_leaves_the_outcome_unknown() {
     assert_eq!(crash_at("dispatch.begin", "").await, (0, 409, unknown()));
 }
 
+// contract: outcome-unknown
 #[tokio::test]
 async fn a_crash_after_the_dispatch_leaves_the_outcome_unknown_and_never_runs_twice() {
     let unknown = || Some("outcome-unknown".to_owned());
@@ -46,11 +48,13 @@ async fn a_crash_after_the_dispatch_leaves_the_outcome_unknown_and_never_runs_tw
     assert_eq!(crash_at("complete.begin", "").await, (1, 409, unknown()));
 }
 
+// contract: route.durability
 #[tokio::test]
 async fn a_crash_after_the_record_is_safe_loses_nothing() {
     assert_eq!(crash_at("complete.end", "").await, (1, 201, None));
 }
 
+// contract: route.two_phase_dispatch
 #[tokio::test]
 async fn in_two_phases_a_claim_that_was_never_sent_is_taken_over() {
     let config = "[defaults]\ntwo_phase_dispatch = true\n";

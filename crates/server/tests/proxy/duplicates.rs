@@ -15,6 +15,7 @@ async fn waiting(gateway: &super::support::Gateway, count: f64) {
     until("the waiters", async || metric(&gateway.metrics().await, "onceward_waiters ") >= count).await;
 }
 
+// contract: repeated-still-running
 #[tokio::test]
 async fn duplicates_wait_for_the_first_and_get_its_answer() {
     let gate = Gate::shut();
@@ -39,6 +40,7 @@ async fn duplicates_wait_for_the_first_and_get_its_answer() {
     assert!(metric(&metrics, "onceward_requests_total{route=\"default\",outcome=\"waited\"}") >= 19.0, "{metrics}");
 }
 
+// contract: repeated-still-running, route.in_flight.wait
 #[tokio::test]
 async fn who_waits_too_long_is_told_when_to_come_back() {
     let gate = Gate::shut();
@@ -56,6 +58,7 @@ async fn who_waits_too_long_is_told_when_to_come_back() {
     assert!(gateway.post("/pay", "k-1", "{}").await.is_replay());
 }
 
+// contract: route.in_flight.waiters_per_key
 #[tokio::test]
 async fn beyond_the_number_of_waiters_nobody_waits() {
     let gate = Gate::shut();
@@ -78,6 +81,7 @@ async fn beyond_the_number_of_waiters_nobody_waits() {
     }
 }
 
+// contract: repeated-still-running
 #[tokio::test]
 async fn when_the_first_is_released_exactly_one_waiter_runs() {
     let gate = Gate::shut();
@@ -109,6 +113,7 @@ async fn when_the_first_is_released_exactly_one_waiter_runs() {
     assert_eq!((executed, upstream.effects("k-1")), (1, 2));
 }
 
+// contract: same-key-other-fingerprint, route.mismatch_status
 #[tokio::test]
 async fn another_request_under_the_key_is_refused_while_the_first_still_runs() {
     let gate = Gate::shut();
@@ -160,6 +165,7 @@ async fn a_client_that_goes_away_stops_nothing() {
     assert_eq!(upstream.effects("k-1"), 1);
 }
 
+// contract: upstream-busy, upstream.max_in_flight
 #[tokio::test]
 async fn a_busy_upstream_gets_no_fresh_key_and_repeats_are_answered_as_ever() {
     let gate = Gate::shut();

@@ -141,6 +141,7 @@ match = { path = "/pay/{rest}" }
     assert_eq!(gateway.ask(request("GET", "/x/../y", &[], "")).await.status, 201, "what has no effect passes");
 }
 
+// contract: route.key.from
 #[tokio::test]
 async fn keys_can_stand_in_the_body_and_in_the_query() {
     let upstream = Upstream::charging().await;
@@ -193,6 +194,7 @@ key = { from = ["query:token"], missing = "required" }
     assert_eq!(upstream.received().len(), 3, "nothing was forwarded");
 }
 
+// contract: request-body-too-large, route.key.missing, route.key.strict, route.key.min_length, route.key.docs, route.fingerprint.require, route.limits.request_body, route.match.methods
 #[tokio::test]
 async fn a_route_can_require_a_key_and_be_strict_about_it() {
     let upstream = Upstream::charging().await;
@@ -236,6 +238,7 @@ match = { methods = ["DELETE", "PUT"], path = "/things/{id}" }
     assert!(gateway.ask(&delete).await.is_replay());
 }
 
+// contract: route.key.missing, route.key.derived_retention
 #[tokio::test]
 async fn a_derived_key_is_the_request_itself() {
     let upstream = Upstream::charging().await;
@@ -258,6 +261,7 @@ async fn a_derived_key_is_the_request_itself() {
     assert_eq!((with_key.is_replay(), with_key.header("idempotency-key-source")), (false, None));
 }
 
+// contract: route.forward_key
 #[tokio::test]
 async fn an_upstream_can_be_given_a_child_key() {
     let upstream = Upstream::charging().await;
@@ -272,6 +276,7 @@ async fn an_upstream_can_be_given_a_child_key() {
     assert_ne!(children[0], children[1]);
 }
 
+// contract: route.scope.principal
 #[tokio::test]
 async fn one_caller_is_never_given_anothers_answer() {
     let (upstream, gateway) = default_gateway().await;
@@ -330,6 +335,7 @@ match = { path = "/tenants" }
 scope = { tenant = "header:X-Tenant", env = "header:X-Env" }
 "#;
 
+// contract: listen.trusted, route.scope.tenant, route.scope.env, route.scope.principal
 #[tokio::test]
 async fn principals_and_tenants_come_from_what_a_trusted_hop_says() {
     let upstream = Upstream::charging().await;
@@ -359,6 +365,7 @@ async fn principals_and_tenants_come_from_what_a_trusted_hop_says() {
     assert_eq!((of_tenants[0]["tenant"].as_str(), of_tenants[0]["env"].as_str()), (Some("t1"), Some("live")));
 }
 
+// contract: listen.trusted
 #[tokio::test]
 async fn what_a_stranger_says_of_principals_and_tenants_is_refused() {
     let upstream = Upstream::charging().await;
@@ -406,6 +413,7 @@ async fn hostile_bodies_are_told_apart_byte_for_byte_and_harm_nobody() {
     assert!(find(gateway.log().as_bytes(), b"panicked").is_none());
 }
 
+// contract: route.name, route.match.path, route.match.host, route.upstream
 #[tokio::test]
 async fn the_closest_route_is_taken_and_a_request_of_none_is_told_so() {
     let (one, two) = (Upstream::charging().await, Upstream::charging().await);

@@ -16,15 +16,23 @@ mod duplicates;
 #[cfg(test)]
 mod folder;
 #[cfg(test)]
+mod grpc;
+#[cfg(test)]
 mod keys;
 #[cfg(test)]
 mod observe;
+#[cfg(test)]
+mod outages;
 #[cfg(test)]
 mod process;
 #[cfg(test)]
 mod recording;
 #[cfg(test)]
 mod replays;
+#[cfg(test)]
+mod route_keys;
+#[cfg(test)]
+mod settings;
 #[cfg(test)]
 mod support;
 #[cfg(test)]

@@ -32,6 +32,7 @@ fn telling(received: &Received, before: usize) -> Vec<Step> {
     }]
 }
 
+// contract: route.mode
 #[tokio::test]
 async fn a_request_and_its_answer_are_what_they_are_without_onceward() {
     let config = |mode: &str| format!("[defaults]\nmode = \"{mode}\"\nlimits = {{ request_body = \"1KiB\" }}\n");
@@ -89,6 +90,7 @@ async fn a_request_and_its_answer_are_what_they_are_without_onceward() {
     assert_eq!(observed, seen.pop().unwrap());
 }
 
+// contract: route.mode
 #[tokio::test]
 async fn a_repetition_never_waits_and_what_it_would_have_met_is_told_when_it_is_known() {
     for (wait, would) in [("20s", "waited"), ("0s", "in_flight")] {

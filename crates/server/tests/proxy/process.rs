@@ -48,6 +48,7 @@ async fn a_signal_lets_what_runs_end_and_the_exit_code_is_0() {
     assert!(start.start().await.post("/pay", "k-1", "{}").await.is_replay());
 }
 
+// contract: listen.drain
 #[tokio::test]
 async fn what_does_not_end_in_time_is_cut_and_its_outcome_unknown() {
     let gate = Gate::shut();
@@ -112,13 +113,14 @@ async fn a_damaged_secret_is_refused() {
     assert!(!said.contains("c2hvcnQ"), "secrets are not shown: {said}");
 }
 
+// contract: route.client_retries
 #[tokio::test]
 async fn wrong_usage_ends_with_2_and_says_how_it_is_right() {
     let upstream = Upstream::charging().await;
     for (start, told) in [
         (Start::new(), "--upstream"),
         (Start::before(&upstream).config("[listen]\nadress = \"x\"\n"), "did you mean \"address\"?"),
-        (Start::before(&upstream).config("[defaults]\nmode = \"observe\"\n"), "not available in this version"),
+        (Start::before(&upstream).config("[store]\nkind = \"redis\"\n"), "not available in this version"),
         (Start::before(&upstream).arg("--accept-rekey"), "not available in this version"),
         (Start::before(&upstream).failpoint("nowhere:hit=1:abort"), "failpoint"),
         (Start::before(&upstream).arg("--frobnicate"), "--frobnicate"),
@@ -241,6 +243,7 @@ async fn the_metrics_of_the_contract_are_there() {
     .await;
 }
 
+// contract: admin.token
 #[tokio::test]
 async fn the_admin_listener_is_for_whoever_is_meant() {
     let upstream = Upstream::charging().await;

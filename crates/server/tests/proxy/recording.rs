@@ -48,6 +48,7 @@ async fn twice(gateway: &Gateway, upstream: &Upstream, path: &str, headers: &[(&
     (first, second, next)
 }
 
+// contract: route.record.preset
 #[tokio::test]
 async fn each_preset_is_the_table_of_the_contract_over_the_wire() {
     let upstream = Upstream::start(as_asked).await;
@@ -112,6 +113,7 @@ async fn each_preset_is_the_table_of_the_contract_over_the_wire() {
     assert_eq!((refused.status, refused.header("stripe-should-retry")), (400, Some("false")));
 }
 
+// contract: route.record.record, route.record.release, route.record.unknown, route.record.release_when
 #[tokio::test]
 async fn statuses_and_predicates_of_a_route_win_over_its_preset() {
     let upstream = Upstream::start(as_asked).await;
@@ -175,6 +177,8 @@ async fn a_key_is_new_again_after_its_retention() {
     assert_eq!(upstream.effects("k-1"), 2);
 }
 
+// contract: another-token-of-the-same-subject
+// contract: route.retention_body, recorded-without-its-body
 #[tokio::test]
 async fn the_fact_of_an_answer_outlives_its_body() {
     let upstream = Upstream::start(as_asked).await;

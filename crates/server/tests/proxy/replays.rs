@@ -48,6 +48,7 @@ fn rows() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
+// contract: repeated-completed
 #[tokio::test]
 async fn a_replay_is_the_first_answer_byte_for_byte_over_http1_and_http2() {
     let upstream = Upstream::start(|received, _| {
@@ -126,6 +127,7 @@ async fn a_replay_has_the_request_id_of_the_repeat() {
     assert_eq!(drawn.parse::<uuid::Uuid>().unwrap().get_version_num(), 7, "{drawn}");
 }
 
+// contract: repeated-completed, route.replay.body, route.replay.header, route.record.set_cookie
 #[tokio::test]
 async fn a_route_says_how_its_replays_look() {
     let upstream = Upstream::start(|_, _| {

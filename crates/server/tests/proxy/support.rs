@@ -54,13 +54,14 @@ pub(crate) struct Start {
     folder: Arc<TempDir>,
     env: Vec<(String, String)>,
     args: Vec<String>,
+    by_file_only: bool,
 }
 
 impl Start {
     /// On a new data folder.
     pub(crate) fn new() -> Self {
         let folder = Arc::new(tempfile::tempdir().unwrap());
-        Self { upstream: None, config: None, folder, env: Vec::new(), args: Vec::new() }
+        Self { upstream: None, config: None, folder, env: Vec::new(), args: Vec::new(), by_file_only: false }
     }
 
     pub(crate) fn before(upstream: &Upstream) -> Self {
@@ -74,6 +75,12 @@ impl Start {
     /// With this file; its upstream named `api` is added.
     pub(crate) fn config(mut self, text: &str) -> Self {
         self.config = Some(text.to_owned());
+        self
+    }
+
+    /// Without flags for what the file can say.
+    pub(crate) fn by_file_only(mut self) -> Self {
+        self.by_file_only = true;
         self
     }
 
@@ -103,11 +110,14 @@ impl Start {
 
     fn command(&self) -> Command {
         let mut command = onceward();
-        command.arg("proxy").arg("--data").arg(self.data());
-        if !self.args.iter().any(|arg| arg == "--listen") {
+        command.arg("proxy");
+        if !self.by_file_only {
+            command.arg("--data").arg(self.data());
+        }
+        if !self.by_file_only && !self.args.iter().any(|arg| arg == "--listen") {
             command.args(["--listen", "127.0.0.1:0"]);
         }
-        if !self.args.iter().any(|arg| arg == "--admin") {
+        if !self.by_file_only && !self.args.iter().any(|arg| arg == "--admin") {
             command.args(["--admin", "127.0.0.1:0"]);
         }
         match (&self.config, self.upstream) {
@@ -685,7 +695,7 @@ impl Gate {
         self.0.add_permits(1000);
     }
 
-    async fn passed(&self) {
+    pub(crate) async fn passed(&self) {
         self.0.acquire().await.unwrap().forget();
     }
 }

@@ -10,6 +10,7 @@ async fn breaking_off(times: usize) -> Upstream {
         .await
 }
 
+// contract: upstream-unreachable
 #[tokio::test]
 async fn an_upstream_that_is_not_there_leaves_the_key_free() {
     let address = nobody().await;
@@ -24,6 +25,7 @@ async fn an_upstream_that_is_not_there_leaves_the_key_free() {
     assert_eq!(upstream.last().header("idempotency-attempt"), Some("1"), "the first was none");
 }
 
+// contract: upstream-broke-off, outcome-unknown
 #[tokio::test]
 async fn an_upstream_that_breaks_off_or_breaks_http_leaves_the_outcome_unknown() {
     let upstream = Upstream::start(|received, _| {
@@ -56,6 +58,7 @@ async fn an_upstream_that_breaks_off_or_breaks_http_leaves_the_outcome_unknown()
     assert!(!gateway.log().contains("panicked"));
 }
 
+// contract: outcome-unknown, settled-as-failed, route.on_unknown, route.retry_max
 #[tokio::test]
 async fn retry_runs_it_again_with_the_next_attempt_and_then_the_list_goes_on() {
     let upstream = breaking_off(100).await;
@@ -105,6 +108,7 @@ async fn a_release_after_an_unknown_attempt_leaves_the_outcome_unknown() {
     assert_eq!(upstream.effects("k-1"), 2);
 }
 
+// contract: route.on_unknown
 #[tokio::test]
 async fn a_hold_with_a_time_passes_on_after_it() {
     let upstream = breaking_off(1).await;
@@ -116,6 +120,7 @@ async fn a_hold_with_a_time_passes_on_after_it() {
     assert_eq!(upstream.effects("k-1"), 2);
 }
 
+// contract: settled-as-failed, route.on_unknown, route.unknown_max
 #[tokio::test]
 async fn fail_settles_it_and_unknown_max_does_too() {
     let upstream = breaking_off(100).await;
@@ -141,6 +146,7 @@ unknown_max = "1s"
     assert_eq!((upstream.effects("k-1"), upstream.effects("k-2")), (1, 1));
 }
 
+// contract: no-answer-within-timeout, route.timeout
 #[tokio::test]
 async fn an_answer_after_the_timeout_is_the_repeats() {
     let gate = Gate::shut();
@@ -159,6 +165,7 @@ async fn an_answer_after_the_timeout_is_the_repeats() {
     assert_eq!(upstream.effects("k-1"), 1);
 }
 
+// contract: no-answer-within-timeout, route.execution_max
 #[tokio::test]
 async fn an_execution_that_never_ends_is_an_unknown_outcome() {
     let shut = Gate::shut();
