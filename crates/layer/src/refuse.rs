@@ -312,7 +312,13 @@ impl Problem {
                 headers.insert(header::RETRY_AFTER, value);
             }
         }
-        if let (Self::MissingKey, Some(docs)) = (self, route.and_then(|route| route.key.docs.as_ref()))
+        // The three that the IETF draft asks a link for (its section 2.7).
+        let is_documented = matches!(
+            self,
+            Self::MissingKey | Self::Refused(Refusal::KeyReused | Refusal::InFlight | Refusal::RetryLater(_), _)
+        );
+        if is_documented
+            && let Some(docs) = route.and_then(|route| route.key.docs.as_ref())
             && let Ok(link) = HeaderValue::from_str(&format!("<{docs}>; rel=\"describedby\""))
         {
             headers.insert(header::LINK, link);

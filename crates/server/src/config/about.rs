@@ -46,7 +46,7 @@ pub(super) const ABOUT: &[(&str, &str, &str)] = &[
     ("route.key.strict", "false", "Take the quoted form only (RFC 9651)."),
     ("route.key.min_length", "1", "Refuse shorter keys."),
     ("route.key.derived_retention", "5m", "The retention of derived keys."),
-    ("route.key.docs", "", "A URL that a 400 missing-key links to."),
+    ("route.key.docs", "", "A URL that missing-key, key-reused and in-flight link to."),
     ("route.scope.tenant", "fixed:default", "Whose keys they are; a header counts from trusted peers only."),
     ("route.scope.env", "fixed:default", "Which environment they belong to; a header counts from trusted peers only."),
     ("route.scope.principal", "auto", "Who the caller is: auto, none, or a list such as [\"header:X-User\"]."),

@@ -36,4 +36,6 @@ mod settings;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
+mod trailers;
+#[cfg(test)]
 mod unknown;
