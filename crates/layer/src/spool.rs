@@ -43,7 +43,7 @@ impl SpoolBudget {
 /// Writes one body.
 pub(crate) struct Spool {
     file: File,
-    cipher: LessSafeKey,
+    cipher: Box<LessSafeKey>,
     /// Distinct for each body; the chunk's number follows it in the nonce.
     prefix: [u8; 4],
     chunk: BytesMut,
@@ -64,7 +64,7 @@ impl Spool {
         let [a, b, c, d, ..] = salt;
         Ok(Self {
             file: File::from_std(file),
-            cipher: LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, &key).map_err(refused)?),
+            cipher: Box::new(LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, &key).map_err(refused)?)),
             prefix: [a, b, c, d],
             chunk: BytesMut::with_capacity(CHUNK_BYTES + TAG_BYTES),
             chunks: 0,
@@ -111,7 +111,7 @@ impl Spool {
 
 struct ReadState {
     file: File,
-    cipher: LessSafeKey,
+    cipher: Box<LessSafeKey>,
     prefix: [u8; 4],
     chunk: u64,
     left: u64,
