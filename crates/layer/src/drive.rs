@@ -46,6 +46,8 @@ pub(crate) enum Obtained {
     Unprotected,
     /// The upstream is busy, and the key is fresh: nothing was claimed.
     Overloaded,
+    /// There is no record, and none was to be made.
+    Absent,
 }
 
 /// The right to execute.
@@ -86,6 +88,8 @@ pub(crate) struct Terms<'a> {
     pub(crate) waiters_per_key: usize,
     /// Executions at a time.
     pub(crate) in_flight: &'a Arc<Semaphore>,
+    /// Only a record that is there counts: none is made.
+    pub(crate) only_there: bool,
 }
 
 /// Claims the key, waits for whoever holds it, or finds its answer.
@@ -98,7 +102,7 @@ pub(crate) async fn obtain(
     claim: &mut Claim,
     first: Action,
     terms: Terms<'_>,
-    mut again: Option<Again<'_>>,
+    mut again: Option<&mut Again<'_>>,
     must_finish: &AtomicBool,
 ) -> Obtained {
     let shared = &engine.0;
@@ -114,7 +118,7 @@ pub(crate) async fn obtain(
             Action::Insert(facts) => {
                 if let Some(record) = shared.flights.unrecorded(&id) {
                     Event::Existing { now: record.stored.written_at, record: Box::new(Record::clone(&record)) }
-                } else if !has_permit(&mut permit, terms.in_flight) {
+                } else if !has_permit(&mut permit, terms.in_flight) || terms.only_there {
                     // Repeats are answered as ever: the key is only read.
                     let started = Instant::now();
                     match shared.store.get(id).await {
@@ -122,6 +126,7 @@ pub(crate) async fn obtain(
                             clock = StoreClock { said: now, at: started };
                             Event::Existing { record: Box::new(record), now }
                         }
+                        Ok(Read { record: None, .. }) if terms.only_there => return Obtained::Absent,
                         Ok(Read { record: None, .. }) => return Obtained::Overloaded,
                         Err(error) => failed(&error),
                     }

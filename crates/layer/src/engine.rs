@@ -15,13 +15,21 @@ use onceward_core::{
     fingerprint::Fingerprinter,
     key::{RecordId, Scope, Secret},
     policy::Policy,
-    record::{ClaimId, Seen, SessionId},
+    record::{ClaimId, Micros, Seen, SessionId},
 };
 use onceward_store::{Filter, Store, StoreError, Write};
 use tokio::sync::Semaphore;
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
-use crate::{metrics::Metrics, observe, policies::Policies, route::Routes, spool::SpoolBudget, wait::Flights};
+use crate::{
+    metrics::Metrics,
+    observe,
+    policies::Policies,
+    request::earlier::{self, Before, Earlier},
+    route::Routes,
+    spool::SpoolBudget,
+    wait::Flights,
+};
 
 /// Limits of the whole process.
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +89,8 @@ pub(crate) struct Shared {
     /// As many units as it has, of a byte each.
     pub(crate) canonical_memory_units: u32,
     pub(crate) policies: Policies,
+    /// What record ids were made of before, as long as records of then may be left; the latest first.
+    pub(crate) earlier: ArcSwap<Vec<Arc<Earlier>>>,
     pub(crate) fingerprinter: Fingerprinter,
     pub(crate) metrics: Metrics,
     executing: AtomicUsize,
@@ -123,6 +133,7 @@ impl Engine {
             copied: Arc::new(Semaphore::new(observe::COPIED_BYTES_MAX)),
             canonical_memory_units: u32::try_from(limits.canonical_memory_bytes).unwrap_or(u32::MAX),
             policies: Policies::default(),
+            earlier: ArcSwap::default(),
             fingerprinter: Fingerprinter::new(&secret),
             store,
             secret,
@@ -184,6 +195,33 @@ impl Engine {
         self.0.flights.waiting()
     }
 
+    /// From here on a key's record is looked for under its earlier ids too, the latest of `before` first. For whoever has
+    /// changed what record ids are made of.
+    pub fn look_under(&self, before: Vec<Before>) {
+        self.0.earlier.store(Arc::new(before.into_iter().map(|before| Arc::new(Earlier::new(before))).collect()));
+    }
+
+    /// The ids that a key's record may stand under: the present one, then those from before a change of what ids are
+    /// made of.
+    ///
+    /// # Errors
+    /// As [`record_id`](Self::record_id).
+    pub fn record_ids(
+        &self,
+        key: &str,
+        tenant: &str,
+        route: &str,
+        authorization: Option<&str>,
+    ) -> Result<Vec<RecordId>, String> {
+        let mut ids = vec![self.record_id(key, tenant, route, authorization)?];
+        for id in earlier::ids(&self.0.earlier.load(), key, tenant, route, authorization) {
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+        Ok(ids)
+    }
+
     /// The id of a key's record. `route` is a route's name, or `default METHOD PATH`;
     /// `authorization` the caller's header, or `None` for an anonymous caller.
     ///
@@ -196,12 +234,9 @@ impl Engine {
         route: &str,
         authorization: Option<&str>,
     ) -> Result<RecordId, String> {
-        let principal = crate::request::principal::principal_of(self, authorization)?;
+        let principal = crate::request::principal::principal_of(self.secret(), authorization)?;
         let routes = self.routes();
-        let env = routes.named(route).map_or("default", |route| match &route.scope.env {
-            crate::route::Part::Fixed(env) => env,
-            crate::route::Part::Header(_) => "default",
-        });
+        let env = routes.env_of(route);
         let scope = Scope { tenant, env, principal: &principal, route };
         Ok(RecordId::derive(self.secret(), &scope, key))
     }
@@ -254,6 +289,7 @@ impl Engine {
             }
             after = page.next;
             if after.is_none() {
+                self.forget_earlier(page.now);
                 break;
             }
         }
@@ -261,6 +297,17 @@ impl Engine {
             crate::metrics::unknowns(&route, unknowns.open, unknowns.oldest);
         }
         Ok(settled)
+    }
+
+    /// Looks no longer under what no record is left of.
+    fn forget_earlier(&self, now: Micros) {
+        let is_over = |earlier: &Arc<Earlier>| earlier.until <= now;
+        if self.0.earlier.load().iter().any(is_over) {
+            self.0.earlier.rcu(|earlier| {
+                let left = earlier.iter().filter(|earlier| !is_over(earlier)).cloned().collect::<Vec<_>>();
+                Arc::new(left)
+            });
+        }
     }
 
     /// An execution, counted until it is dropped; [`drain`](Self::drain) waits for it.

@@ -116,7 +116,7 @@ impl Engine {
             explained.key = Some(key);
             return Ok(explained);
         }
-        let principal = request::principal::spelled_principal(self, route, request.headers(), true)?;
+        let principal = request::principal::spelled_principal(self.secret(), route, request.headers(), true)?;
         let tenant = request::principal::scope_part(&route.scope.tenant, request.headers(), true)?.into_owned();
         let env = request::principal::scope_part(&route.scope.env, request.headers(), true)?.into_owned();
         let route_name = request::principal::scope_route(route, request.method(), request.uri().path()).into_owned();

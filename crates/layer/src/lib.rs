@@ -67,7 +67,7 @@ mod wait;
 pub use onceward_core::{
     canonical::{BodyRule, Pointer, RuleError, RuleSet, Rules},
     fingerprint::Hash,
-    key::{KeyRules, RecordId, Secret},
+    key::{KeyRules, RecordId, Secret, SecretId},
     policy::{Outage, Policy, Preset, Recording, Step},
 };
 pub use onceward_store as store;
@@ -82,7 +82,7 @@ pub use self::{
     observe::Unanswered,
     refuse::{Details, Problem},
     rekey::Rekeyed,
-    request::TrustedPeer,
+    request::{TrustedPeer, earlier::Before},
     route::{Mode, Route, Routes},
     run_once::{Done, JobError, Jobs, Run, RunError},
     service::{Covered, Service},

@@ -133,7 +133,8 @@ async fn watch(
 }
 
 async fn claim(engine: &Engine, route: &Arc<Route>, asked: Box<Asked>, answer: Ended) {
-    let Asked { id, ask, belongs, fields, key, mut request, body, derived, unverified_principal } = *asked;
+    // A dry run looks under the present id only.
+    let Asked { id, ask, belongs, fields, key, mut request, body, derived, unverified_principal, earlier: _ } = *asked;
     let started = Instant::now();
     let is_grpc = grpc::is_call(request.headers());
     let policy = policy_for(route, derived);
@@ -142,6 +143,7 @@ async fn claim(engine: &Engine, route: &Arc<Route>, asked: Box<Asked>, answer: E
         wait: route.wait,
         waiters_per_key: route.waiters_per_key,
         in_flight: &route.in_flight,
+        only_there: false,
     };
     let (mut claim, first) = Claim::new(policy, ask, belongs, fields);
     if !engine.0.policies.is_kept(policies::number(&route.fingerprint)) {
@@ -154,8 +156,10 @@ async fn claim(engine: &Engine, route: &Arc<Route>, asked: Box<Asked>, answer: E
         *request.body_mut() = Body::empty();
     }
     let memory = body.filter(|_| room.is_some());
-    let again = room.is_some().then_some(Again { engine, request: &mut request, memory: memory.as_ref() });
-    let obtained = drive::obtain(engine, id, &mut claim, first, terms, again, &AtomicBool::new(false)).await;
+    let fingerprinter = &engine.0.fingerprinter;
+    let mut again =
+        room.is_some().then_some(Again { engine, request: &mut request, memory: memory.as_ref(), fingerprinter });
+    let obtained = drive::obtain(engine, id, &mut claim, first, terms, again.as_mut(), &AtomicBool::new(false)).await;
     drop((request, memory, room));
     if claim.unverified() {
         engine.0.metrics.fingerprint_unverified.increment(1);
@@ -171,7 +175,7 @@ async fn claim(engine: &Engine, route: &Arc<Route>, asked: Box<Asked>, answer: E
             if waited { Outcome::Waited } else { Outcome::Replayed }
         }
         Obtained::Refused { refusal, .. } => outcome_of(refusal),
-        Obtained::Overloaded => Outcome::Rejected,
+        Obtained::Absent | Obtained::Overloaded => Outcome::Rejected,
         Obtained::Unprotected => Outcome::Bypassed,
     };
     told(engine, route, id, &key, outcome);

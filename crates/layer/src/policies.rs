@@ -42,6 +42,9 @@ impl Policies {
     }
 }
 
+/// Names no rules: what is hashed so is compared with nothing.
+pub(crate) const UNKNOWN: u32 = 0;
+
 /// The number by which records name their rules.
 pub(crate) fn number(rules: &Rules) -> u32 {
     let [a, b, c, d, ..] = rules.policy();

@@ -14,7 +14,7 @@ use http::Method;
 
 use crate::{
     pattern::{Pattern, Segment},
-    route::{Route, Routes},
+    route::{Principal, Route, Routes},
 };
 
 /// Stands for a segment or host that no pattern names.
@@ -56,12 +56,13 @@ impl Routes {
         if new.key.from != old.key.from {
             return Some("its key comes from elsewhere (key.from)".into());
         }
-        let named_by = |route: &Route| route.auth.as_ref().and_then(|auth| auth.names_the_caller().cloned());
+        let (new_told, old_told) = (new.told_by(), old.told_by());
+        let by_auth = matches!((&new_told, &old_told), (Principal::Auth(_), _) | (_, Principal::Auth(_)));
         let parts = [
-            ("auth.principal_header", named_by(new) != named_by(old)),
+            ("auth.principal_header", by_auth && new_told != old_told),
             ("scope.tenant", new.scope.tenant != old.scope.tenant),
             ("scope.env", new.scope.env != old.scope.env),
-            ("scope.principal", new.scope.principal != old.scope.principal),
+            ("scope.principal", !by_auth && new_told != old_told),
         ];
         let (part, _) = parts.into_iter().find(|(_, differs)| *differs)?;
         Some(format!("whom its keys belong to is told otherwise ({part})"))
@@ -167,7 +168,7 @@ fn both<'s>(one: &'s Segment, other: &'s Segment) -> Option<&'s str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::route::{Part, Principal, Source};
+    use crate::route::{Part, Source};
 
     fn route(name: &str, path: &str) -> Route {
         Route { path: Some(Pattern::parse(path).unwrap()), ..Route::new(name) }

@@ -147,6 +147,9 @@ pub enum Principal {
     None,
     /// By these, joined in order.
     List(Vec<PrincipalSource>),
+    /// By this header of the answer of the route's `auth` check, whatever else is said. [`Route::auth`] itself says
+    /// it of a route that serves; of one that only names records, nothing else does.
+    Auth(HeaderName),
 }
 
 /// One part of a listed principal.
@@ -159,6 +162,15 @@ pub enum PrincipalSource {
 }
 
 impl Route {
+    /// How the caller is told: by `auth`, where that names it, else as the scope says.
+    #[must_use]
+    pub fn told_by(&self) -> Principal {
+        match self.auth.as_ref().and_then(|auth| auth.names_the_caller()) {
+            Some(header) => Principal::Auth(header.clone()),
+            None => self.scope.principal.clone(),
+        }
+    }
+
     /// Whether it protects requests of this method. Safe ones have no effect to protect.
     #[must_use]
     pub fn covers(&self, method: &Method) -> bool {
@@ -263,6 +275,14 @@ impl Routes {
     #[must_use]
     pub fn named(&self, name: &str) -> Option<&Arc<Route>> {
         self.all().find(|route| route.name == name)
+    }
+
+    /// The environment of a route's keys, where it is always the same.
+    pub(crate) fn env_of(&self, route: &str) -> &str {
+        match self.named(route).map(|route| &route.scope.env) {
+            Some(Part::Fixed(env)) => env,
+            Some(Part::Header(_)) | None => "default",
+        }
     }
 
     /// Whether any of them protects requests of this method.

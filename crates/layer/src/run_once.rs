@@ -168,8 +168,13 @@ impl Jobs {
         };
         let belongs = Belongs { route: self.queue.to_string(), tenant: "default".into(), env: "default".into() };
         let (mut claim, first) = Claim::new(Arc::clone(&self.policy), ask, belongs, Vec::new());
-        let terms =
-            Terms { lease: self.policy.lease, wait: self.wait, waiters_per_key: 1024, in_flight: &self.in_flight };
+        let terms = Terms {
+            lease: self.policy.lease,
+            wait: self.wait,
+            waiters_per_key: 1024,
+            in_flight: &self.in_flight,
+            only_there: false,
+        };
         let finish = AtomicBool::new(true);
         let obtained = drive::obtain(&self.engine, id, &mut claim, first, terms, None, &finish).await;
         match obtained {
@@ -189,7 +194,7 @@ impl Jobs {
                 Refusal::ClaimLost => RunError::ClaimLost,
                 _ => RunError::StoreUnavailable,
             }),
-            Obtained::Overloaded | Obtained::Unprotected => Err(RunError::StoreUnavailable),
+            Obtained::Absent | Obtained::Overloaded | Obtained::Unprotected => Err(RunError::StoreUnavailable),
         }
     }
 

@@ -14,12 +14,13 @@ use std::{
 use http::{HeaderName, HeaderValue, Request, Response};
 use http_body::Body as HttpBody;
 use onceward_core::{
-    claim::Claim,
-    decide::Refusal,
+    claim::{Belongs, Claim},
+    decide::{Ask, Refusal},
     key::{self, ClientKey},
     policy::Policy,
     record::Micros,
 };
+use onceward_store::Read;
 use tokio::time::Instant;
 use tower_service::Service as TowerService;
 
@@ -36,7 +37,7 @@ use crate::{
     observe, policies,
     refuse::{Details, Problem},
     replay::{self, STATUS},
-    request::{self, Asked, Reading, Reread, again::Again},
+    request::{self, Asked, Reading, Reread, again::Again, earlier},
     route::{self, Missing, Route, Source, is_ambiguous},
 };
 
@@ -187,20 +188,34 @@ where
     R: HttpBody<Data = bytes::Bytes> + Send + 'static,
     R::Error: Into<BoxError>,
 {
-    let Asked { id, ask, belongs, fields, key, mut request, body, derived, unverified_principal } = *asked;
+    let Asked { id, ask, belongs, fields, key, mut request, body, derived, unverified_principal, earlier } = *asked;
     let policy = policy_for(&route, derived);
     let terms = Terms {
         lease: policy.lease,
         wait: route.wait,
         waiters_per_key: route.waiters_per_key,
         in_flight: &route.in_flight,
+        only_there: false,
     };
-    let (mut claim, first) = Claim::new(policy, ask, belongs, fields);
     if !engine.0.policies.is_kept(policies::number(&route.fingerprint)) {
         Box::pin(engine.keep_rules(&route.fingerprint)).await;
     }
-    let again = Again { engine: &engine, request: &mut request, memory: body.as_ref() };
-    let obtained = drive::obtain(&engine, id, &mut claim, first, terms, Some(again), handoff.must_finish()).await;
+    let mut again =
+        Again { engine: &engine, request: &mut request, memory: body.as_ref(), fingerprinter: &engine.0.fingerprinter };
+    let found = if earlier.is_empty() {
+        None
+    } else {
+        Box::pin(obtain_earlier(&route, &policy, &earlier, &ask, &belongs, terms, &mut again, &handoff)).await
+    };
+    let (id, claim, obtained) = match found {
+        Some(found) => found,
+        None => {
+            let (mut claim, first) = Claim::new(policy, ask, belongs, fields);
+            let must_finish = handoff.must_finish();
+            let obtained = drive::obtain(&engine, id, &mut claim, first, terms, Some(&mut again), must_finish).await;
+            (id, claim, obtained)
+        }
+    };
     if claim.unverified() {
         engine.0.metrics.fingerprint_unverified.increment(1);
     }
@@ -260,7 +275,7 @@ where
             };
             (outcome_of(refusal), exchange.refuse(&Problem::Refused(refusal, details)))
         }
-        Obtained::Overloaded => (Outcome::Rejected, exchange.refuse(&Problem::Overloaded)),
+        Obtained::Absent | Obtained::Overloaded => (Outcome::Rejected, exchange.refuse(&Problem::Overloaded)),
         Obtained::Unprotected => {
             let response = match inner.call(request).await {
                 Ok(response) => {
@@ -282,6 +297,39 @@ where
         "request"
     );
     response
+}
+
+/// Goes on with a record that stands under an earlier name of the key; `None` where there is none.
+#[expect(clippy::too_many_arguments, reason = "the parts of one request, of which each is used once")]
+async fn obtain_earlier(
+    route: &Route,
+    policy: &Arc<Policy>,
+    names: &[earlier::Name],
+    ask: &Ask,
+    belongs: &Belongs,
+    terms: Terms<'_>,
+    again: &mut Again<'_>,
+    handoff: &Handoff,
+) -> Option<(key::RecordId, Claim, Obtained)> {
+    let engine = again.engine;
+    let all = engine.0.earlier.load_full();
+    for name in names {
+        let settled_here = engine.0.flights.unrecorded(&name.id).is_some();
+        if !settled_here && matches!(engine.store().get(name.id).await, Ok(Read { record: None, .. })) {
+            continue;
+        }
+        let fingerprinter = name.fingerprinter(&all).unwrap_or(&engine.0.fingerprinter);
+        let mut again = Again { engine, request: &mut *again.request, memory: again.memory, fingerprinter };
+        let ask = name.ask(ask, &mut again, &route.fingerprint).await;
+        // What the record says of where it belongs stays.
+        let (mut claim, first) = Claim::new(Arc::clone(policy), ask, belongs.clone(), Vec::new());
+        let terms = Terms { only_there: true, ..terms };
+        match drive::obtain(engine, name.id, &mut claim, first, terms, Some(&mut again), handoff.must_finish()).await {
+            Obtained::Absent => {}
+            obtained => return Some((name.id, claim, obtained)),
+        }
+    }
+    None
 }
 
 /// A derived key is remembered for its own, shorter time.

@@ -113,6 +113,14 @@ impl Asks {
     }
 }
 
+/// A route that names records and serves nothing: for telling what the id of a request is, or was.
+///
+/// # Errors
+/// [`Unusable`].
+pub(crate) fn name_of(said: &RouteConfig) -> Result<Route, Unusable> {
+    route_of(said, 0)
+}
+
 fn target(said: &RouteConfig, upstream: &Upstream<Body>) -> Target {
     let times = PassthroughTimes { timeout: said.timeout, idle_timeout: said.idle_timeout };
     let plain = Passthrough::new(upstream.clone(), times);

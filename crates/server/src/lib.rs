@@ -3,8 +3,9 @@
 //! # Layout
 //!
 //! [`cli`] what can be typed, and the commands · [`config`] the file, the environment, the flags · [`assemble`] both
-//! as the layer's routes · [`start`] the process from start to drain · [`proxy`] HTTP on both sides of the layer ·
-//! [`ask`] questions to others · [`admin`] metrics, health and records · [`demo`] the sample API of `proxy --demo`.
+//! as the layer's routes · [`start`] the process from start to drain · [`identity`] what record ids are made of, over
+//! starts · [`reload`] the configuration, changed while it runs · [`proxy`] HTTP on both sides of the layer · [`ask`]
+//! questions to others · [`admin`] metrics, health and records · [`demo`] the sample API of `proxy --demo`.
 
 pub mod admin;
 pub mod ask;
@@ -12,5 +13,8 @@ pub mod assemble;
 pub mod cli;
 pub mod config;
 pub mod demo;
+mod folder;
+pub mod identity;
 pub mod proxy;
+pub mod reload;
 pub mod start;

@@ -4,13 +4,11 @@ use std::{
     fs,
     io::{self, Write as _},
     net::SocketAddr,
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use onceward::{
     Engine, Layer,
@@ -25,20 +23,17 @@ use tower::Layer as _;
 
 use crate::{
     admin::Admin,
-    assemble::{self, Unusable},
+    assemble::{self, Unusable, Upstreams},
     cli::args::ProxyArgs,
     config::{Config, ConfigError, Environment, Flags, secret::Secret},
-    demo, proxy,
+    demo, folder,
+    identity::{self, Identity, Purpose},
+    proxy,
+    reload::Reload,
 };
 
 /// The admin token's file in the data folder.
 const TOKEN_FILE: &str = "admin.token";
-/// Whose secret the records of the folder were made with, as a hash.
-const SECRET_ID_FILE: &str = "onceward.secret-id";
-/// What record ids of the folder are made of, route by route.
-const ROUTES_FILE: &str = "onceward.routes";
-/// The install secret's file in the data folder.
-const SECRET_FILE: &str = "onceward.secret";
 /// How often ended records are swept.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const SWEEP_RECORDS_MAX: usize = 10_000;
@@ -52,9 +47,16 @@ pub enum StartError {
     /// The configuration is wrong: exit code 2.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A flag is not available in this version: exit code 2.
-    #[error("{0} is not available in this version: {1}")]
-    NotAvailable(&'static str, &'static str),
+    /// Record ids would be made otherwise than so far: exit code 2.
+    #[error(
+        "record ids would be made otherwise than so far, and keys that clients still retry would be new and run again: \
+         {}. Take the change back, or start with --accept-rekey: records of before are then looked for under their \
+         earlier ids too, until they have ended", .changes.join("; ")
+    )]
+    Rekeyed {
+        /// What would change, route by route.
+        changes: Vec<String>,
+    },
     /// `ONCEWARD_FAILPOINT` is no failpoint: exit code 2.
     #[error("ONCEWARD_FAILPOINT: {0}")]
     Failpoint(String),
@@ -118,7 +120,7 @@ impl StartError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::NotAvailable(..) | Self::Failpoint(_) | Self::Unusable(_) => 2,
+            Self::Config(_) | Self::Rekeyed { .. } | Self::Failpoint(_) | Self::Unusable(_) => 2,
             _ => 1,
         }
     }
@@ -129,37 +131,26 @@ impl StartError {
 /// # Errors
 /// [`StartError`]; nothing was served then.
 pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
-    if args.accept_rekey {
-        let (flag, what) = crate::cli::args::NOT_AVAILABLE_FLAGS.first().copied().unwrap_or(("--accept-rekey", ""));
-        return Err(StartError::NotAvailable(flag, what));
-    }
     if let Ok(failpoint) = std::env::var("ONCEWARD_FAILPOINT") {
         onceward::failpoint::check(&failpoint).map_err(StartError::Failpoint)?;
         tracing::warn!(failpoint, "a failpoint is armed: this process will fail on purpose");
     }
     let mut flags = args.flags();
     let demo = if args.demo { Some(sample_api(&mut flags).await?) } else { None };
-    let config = Config::load(args.config.as_deref(), &flags, &Environment::of_process())?;
+    let environment = Environment::of_process();
+    let config = Config::load(args.config.as_deref(), &flags, &environment)?;
     tracing::info!("requests through this process only are protected; point every client at it");
 
     let metrics = install_metrics()?;
-    let (store, mut concerns) = open_store(&config, args.accept_loss).await?;
-    let changed = rekeyed(&config)?;
-    if !changed.is_empty() {
-        let concern = format!(
-            "since the last start the record ids of these routes are made otherwise: {}; keys that clients are still \
-             retrying there are new, and may run again",
-            changed.join(", ")
-        );
-        tracing::warn!("{concern}");
-        concerns.push(concern);
-    }
+    let (store, concerns) = open_store(&config, args.accept_loss).await?;
     let mut inner: Arc<dyn onceward::store::Store> = Arc::new(store.clone());
     if onceward::failpoint::is_in_store() {
         inner = Arc::new(onceward::failing_store::FailingStore::new(inner));
     }
     let guarded = Guarded::new(inner, config.store.deadline);
-    let engine = engine(&config, Arc::new(guarded))?;
+    let upstreams = Upstreams::new(&config, &Upstreams::default())?;
+    let purpose = Purpose::Serve { accept_rekey: args.accept_rekey };
+    let engine = engine(&config, &upstreams, Arc::new(guarded), purpose)?;
     let listener = listen("requests", config.listen.address, "--listen").await?;
     let admin_listener = listen("admin", config.admin.address, "--admin").await?;
     let system = |what| move |source| StartError::System { what, source };
@@ -169,7 +160,11 @@ pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
     let token = admin_token(&config)?;
 
     let admin = Admin::new(engine.clone(), Some(metrics.clone()), token, Some(admin_address), concerns);
-    let background = Background::start(&engine, &store, metrics, admin_listener, &admin);
+    let hangup = hangup_signal()?;
+    let (file, running) = (args.config.clone(), config.clone());
+    let reload = Reload::new(file, flags, environment, running, upstreams, engine.clone(), admin.clone());
+    let mut background = Background::start(&engine, &store, metrics, admin_listener, &admin);
+    background.0.push(tokio::spawn(reload.run(hangup)));
     announce(args, &config, demo.is_some(), address, admin_address)?;
 
     let limits = transport_limits(&config);
@@ -209,15 +204,17 @@ pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
 ///
 /// # Errors
 /// [`StartError`].
-pub fn engine(config: &Config, store: Arc<dyn onceward::store::Store>) -> Result<Engine, StartError> {
-    let secret = match &config.identity.secret {
-        Some(secret) => onceward::Secret::from_bytes(*secret.expose()),
-        None => folder_secret(&config.store.path)?,
-    };
-    bind_secret(&config.store.path, &secret)?;
-    let upstreams = assemble::Upstreams::new(config, &assemble::Upstreams::default())?;
-    let routes = assemble::routes(config, &upstreams)?;
-    Ok(Engine::new(store, secret, routes, assemble::limits(&config.limits), Engine::new_session()))
+pub fn engine(
+    config: &Config,
+    upstreams: &Upstreams,
+    store: Arc<dyn onceward::store::Store>,
+    purpose: Purpose,
+) -> Result<Engine, StartError> {
+    let Identity { secret, before } = identity::settle(config, purpose)?;
+    let routes = assemble::routes(config, upstreams)?;
+    let engine = Engine::new(store, secret, routes, assemble::limits(&config.limits), Engine::new_session());
+    engine.look_under(before);
+    Ok(engine)
 }
 
 /// Opens the store of the configuration, and says what is not well with its folder.
@@ -286,112 +283,7 @@ pub fn admin_token(config: &Config) -> Result<Secret, StartError> {
     if let Some(token) = &config.admin.token {
         return Ok(token.clone());
     }
-    folder_text(&config.store.path, TOKEN_FILE).map(Secret::new)
-}
-
-/// Refuses another secret than the one that the folder's records were made with: under it every key would be new.
-fn bind_secret(folder: &Path, secret: &onceward::Secret) -> Result<(), StartError> {
-    let file = folder.join(SECRET_ID_FILE);
-    let id: String = secret.id().0.iter().map(|byte| format!("{byte:02x}")).collect();
-    let failed = |what: String| StartError::Secret { file: file.clone(), what };
-    match fs::read_to_string(&file) {
-        Ok(bound) if bound.trim() == id => Ok(()),
-        Ok(_) => Err(failed(
-            "the records here were made with another install secret; under this one every key would be new and run \
-             again. Bring the old secret back (onceward.secret, or [identity] secret), or start with an empty folder"
-                .into(),
-        )),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            write_whole(folder, SECRET_ID_FILE, &id).map_err(|error| failed(format!("cannot be written: {error}")))
-        }
-        Err(error) => Err(failed(format!("cannot be read: {error}"))),
-    }
-}
-
-/// Says which routes have changed, since the last start, in what record ids are made of: keys that clients are still
-/// retrying on them are new, and may run again.
-fn rekeyed(config: &Config) -> Result<Vec<String>, StartError> {
-    let folder = &config.store.path;
-    let file = folder.join(ROUTES_FILE);
-    let failed = |what: String| StartError::Secret { file: file.clone(), what };
-    let routes = config.routes.iter().chain([&config.default_route]);
-    let now: Vec<String> = routes
-        .map(|route| {
-            let place = if route.name == crate::config::route::DEFAULT_ROUTE {
-                String::new()
-            } else {
-                format!("{} {}", route.matching.path.text, route.matching.host.as_deref().unwrap_or("*"))
-            };
-            let (from, scope) = (&route.key.from, &route.scope);
-            let named = route.auth.as_ref().and_then(|auth| auth.principal_header.as_ref());
-            let named = named.map_or_else(String::new, |header| format!("\tauth {header}"));
-            format!("{}\t{:?} {place}\t{from:?}\t{scope:?}{named}", route.name, route.matching.methods)
-        })
-        .collect();
-    let before = match fs::read_to_string(&file) {
-        Ok(text) => Some(text),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(failed(format!("cannot be read: {error}"))),
-    };
-    write_whole(folder, ROUTES_FILE, &now.join("\n")).map_err(|error| failed(format!("cannot be written: {error}")))?;
-    let Some(before) = before else { return Ok(Vec::new()) };
-    let before: Vec<&str> = before.lines().collect();
-    let name = |line: &str| line.split('\t').next().unwrap_or_default().to_owned();
-    let mut changed: Vec<String> =
-        now.iter().filter(|line| !before.contains(&line.as_str())).map(|line| name(line)).collect();
-    changed.extend(before.iter().filter(|line| !now.iter().any(|now| now == *line)).map(|line| name(line)));
-    changed.sort();
-    changed.dedup();
-    Ok(changed)
-}
-
-fn folder_secret(folder: &Path) -> Result<onceward::Secret, StartError> {
-    if folder.join(SECRET_ID_FILE).exists() && !folder.join(SECRET_FILE).exists() {
-        return Err(StartError::Secret {
-            file: folder.join(SECRET_FILE),
-            what:
-                "is gone, and the records here were made with it; a new one would make every key new. Bring it back, \
-                   or start with an empty folder"
-                    .into(),
-        });
-    }
-    let text = folder_text(folder, SECRET_FILE)?;
-    onceward::Secret::from_base64(&text).map_err(|error| StartError::Secret {
-        file: folder.join(SECRET_FILE),
-        what: format!("{error}; without the secret it was made with, every key of this store would be new"),
-    })
-}
-
-/// A file's text, or 32 drawn bytes in base64 where it is not there: readable by this user only.
-fn folder_text(folder: &Path, name: &str) -> Result<String, StartError> {
-    let file = folder.join(name);
-    let failed = |what: String| StartError::Secret { file: file.clone(), what };
-    match fs::read_to_string(&file) {
-        Ok(text) if text.trim().is_empty() => return Err(failed("is empty".into())),
-        Ok(text) => return Ok(text.trim().to_owned()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(format!("cannot be read: {error}"))),
-    }
-    let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes).map_err(|error| failed(format!("cannot be drawn: {error}")))?;
-    let text = STANDARD.encode(bytes);
-    write_whole(folder, name, &text).map_err(|error| failed(format!("cannot be written: {error}")))?;
-    Ok(text)
-}
-
-/// Writes a file of this user's only, whole or not at all: a crash between leaves no half secret behind.
-fn write_whole(folder: &Path, name: &str, text: &str) -> io::Result<()> {
-    let draft = folder.join(format!("{name}.new"));
-    match fs::remove_file(&draft) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut options = fs::OpenOptions::new();
-    let mut out = options.write(true).create_new(true).mode(0o600).open(&draft)?;
-    writeln!(out, "{text}")?;
-    out.sync_all()?;
-    fs::rename(&draft, folder.join(name))?;
-    fs::File::open(folder)?.sync_all()
+    folder::text_or_drawn(&config.store.path, TOKEN_FILE).map(Secret::new)
 }
 
 async fn sample_api(flags: &mut Flags) -> Result<tokio::task::JoinHandle<io::Result<()>>, StartError> {
@@ -460,6 +352,12 @@ fn stop_signal() -> Result<impl Future<Output = ()>, StartError> {
             _ = int.recv() => {}
         }
     })
+}
+
+/// Taken before anything is ready, so that no SIGHUP ends the process.
+fn hangup_signal() -> Result<tokio::signal::unix::Signal, StartError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    signal(SignalKind::hangup()).map_err(|source| StartError::System { what: "listen for signals", source })
 }
 
 /// What runs beside the requests.

@@ -22,6 +22,8 @@ pub(crate) struct Again<'a> {
     pub(crate) request: &'a mut Request<Body>,
     /// The body, where it is in memory.
     pub(crate) memory: Option<&'a Bytes>,
+    /// Of the install secret that the records in question were made with.
+    pub(crate) fingerprinter: &'a Fingerprinter,
 }
 
 impl Again<'_> {
@@ -29,12 +31,12 @@ impl Again<'_> {
     /// cannot be read once more.
     pub(crate) async fn under_policy(&mut self, policy: u32) -> Option<[u8; 32]> {
         let rules = self.engine.rules(policy).await?;
-        self.under(&rules, &self.engine.0.fingerprinter).await
+        self.under(&rules).await
     }
 
-    /// Its fingerprint under `rules`, keyed by `fingerprinter`.
-    pub(crate) async fn under(&mut self, rules: &Rules, fingerprinter: &Fingerprinter) -> Option<[u8; 32]> {
-        let Self { engine, request, memory } = self;
+    /// Its fingerprint under `rules`.
+    pub(crate) async fn under(&mut self, rules: &Rules) -> Option<[u8; 32]> {
+        let Self { engine, request, memory, fingerprinter } = self;
         let (mut whole, mut room) = (memory.cloned(), None);
         let spooled = if whole.is_none() { request.body_mut().spool() } else { None };
         let bytes = spooled.as_ref().map_or(0, |reader| reader.left());

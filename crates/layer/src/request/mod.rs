@@ -1,10 +1,12 @@
 //! What a request asks: its key, whose it is, its body within bounds, its fingerprint.
 //!
 //! [`key`] where the key stands, [`principal`] whose it is, [`collect`] the body and its fingerprint, [`plain`] how the
-//! fingerprint reads it, [`again`] that under other rules, [`one_message`] what of gRPC is a request.
+//! fingerprint reads it, [`again`] that under other rules, [`earlier`] how the request was named before a change of
+//! routes or secret, [`one_message`] what of gRPC is a request.
 
 pub(crate) mod again;
 pub(crate) mod collect;
+pub(crate) mod earlier;
 pub(crate) mod key;
 mod one_message;
 pub(crate) mod plain;
@@ -56,6 +58,8 @@ pub(crate) struct Asked {
     pub(crate) body: Option<Bytes>,
     pub(crate) derived: bool,
     pub(crate) unverified_principal: bool,
+    /// Where the key's record may stand from before.
+    pub(crate) earlier: Vec<earlier::Name>,
 }
 
 /// What became of reading a request.
@@ -106,7 +110,7 @@ where
     }
     let trusted = parts.extensions.get::<TrustedPeer>().is_none_or(|peer| peer.0);
     let says_who = route.auth.as_ref().is_some_and(|auth| auth.names_the_caller().is_some());
-    let mut who = if says_who { Who::default() } else { principal(engine, route, &parts.headers, trusted)? };
+    let mut who = if says_who { Who::default() } else { principal(engine.secret(), route, &parts.headers, trusted)? };
     let tenant = scope_part(&route.scope.tenant, &parts.headers, trusted)?;
     let env = scope_part(&route.scope.env, &parts.headers, trusted)?;
     let vouched = route.auth.is_some();
@@ -178,6 +182,16 @@ where
         fingerprint_policy: policies::number(&route.fingerprint),
         fingerprint: collected.fingerprint.0,
     };
+    let before = engine.0.earlier.load();
+    let earlier = if before.is_empty() {
+        Vec::new()
+    } else {
+        let memory = collected.memory.as_ref();
+        let (method, uri, headers) = (&parts.method, &parts.uri, &parts.headers);
+        let caller = says_who.then_some(who.spelled.as_str());
+        let named = earlier::Named { method, uri, headers, head: &head, trusted, memory, key: &key, caller };
+        earlier::names(&before, &named, &id)
+    };
     let belongs = Belongs { route: route.name.clone(), tenant: tenant.into_owned(), env: env.into_owned() };
     Ok(Reading::Protected(Box::new(Asked {
         id,
@@ -189,6 +203,7 @@ where
         request: Request::from_parts(parts, collected.body),
         derived,
         unverified_principal: who.proof.is_some() && !vouched,
+        earlier,
     })))
 }
 

@@ -6,11 +6,10 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use onceward_core::{
     canonical,
-    key::{RecordId, Scope},
+    key::{RecordId, Scope, Secret},
 };
 
 use crate::{
-    engine::Engine,
     refuse::Problem,
     route::{Part, Principal, PrincipalSource, Route},
 };
@@ -24,10 +23,13 @@ pub(super) struct Who {
     pub(super) proof: Option<[u8; 16]>,
 }
 
-pub(super) fn principal(engine: &Engine, route: &Route, headers: &HeaderMap, trusted: bool) -> Result<Who, Problem> {
+pub(super) fn principal(secret: &Secret, route: &Route, headers: &HeaderMap, trusted: bool) -> Result<Who, Problem> {
     match &route.scope.principal {
         Principal::None => Ok(Who { spelled: "anonymous".into(), proof: None }),
-        Principal::Auto => auto_principal(engine, headers),
+        Principal::Auto => auto_principal(secret, headers),
+        Principal::Auth(header) => {
+            Err(Problem::NoPrincipal(format!("{header} of the auth check names the caller, and it was not asked")))
+        }
         Principal::List(sources) => {
             let mut spelled = Vec::with_capacity(sources.len());
             for source in sources {
@@ -50,12 +52,12 @@ pub(super) fn principal(engine: &Engine, route: &Route, headers: &HeaderMap, tru
 
 /// The principal of a request, as it counts within a scope.
 pub(crate) fn spelled_principal(
-    engine: &Engine,
+    secret: &Secret,
     route: &Route,
     headers: &HeaderMap,
     trusted: bool,
 ) -> Result<String, Problem> {
-    principal(engine, route, headers, trusted).map(|who| who.spelled)
+    principal(secret, route, headers, trusted).map(|who| who.spelled)
 }
 
 /// What of the route counts within a scope: its name, never its pattern; on the fallback, which
@@ -68,20 +70,20 @@ pub(crate) fn scope_route<'r>(route: &'r Route, method: &Method, path: &str) -> 
 }
 
 /// The principal of a caller with this `Authorization`, as it counts within a scope.
-pub(crate) fn principal_of(engine: &Engine, authorization: Option<&str>) -> Result<String, String> {
+pub(crate) fn principal_of(secret: &Secret, authorization: Option<&str>) -> Result<String, String> {
     let mut headers = HeaderMap::new();
     if let Some(value) = authorization {
         let value = HeaderValue::from_str(value).map_err(|_| "the authorization is no header value".to_owned())?;
         headers.insert(header::AUTHORIZATION, value);
     }
-    match auto_principal(engine, &headers) {
+    match auto_principal(secret, &headers) {
         Ok(who) => Ok(who.spelled),
         Err(Problem::NoPrincipal(why)) => Err(why),
         Err(other) => Err(other.slug().to_owned()),
     }
 }
 
-fn auto_principal(engine: &Engine, headers: &HeaderMap) -> Result<Who, Problem> {
+fn auto_principal(secret: &Secret, headers: &HeaderMap) -> Result<Who, Problem> {
     const MEND: &str =
         "set scope.principal of the route to what stays the same in a retry, as in principal = [\"header:X-User\"]";
     let opaque = |spelled| Ok(Who { spelled, proof: None });
@@ -97,7 +99,7 @@ fn auto_principal(engine: &Engine, headers: &HeaderMap) -> Result<Who, Problem> 
             && let Some(subject) = jwt_subject(credential)
         {
             let proof_scope = Scope { tenant: "", env: "", principal: "token", route: "" };
-            let proof = RecordId::derive(engine.secret(), &proof_scope, credential);
+            let proof = RecordId::derive(secret, &proof_scope, credential);
             return Ok(Who { spelled: format!("jwt:{subject}"), proof: proof.0.first_chunk().copied() });
         }
         if ["basic", "bearer", "apikey", "token"].iter().any(|stable| scheme.eq_ignore_ascii_case(stable)) {

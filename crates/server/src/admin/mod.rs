@@ -38,6 +38,8 @@ struct Inner {
     address: Option<SocketAddr>,
     /// What was found at start and does not go away, for `/readyz`.
     concerns: Vec<String>,
+    /// Why the configuration's last change is not in force.
+    refused: std::sync::Mutex<Option<String>>,
     draining: std::sync::atomic::AtomicBool,
 }
 
@@ -58,12 +60,19 @@ impl Admin {
         concerns: Vec<String>,
     ) -> Self {
         let draining = std::sync::atomic::AtomicBool::new(false);
-        Self { inner: Arc::new(Inner { engine, metrics, token, address, concerns, draining }) }
+        Self {
+            inner: Arc::new(Inner { engine, metrics, token, address, concerns, refused: Default::default(), draining }),
+        }
     }
 
     /// From here on `/readyz` is 503.
     pub fn drain(&self) {
         self.inner.draining.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Says in `/readyz` why the configuration's last change is not in force, or no longer.
+    pub fn say_refused(&self, why: Option<String>) {
+        *self.inner.refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = why;
     }
 
     /// Its routes.
@@ -163,7 +172,8 @@ async fn ready(State(admin): State<Admin>) -> Response {
         reasons.extend(stats.concerns.clone());
     }
     let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let warnings: Vec<&String> = admin.inner.concerns.iter().chain(&stats.concerns).collect();
+    let refused = admin.inner.refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+    let warnings: Vec<&String> = admin.inner.concerns.iter().chain(&stats.concerns).chain(&refused).collect();
     (status, Json(json!({ "ready": reasons.is_empty(), "reasons": reasons, "warnings": warnings }))).into_response()
 }
 

@@ -141,13 +141,15 @@ pub(super) async fn find(State(admin): State<Admin>, Json(find): Json<Find>) -> 
     };
     let mut found = Vec::new();
     for route in routes {
-        let id = match engine.record_id(&find.key, tenant, &route, find.authorization.as_deref()) {
-            Ok(id) => id,
+        let ids = match engine.record_ids(&find.key, tenant, &route, find.authorization.as_deref()) {
+            Ok(ids) => ids,
             Err(why) => return bad(&why),
         };
-        match engine.store().get(id).await {
-            Ok(read) => found.extend(read.record.map(|record| shown(&id, &record, read.now))),
-            Err(error) => return store_failed(&error),
+        for id in ids {
+            match engine.store().get(id).await {
+                Ok(read) => found.extend(read.record.map(|record| shown(&id, &record, read.now))),
+                Err(error) => return store_failed(&error),
+            }
         }
     }
     Json(json!({ "records": found })).into_response()

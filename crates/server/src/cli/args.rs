@@ -6,10 +6,6 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::config::{Flags, secret::Secret, units};
 
-/// Flags that parse and are refused as not available in this version, and what they are.
-pub const NOT_AVAILABLE_FLAGS: &[(&str, &str)] =
-    &[("--accept-rekey", "a start that changes what record ids are made of")];
-
 /// Each request takes effect once, and every repetition gets the first one's answer.
 ///
 /// At most one dispatch per key within its retention, unless the upstream itself says that it did
@@ -88,7 +84,7 @@ pub struct ProxyArgs {
     /// Open a store that has lost data, and list the interval whose keys may run again
     #[arg(long)]
     pub accept_loss: bool,
-    /// Start although record ids are made otherwise than before (not available in this version)
+    /// Start although record ids are made otherwise than before; records are looked for under both
     #[arg(long)]
     pub accept_rekey: bool,
 }

@@ -8,7 +8,12 @@ use onceward::{Engine, Explained};
 use serde_json::json;
 
 use super::Failure;
-use crate::{assemble, config::Config, start};
+use crate::{
+    assemble::{self, Upstreams},
+    config::Config,
+    identity::Purpose,
+    start,
+};
 
 const REQUEST_BYTES_MAX: u64 = 64 << 20;
 const HEADERS_MAX: usize = 256;
@@ -36,11 +41,10 @@ pub(super) fn run(config: &Config, input: impl Read, as_json: bool) -> Result<()
 
 fn engine(config: &Config) -> Result<Engine, Failure> {
     let store = std::sync::Arc::new(onceward::store::memory::Memory::default());
+    let upstreams = Upstreams::new(config, &Upstreams::default()).map_err(start::StartError::from)?;
     if config.identity.secret.is_some() || config.store.path.join("onceward.secret").exists() {
-        return Ok(start::engine(config, store)?);
+        return Ok(start::engine(config, &upstreams, store, Purpose::Look)?);
     }
-    let upstreams =
-        assemble::Upstreams::new(config, &assemble::Upstreams::default()).map_err(start::StartError::from)?;
     let routes = assemble::routes(config, &upstreams).map_err(start::StartError::from)?;
     let limits = assemble::limits(&config.limits);
     eprintln!("onceward: there is no install secret yet, so record_id is that of a secret of zeros");

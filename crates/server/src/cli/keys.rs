@@ -23,7 +23,9 @@ use super::{
 };
 use crate::{
     admin::{Admin, Answer, Find, ListQuery, Resolve, Settle},
+    assemble::Upstreams,
     config::{Config, Environment, Flags, secret::Secret},
+    identity::Purpose,
     start,
 };
 
@@ -413,7 +415,8 @@ impl Access {
                     )));
                 }
                 let (store, _) = start::open_store(&config, false).await?;
-                let engine = start::engine(&config, std::sync::Arc::new(store.clone()))?;
+                let upstreams = Upstreams::new(&config, &Upstreams::default()).map_err(start::StartError::from)?;
+                let engine = start::engine(&config, &upstreams, std::sync::Arc::new(store.clone()), Purpose::Look)?;
                 let admin = Admin::new(engine, None, Secret::new(String::new()), None, Vec::new());
                 Ok(Self::Here { router: admin.router(), store })
             }

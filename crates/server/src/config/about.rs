@@ -7,6 +7,7 @@
 pub(super) const ABOUT: &[(&str, &str, &str)] = &[
     ("default_upstream", "", "Where requests go that no route matches. Needed only with several upstreams."),
     ("identity.secret", "", "The install secret, 32 bytes in base64; drawn into the data folder where left out."),
+    ("identity.previous", "", "The install secret before this one: records that were made with it are found too."),
     ("listen.address", "127.0.0.1:8080", "Where clients connect. Port 0 is any free one."),
     ("listen.trusted", "[]", "Networks of hops whose Forwarded, principal and tenant headers count."),
     ("listen.drain", "25s", "How long running requests and executions have after the signal to stop."),

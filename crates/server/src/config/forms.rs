@@ -162,7 +162,7 @@ pub(super) fn replay_header(text: &str) -> Result<HeaderName, String> {
     Ok(name)
 }
 
-pub(super) fn key_source(text: &str) -> Result<KeySource, String> {
+pub(crate) fn key_source(text: &str) -> Result<KeySource, String> {
     match text.split_once(':') {
         Some(("header", name)) => header(name).map(KeySource::Header),
         Some(("json", at)) => {
@@ -181,7 +181,7 @@ pub(super) fn key_source(text: &str) -> Result<KeySource, String> {
     }
 }
 
-pub(super) fn scope_part(text: &str) -> Result<ScopePart, String> {
+pub(crate) fn scope_part(text: &str) -> Result<ScopePart, String> {
     match text.split_once(':') {
         Some(("fixed", value)) => {
             if (1..=64).contains(&value.len()) && value.bytes().all(|b| b.is_ascii_graphic()) {
@@ -197,14 +197,14 @@ pub(super) fn scope_part(text: &str) -> Result<ScopePart, String> {
 
 /// One entry of `scope.principal`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum PrincipalWord {
+pub(crate) enum PrincipalWord {
     Auto,
     None,
     Mtls,
     Part(PrincipalPart),
 }
 
-pub(super) fn principal(text: &str) -> Result<PrincipalWord, String> {
+pub(crate) fn principal(text: &str) -> Result<PrincipalWord, String> {
     match (text, text.split_once(':')) {
         ("auto", _) => Ok(PrincipalWord::Auto),
         ("none", _) => Ok(PrincipalWord::None),

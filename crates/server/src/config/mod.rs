@@ -36,7 +36,7 @@ use ipnet::IpNet;
 mod about;
 pub mod align;
 mod check;
-mod forms;
+pub(crate) mod forms;
 mod json_schema;
 mod overlay;
 mod problem;
@@ -89,6 +89,8 @@ pub struct Config {
 pub struct Identity {
     /// The install secret; where `None`, the one in the store's folder, drawn on first start.
     pub secret: Option<InstallSecret>,
+    /// The one before: records that were made with it are found too.
+    pub previous: Option<InstallSecret>,
 }
 
 /// `[listen]`

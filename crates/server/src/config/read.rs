@@ -168,15 +168,24 @@ fn admin(section: Layers<'_>, inputs: &Inputs<'_>, problems: &mut Problems<'_>) 
 }
 
 fn identity(section: Layers<'_>, inputs: &Inputs<'_>, problems: &mut Problems<'_>) -> Identity {
-    let secret = follow(section, "secret", "[identity]", inputs, problems).and_then(|text| {
+    let mut read = |key: &str| {
+        let text = follow(section, key, "[identity]", inputs, problems)?;
         InstallSecret::from_base64(&text)
             .map_err(|why| {
-                let at = section.at("secret").unwrap_or(&Origin::Whole);
-                problems.error(at, format!(r#""secret" in [identity] {why}"#));
+                let at = section.at(key).unwrap_or(&Origin::Whole);
+                problems.error(at, format!("{key:?} in [identity] {why}"));
             })
             .ok()
-    });
-    Identity { secret }
+    };
+    let (secret, previous) = (read("secret"), read("previous"));
+    if previous.is_some() && secret == previous {
+        let at = section.at("previous").unwrap_or(&Origin::Whole);
+        problems.error(
+            at,
+            r#""previous" in [identity] is the same as "secret": give the one before, or leave it out"#.into(),
+        );
+    }
+    Identity { secret, previous }
 }
 
 /// A secret's text, from where the file says it is.

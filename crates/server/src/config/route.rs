@@ -1,7 +1,7 @@
 //! What a route says, every value resolved: from the route, else from `[defaults]`, else the
 //! product's default. Plain data; the meaning of each key stands in PROTOCOL sections 3 to 5.
 
-use core::time::Duration;
+use core::{fmt, time::Duration};
 
 use http::{HeaderName, Method, Uri};
 use onceward_core::policy::{Outage, Policy, Recording, Step};
@@ -150,6 +150,18 @@ pub enum KeySource {
     Query(String),
 }
 
+impl fmt::Display for KeySource {
+    /// As the file spells it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Header(name) => write!(f, "header:{name}"),
+            Self::Json(pointer) => write!(f, "json:{pointer}"),
+            Self::Form(name) => write!(f, "form:{name}"),
+            Self::Query(name) => write!(f, "query:{name}"),
+        }
+    }
+}
+
 /// What to do with a request that has no key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Missing {
@@ -181,6 +193,16 @@ pub enum ScopePart {
     Header(HeaderName),
 }
 
+impl fmt::Display for ScopePart {
+    /// As the file spells it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(value) => write!(f, "fixed:{value}"),
+            Self::Header(name) => write!(f, "header:{name}"),
+        }
+    }
+}
+
 /// Who asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Principal {
@@ -199,6 +221,16 @@ pub enum PrincipalPart {
     Header(HeaderName),
     /// `cookie:NAME`
     Cookie(String),
+}
+
+impl fmt::Display for PrincipalPart {
+    /// As the file spells it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Header(name) => write!(f, "header:{name}"),
+            Self::Cookie(name) => write!(f, "cookie:{name}"),
+        }
+    }
 }
 
 /// How credentials are checked before a claim and before a replay.

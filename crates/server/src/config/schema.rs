@@ -11,7 +11,6 @@ use super::forms;
 /// first is `section.key`, with `route` for `[defaults]` too, and with ` = value` where only that
 /// value is missing. The README lists the same.
 pub const NOT_AVAILABLE: &[(&str, &str)] = &[
-    ("identity.previous", "a second install secret"),
     ("listen.tls", "TLS on the listener"),
     (r#"store.kind = "redis""#, "the Redis store"),
     (r#"store.kind = "postgres""#, "the Postgres store"),
@@ -118,7 +117,7 @@ fn path(text: &str) -> Result<(), String> {
 /// The whole file.
 pub(super) const ROOT: &[Key] = &[
     key("default_upstream", NAME),
-    key("identity", Kind::Table(&[key("secret", Kind::Secret), key("previous", Kind::Any)])),
+    key("identity", Kind::Table(&[key("secret", Kind::Secret), key("previous", Kind::Secret)])),
     key(
         "listen",
         Kind::Table(&[

@@ -28,6 +28,8 @@ mod process;
 #[cfg(test)]
 mod recording;
 #[cfg(test)]
+mod reload;
+#[cfg(test)]
 mod replays;
 #[cfg(test)]
 mod route_keys;

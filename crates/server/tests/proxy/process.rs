@@ -121,7 +121,6 @@ async fn wrong_usage_ends_with_2_and_says_how_it_is_right() {
         (Start::new(), "--upstream"),
         (Start::before(&upstream).config("[listen]\nadress = \"x\"\n"), "did you mean \"address\"?"),
         (Start::before(&upstream).config("[store]\nkind = \"redis\"\n"), "not available in this version"),
-        (Start::before(&upstream).arg("--accept-rekey"), "not available in this version"),
         (Start::before(&upstream).failpoint("nowhere:hit=1:abort"), "failpoint"),
         (Start::before(&upstream).arg("--frobnicate"), "--frobnicate"),
         (Start::before(&upstream).config("[defaults]\nretention = \"1m\"\n"), "2 × client_retries"),
