@@ -79,6 +79,7 @@ fn features(counts: &mut Counts) -> anyhow::Result<()> {
 
 fn tests(counts: &mut Counts) -> anyhow::Result<()> {
     let before = counts.passed;
+    install::load_balancers()?;
     let runner = if install::find("cargo-nextest").is_some() {
         "cargo nextest run --workspace --no-fail-fast --status-level pass"
     } else {

@@ -18,6 +18,7 @@ use std::fmt::Write as _;
 
 use anyhow::ensure;
 
+use crate::install;
 use crate::step::{Counts, Shown};
 use crate::tree::{self, Text};
 
@@ -31,6 +32,7 @@ const SAYS: &str = "// contract: ";
 /// # Errors
 /// Where a row has no case, or a case fails or is gone.
 pub(crate) fn run() -> anyhow::Result<()> {
+    install::load_balancers()?;
     let mut counts = Counts::default();
     let line = format!("cargo nextest run --package {PACKAGE} --tests --no-fail-fast --status-level pass");
     let done = Shown::new(&line).run(&mut counts);

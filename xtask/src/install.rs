@@ -23,6 +23,15 @@ pub(crate) fn program(name: &str, package: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The load balancers whose sample configurations tests run.
+///
+/// # Errors
+/// Where one is missing and cannot be installed.
+pub(crate) fn load_balancers() -> anyhow::Result<()> {
+    program("nginx", "nginx-light")?;
+    program("haproxy", "haproxy")
+}
+
 /// Where a program is: on the path, or where Debian keeps servers.
 pub(crate) fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();

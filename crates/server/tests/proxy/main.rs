@@ -8,6 +8,8 @@ mod answers;
 #[cfg(test)]
 mod auth;
 #[cfg(test)]
+mod balancers;
+#[cfg(test)]
 mod bodies;
 #[cfg(test)]
 mod crashes;
