@@ -9,13 +9,17 @@
 //! | claiming | Existing: other fingerprint, other token, erased, failed, body not kept | Refuse → done |
 //! | claiming | Existing: in flight, lease runs | Wait(lease end) → waiting |
 //! | claiming | Existing: not executed, or holder gone before dispatch | Replace(next fence) → taking over |
-//! | claiming | Existing: outcome unknown | by `on_unknown`: Replace(next fence) → taking over, Replace(failed) → settling, or Refuse(unknown) → done |
+//! | claiming | Existing: outcome unknown | by `on_unknown`: Replace(next fence) → taking over, Replace(failed) → settling, Probe → probing, or Refuse(unknown) → done |
 //! | claiming | StoreFailed(applied: unknown), tries left | Insert with the same claim id → claiming |
 //! | claiming, taking over | StoreRefused | Refuse(store unavailable) → done, whatever `on_store_outage` says |
 //! | claiming | StoreFailed | by `on_store_outage`: Refuse(store unavailable) or PassThrough → done; Abandon where the claim may stand |
 //! | taking over | Replaced | Execute → executing |
 //! | taking over, settling | Lost | as Existing, or Insert where the record is gone → claiming, a bounded number of times |
-//! | settling | Replaced | Refuse(failed) → done |
+//! | settling | Replaced | Refuse(failed), or after a probe Replay → done |
+//! | probing | Probed: executed | Replace(completed) → settling |
+//! | probing | Probed: not executed | Replace(next fence, no doubt left) → taking over |
+//! | probing | Probed: nothing | the rest of `on_unknown` |
+//! | probing | Existing, Woken, WaitOver: it still runs in this process | as waiting |
 //! | dispatching | Replaced | Execute → executing |
 //! | dispatching | Lost, StoreFailed | Refuse(store unavailable), Abandon → done: nothing was sent |
 //! | claiming | Existing: my own claim id, its lease over | Replace(same fence, lease) → taking over |
@@ -36,11 +40,11 @@
 use alloc::{boxed::Box, string::String, sync::Arc, vec::Vec};
 
 use crate::{
-    cas::{Expect, Replacement},
-    decide::{Ask, Decision, Refusal, Verified, decide},
+    cas::{Expect, Keep, Replacement},
+    decide::{Ask, Decision, Found, Refusal, Verified, decide, probed},
     outcome::Outcome,
     policy::{Class, Outage, Policy},
-    record::{Attempt, Facts, Fence, Micros, NO_FINGERPRINT, Phase, Record, Revision, State},
+    record::{Attempt, Facts, Fence, Micros, NO_FINGERPRINT, Phase, Record, Revision, State, Stored},
     transition::{self, Lost, Write},
 };
 
@@ -122,6 +126,13 @@ pub enum Event {
     },
     /// The upstream did not answer in full.
     UpstreamFailed(Sent),
+    /// It was asked whether an unknown outcome took effect.
+    Probed {
+        /// What was found.
+        found: Found,
+        /// Estimate of the store's time.
+        now: Micros,
+    },
 }
 
 /// What to do next.
@@ -135,6 +146,9 @@ pub enum Action {
     Remove(Expect),
     /// Wait for the holder, at most until this store time, then report [`Event::Woken`].
     Wait(Micros),
+    /// Ask whether the record as it stands there took effect, then report [`Event::Probed`]. Where it is still executed
+    /// in this process, wait for that instead, as for [`Action::Wait`].
+    Probe(Fence, Revision),
     /// Send the request upstream.
     Execute {
         /// To be sent along.
@@ -167,6 +181,7 @@ enum At {
     Claiming,
     TakingOver,
     Settling,
+    Probing,
     Dispatching,
     Waiting,
     Executing,
@@ -204,6 +219,38 @@ pub struct Claim {
     may_hold: bool,
     unverified: bool,
     last_write: Option<Write>,
+    /// What a probe is asked about.
+    in_doubt: Option<Box<Record>>,
+    /// What the write under way makes of the record, and who settles an unknown outcome by it.
+    settling: Option<Box<Replacement>>,
+    settles: Option<SettledBy>,
+    settled: Option<SettledBy>,
+}
+
+/// Who settled an unknown outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SettledBy {
+    /// The route's list: `fail`, `unknown_max`, or an attempt that `retry` added.
+    Policy,
+    /// Whoever keeps the books was asked.
+    Probe,
+    /// The answer came after all.
+    Late,
+    /// A person.
+    Operator,
+}
+
+impl SettledBy {
+    /// As metrics spell it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Policy => "policy",
+            Self::Probe => "probe",
+            Self::Late => "late",
+            Self::Operator => "operator",
+        }
+    }
 }
 
 impl Claim {
@@ -244,6 +291,10 @@ impl Claim {
             may_hold: false,
             unverified: false,
             last_write: None,
+            in_doubt: None,
+            settling: None,
+            settles: None,
+            settled: None,
         };
         let action = claim.insert();
         (claim, action)
@@ -286,6 +337,12 @@ impl Claim {
         }
     }
 
+    /// Who has settled an unknown outcome by a write of this request's, before it executed anything; told once.
+    #[must_use]
+    pub fn settled(&mut self) -> Option<SettledBy> {
+        self.settled.take()
+    }
+
     /// The facts as this holder knows them.
     #[must_use]
     pub fn facts(&self) -> &Facts {
@@ -318,13 +375,13 @@ impl Claim {
                 self.granted(fence)
             }
             (At::Claiming, Event::Existing { record, now })
-            | (At::Waiting, Event::Existing { record, now })
+            | (At::Waiting | At::Probing, Event::Existing { record, now })
             | (At::Claiming | At::TakingOver | At::Settling, Event::Lost { record: Some(record), now }) => {
                 self.decide(record, now)
             }
             (At::TakingOver | At::Settling, Event::Lost { record: None, .. }) => self.look_again(),
             // Bounded by the driver's wait limit: a store may wake on every renewal.
-            (At::Waiting, Event::Woken) => {
+            (At::Waiting | At::Probing, Event::Woken) => {
                 self.lost_tries = 0;
                 self.claim_anew()
             }
@@ -336,14 +393,18 @@ impl Claim {
                 if applied == Applied::Unknown { self.look_again() } else { self.outage() }
             }
             (At::Settling, Event::StoreFailed(_) | Event::StoreRefused) => self.refuse(Refusal::StoreUnavailable, None),
-            (At::TakingOver, Event::Applied { fence, .. }) => self.granted(fence),
-            (At::Settling, Event::Applied { .. }) => self.refuse(Refusal::Failed, None),
+            (At::TakingOver, Event::Applied { fence, .. }) => {
+                self.settled = self.settles.take();
+                self.granted(fence)
+            }
+            (At::Settling, Event::Applied { fence, revision, now }) => self.settled_as(fence, revision, now),
             (At::Dispatching, Event::Applied { .. }) => self.execute(),
             (At::Dispatching, Event::Lost { .. } | Event::StoreFailed(_) | Event::StoreRefused) => {
                 self.may_hold = true;
                 self.refuse(Refusal::StoreUnavailable, None)
             }
-            (At::Waiting, Event::WaitOver) => self.refuse(Refusal::InFlight, None),
+            (At::Probing, Event::Probed { found, now }) => self.probed(found, now),
+            (At::Waiting | At::Probing, Event::WaitOver) => self.refuse(Refusal::InFlight, None),
             (At::Executing, Event::Answered { class, outcome, retention, now }) => {
                 let retention = retention.unwrap_or(self.policy.retention);
                 let body_ends = self.policy.retention_body.filter(|span| *span < retention);
@@ -399,6 +460,18 @@ impl Claim {
     fn decide(&mut self, record: Box<Record>, now: Micros) -> Action {
         let (decision, verified) = decide(&record, &self.ask_of(&record), &self.policy, now);
         self.unverified = verified == Verified::No;
+        self.follow(decision, record, SettledBy::Policy)
+    }
+
+    fn probed(&mut self, found: Found, now: Micros) -> Action {
+        let Some(record) = self.in_doubt.take() else { panic!("probing without a record") };
+        let by = if found == Found::Nothing { SettledBy::Policy } else { SettledBy::Probe };
+        let decision = probed(&record, &self.ask_of(&record), &self.policy, found, now);
+        self.follow(decision, record, by)
+    }
+
+    fn follow(&mut self, decision: Decision, record: Box<Record>, by: SettledBy) -> Action {
+        self.settles = None;
         match decision {
             Decision::Mine { fence, .. } => {
                 self.facts = record.facts;
@@ -416,8 +489,17 @@ impl Claim {
                 drop(write);
                 self.refuse(Refusal::InFlight, Some(record))
             }
+            Decision::Probe if self.lost_tries >= LOST_TRIES_MAX => self.refuse(Refusal::InFlight, Some(record)),
+            Decision::Probe => {
+                self.at = At::Probing;
+                let (fence, revision) = (record.stored.fence, record.stored.revision);
+                self.in_doubt = Some(record);
+                Action::Probe(fence, revision)
+            }
             Decision::TakeOver(write) => {
                 self.at = At::TakingOver;
+                // An attempt that runs in doubt settles nothing before it is answered.
+                self.settles = (by == SettledBy::Probe).then_some(by);
                 self.lost_tries += 1;
                 let mine = core::mem::replace(&mut self.facts, write.facts.clone());
                 self.first.get_or_insert(mine);
@@ -425,10 +507,32 @@ impl Claim {
             }
             Decision::Settle(write) => {
                 self.at = At::Settling;
+                self.settles = Some(by);
                 self.lost_tries += 1;
+                self.settling = Some(Box::new(write.clone()));
                 Action::Replace(Box::new(write))
             }
             Decision::Refuse(refusal) => self.refuse(refusal, Some(record)),
+        }
+    }
+
+    /// What was settled is what this request is answered from, as any other would be.
+    fn settled_as(&mut self, fence: Fence, revision: Revision, now: Micros) -> Action {
+        let Some(write) = self.settling.take() else { panic!("settling without a write") };
+        self.settled = self.settles.take();
+        let keep_until = match write.keep {
+            Keep::For(span) => now.plus(span),
+            Keep::Open => Micros::ZERO,
+        };
+        let stored = Stored { fence, revision, lease_until: Micros::ZERO, keep_until, written_at: now };
+        let record = Box::new(Record { stored, facts: write.facts });
+        match decide(&record, &self.ask_of(&record), &self.policy, now).0 {
+            Decision::Replay => {
+                self.at = At::Done;
+                Action::Replay(record)
+            }
+            Decision::Refuse(refusal) => self.refuse(refusal, Some(record)),
+            _ => self.refuse(Refusal::Failed, Some(record)),
         }
     }
 

@@ -4,8 +4,11 @@
 //! The order is fixed: whose key it is (principal), whether it is the same request (fingerprint),
 //! then the state. An erased key is gone whatever was asked, since its fingerprint is gone too.
 
+use alloc::boxed::Box;
+
 use crate::{
     cas::Replacement,
+    outcome::Outcome,
     policy::{Policy, Step},
     record::{Attempt, ClaimId, Fence, Micros, NO_FINGERPRINT, Phase, Record, Seen, SessionId},
     transition::{self, Resolution, Taker},
@@ -47,6 +50,8 @@ pub enum Decision {
     TakeOver(Replacement),
     /// The outcome is given up: settle it by this write, then refuse as failed.
     Settle(Replacement),
+    /// Ask whether it took effect, then go on with [`probed`].
+    Probe,
     /// Say no.
     Refuse(Refusal),
 }
@@ -124,7 +129,7 @@ fn by_state(there: &Record, seen: Seen, ask: &Ask, policy: &Policy, now: Micros)
         Seen::InFlight => Decision::Wait(there.stored.lease_until),
         Seen::NotExecuted if facts.not_before > now => Decision::Refuse(Refusal::RetryLater(facts.not_before)),
         Seen::Abandoned | Seen::NotExecuted => take_over(there, ask, policy),
-        Seen::Unknown => on_unknown(there, ask, policy, now),
+        Seen::Unknown => on_unknown(there, ask, policy, now, Books::NotAsked),
         Seen::Completed | Seen::Failed => match &facts.outcome {
             Some(outcome) if outcome.is_bare(now) => {
                 Decision::Refuse(Refusal::ResponseNotKept { status: outcome.status })
@@ -136,8 +141,51 @@ fn by_state(there: &Record, seen: Seen, ask: &Ask, policy: &Policy, now: Micros)
     }
 }
 
+/// What was found out about an unknown outcome.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It took effect; this is its answer.
+    Executed(Outcome),
+    /// It did not.
+    NotExecuted,
+    /// Nothing.
+    Nothing,
+}
+
+/// Whether the step `probe` is behind.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Books {
+    NotAsked,
+    CannotSay,
+}
+
+/// Decides on an unknown outcome about which this was found; `there` is what [`Decision::Probe`] was said of. The writes
+/// lose to whatever was written since: a late answer, an operator, another request's probe.
+#[must_use]
+pub fn probed(there: &Record, ask: &Ask, policy: &Policy, found: Found, now: Micros) -> Decision {
+    match found {
+        Found::Executed(_) => settled_by_probe(there, policy, found, now)
+            .map_or(Decision::Refuse(Refusal::OutcomeUnknown), Decision::Settle),
+        Found::NotExecuted => {
+            let write = transition::take_over_unexecuted(there, taker(ask, policy), policy.lease);
+            Decision::TakeOver(as_asked(write, ask))
+        }
+        Found::Nothing => on_unknown(there, ask, policy, now, Books::CannotSay),
+    }
+}
+
+/// What was found, as the write that settles it; none where it was nothing.
+fn settled_by_probe(there: &Record, policy: &Policy, found: Found, now: Micros) -> Option<Replacement> {
+    let (resolution, reason) = match found {
+        Found::Executed(outcome) => (Resolution::Executed(outcome), "probe: executed"),
+        Found::NotExecuted => (Resolution::NotExecuted, "probe: not executed"),
+        Found::Nothing => return None,
+    };
+    transition::resolve(there, resolution, reason, policy.retention, now).ok()
+}
+
 /// Works the route's list: each step settles or passes on; at its end the outcome is held.
-fn on_unknown(there: &Record, ask: &Ask, policy: &Policy, now: Micros) -> Decision {
+fn on_unknown(there: &Record, ask: &Ask, policy: &Policy, now: Micros, books: Books) -> Decision {
     if let Some(write) = overdue(there, policy, now) {
         return Decision::Settle(write);
     }
@@ -147,6 +195,9 @@ fn on_unknown(there: &Record, ask: &Ask, policy: &Policy, now: Micros) -> Decisi
             Step::Hold => break,
             Step::HoldFor(span) if age < span => break,
             Step::HoldFor(_) => {}
+            Step::Probe { .. } if books == Books::CannotSay => {}
+            Step::Probe { quiesce, .. } if age < quiesce => break,
+            Step::Probe { .. } => return Decision::Probe,
             Step::Retry if there.facts.attempt <= policy.retry_max => return take_over(there, ask, policy),
             Step::Retry => {}
             Step::Fail => {
@@ -159,17 +210,54 @@ fn on_unknown(there: &Record, ask: &Ask, policy: &Policy, now: Micros) -> Decisi
     Decision::Refuse(Refusal::OutcomeUnknown)
 }
 
-/// What a background worker, with no request at hand, settles: an outcome unknown for longer than
-/// `unknown_max`, or one whose list comes to `fail` without needing a request.
+/// What a background worker, with no request at hand, can do about an unknown outcome.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unattended {
+    /// Settle it by this write.
+    Settle(Box<Replacement>),
+    /// Ask whether it took effect, then go on with [`unattended_probed`].
+    Probe,
+}
+
+/// What can be done without a request: nothing where the list comes to a step that needs one, or must wait. An outcome
+/// unknown for longer than `unknown_max` is settled whatever the list says.
 #[must_use]
-pub fn unattended(there: &Record, policy: &Policy, now: Micros) -> Option<Replacement> {
+pub fn unattended(there: &Record, policy: &Policy, now: Micros) -> Option<Unattended> {
+    work_unattended(there, policy, now, Books::NotAsked)
+}
+
+/// As [`unattended`], where it was asked whether it took effect.
+#[must_use]
+pub fn unattended_probed(there: &Record, policy: &Policy, found: Found, now: Micros) -> Option<Replacement> {
+    if found != Found::Nothing {
+        return settled_by_probe(there, policy, found, now);
+    }
+    match work_unattended(there, policy, now, Books::CannotSay)? {
+        Unattended::Settle(write) => Some(*write),
+        Unattended::Probe => None,
+    }
+}
+
+fn work_unattended(there: &Record, policy: &Policy, now: Micros, books: Books) -> Option<Unattended> {
     if there.seen_at(now) != Seen::Unknown {
         return None;
     }
+    if let Some(write) = overdue(there, policy, now) {
+        return Some(Unattended::Settle(Box::new(write)));
+    }
     let age = now.since(there.unknown_since());
-    let next = policy.on_unknown.iter().find(|step| !matches!(step, Step::HoldFor(span) if age >= *span));
-    overdue(there, policy, now)
-        .or_else(|| if next == Some(&Step::Fail) { given_up(there, policy, now, "on_unknown: fail") } else { None })
+    for step in &policy.on_unknown {
+        match *step {
+            Step::HoldFor(span) if age >= span => {}
+            Step::Probe { .. } if books == Books::CannotSay => {}
+            Step::Probe { quiesce, unattended: true } if age >= quiesce => return Some(Unattended::Probe),
+            Step::Fail => {
+                return given_up(there, policy, now, "on_unknown: fail").map(Box::new).map(Unattended::Settle);
+            }
+            Step::Hold | Step::HoldFor(_) | Step::Probe { .. } | Step::Retry => return None,
+        }
+    }
+    None
 }
 
 fn overdue(there: &Record, policy: &Policy, now: Micros) -> Option<Replacement> {
@@ -185,14 +273,20 @@ fn given_up(there: &Record, policy: &Policy, now: Micros, reason: &str) -> Optio
 }
 
 fn take_over(there: &Record, ask: &Ask, policy: &Policy) -> Decision {
+    Decision::TakeOver(as_asked(transition::take_over(there, taker(ask, policy), policy.lease), ask))
+}
+
+fn taker(ask: &Ask, policy: &Policy) -> Taker {
     let phase = if policy.two_phase_dispatch { Phase::Claimed } else { Phase::Dispatched };
-    let taker = Taker { claim_id: ask.claim_id, session: ask.session, phase };
-    let mut write = transition::take_over(there, taker, policy.lease);
+    Taker { claim_id: ask.claim_id, session: ask.session, phase }
+}
+
+fn as_asked(mut write: Replacement, ask: &Ask) -> Replacement {
     write.facts.principal_proof = ask.principal_proof;
     // What runs from here on is this request, also where the old one could not be compared.
     write.facts.fingerprint_policy = ask.fingerprint_policy;
     write.facts.fingerprint = ask.fingerprint;
-    Decision::TakeOver(write)
+    write
 }
 
 #[cfg(test)]
@@ -275,14 +369,38 @@ mod tests {
     fn what_is_settled_without_a_request_needs_none() {
         let there = record();
         let with = |on_unknown: &[Step]| Policy { on_unknown: on_unknown.into(), ..Policy::default() };
-        let late = NOW.plus(Duration::from_secs(3600));
-        let hour = Step::HoldFor(Duration::from_secs(3600));
-        assert!(unattended(&there, &with(&[Step::Fail]), NOW).is_some());
-        assert!(unattended(&there, &with(&[hour, Step::Fail]), NOW).is_none());
-        assert!(unattended(&there, &with(&[hour, Step::Fail]), late).is_some());
-        assert!(unattended(&there, &with(&[Step::Hold, Step::Fail]), late).is_none());
-        assert!(unattended(&there, &with(&[Step::Retry, Step::Fail]), late).is_none(), "a retry needs a request");
+        let settles =
+            |steps: &[Step], now| matches!(unattended(&there, &with(steps), now), Some(Unattended::Settle(_)));
+        let span = Duration::from_secs(3600);
+        let (late, hour) = (NOW.plus(span), Step::HoldFor(span));
+        assert!(settles(&[Step::Fail], NOW));
+        assert!(!settles(&[hour, Step::Fail], NOW));
+        assert!(settles(&[hour, Step::Fail], late));
+        assert!(!settles(&[Step::Hold, Step::Fail], late));
+        assert!(!settles(&[Step::Retry, Step::Fail], late), "a retry needs a request");
+        let probe = |unattended| Step::Probe { quiesce: span, unattended };
+        for (steps, now, does) in [
+            (&[probe(true), Step::Fail][..], NOW, None),
+            (&[probe(true), Step::Fail], late, Some(Unattended::Probe)),
+            (&[hour, probe(true)], late, Some(Unattended::Probe)),
+            (&[probe(false), Step::Fail], late, None),
+        ] {
+            assert_eq!(unattended(&there, &with(steps), now), does, "{steps:?}");
+        }
         let after = NOW.plus(Policy::default().unknown_max);
-        assert!(unattended(&there, &Policy::default(), after).is_some(), "never unknown for ever");
+        assert!(settles(&[Step::Hold], after) && settles(&[probe(false)], after), "never unknown for ever");
+    }
+
+    #[test]
+    fn what_was_found_without_a_request_settles_and_nothing_goes_on_in_the_list() {
+        let there = record();
+        let probe = Step::Probe { quiesce: Duration::ZERO, unattended: true };
+        let policy = Policy { on_unknown: alloc::vec![probe, Step::Fail], ..Policy::default() };
+        let state = |found| unattended_probed(&there, &policy, found, NOW).map(|write| write.facts.state);
+        assert_eq!(state(Found::Executed(Outcome::default())), Some(State::Completed));
+        assert_eq!(state(Found::NotExecuted), Some(State::NotExecuted));
+        assert_eq!(state(Found::Nothing), Some(State::Failed));
+        let held = Policy { on_unknown: alloc::vec![probe], ..Policy::default() };
+        assert_eq!(unattended_probed(&there, &held, Found::Nothing, NOW), None);
     }
 }

@@ -60,6 +60,14 @@ pub enum Step {
     Retry,
     /// Settles it as failed.
     Fail,
+    /// Asks whoever keeps the books whether it took effect; passes on where they cannot say.
+    Probe {
+        /// Not before so long after the last moment at which the request may have been sent: until then it may still
+        /// be on its way, and the answer "not executed" would prove nothing. The list goes no further meanwhile.
+        quiesce: Duration,
+        /// Whether it can be asked without a request at hand.
+        unattended: bool,
+    },
 }
 
 /// What to do with a request when the store is unavailable.

@@ -175,6 +175,15 @@ pub fn take_over(seen: &Record, taker: Taker, lease: Duration) -> Replacement {
     Replacement { expect: as_seen(seen), facts, fence: FenceRule::Next, lease: Lease::For(lease), keep: Keep::Open }
 }
 
+/// The next attempt takes the key from a holder of which it was found that it did nothing, nor any before it. Loses to
+/// any write since the read.
+#[must_use]
+pub fn take_over_unexecuted(seen: &Record, taker: Taker, lease: Duration) -> Replacement {
+    let mut write = take_over(seen, taker, lease);
+    write.facts.ambiguous = false;
+    write
+}
+
 /// A claim whose own answer came only after its lease: the same claim under the same fence, with a
 /// lease again. Loses to any write since the read.
 #[must_use]

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use onceward_core::{
     cas::{self, Expect, FenceRule, Replacement},
     claim::{Action, Applied, Belongs, Claim, Event, Sent},
-    decide::Ask,
+    decide::{Ask, Found},
     outcome::Outcome,
     policy::{Class, Outage, Policy, Step},
     record::{ClaimId, Facts, Fence, Micros, NO_FINGERPRINT, Phase, Record, Revision, SessionId, State, Stored},
@@ -39,6 +39,7 @@ fn policies() -> impl Strategy<Value = Policy> {
         Just(Step::Retry),
         Just(Step::Fail),
         Just(Step::HoldFor(Duration::from_millis(500))),
+        (0_u64..2_000).prop_map(|ms| Step::Probe { quiesce: Duration::from_millis(ms), unattended: ms % 2 == 0 }),
     ];
     (proptest::collection::vec(step, 0..3), any::<bool>(), any::<bool>()).prop_map(|(on_unknown, two_phase, bypass)| {
         Policy {
@@ -159,6 +160,14 @@ fn event(action: &Action, fate: &Fate) -> Option<Event> {
             1 => Event::Existing { record: fate.record.clone(), now: NOW },
             _ => Event::Woken,
         },
+        Action::Probe(..) => match fate.pick % 6 {
+            0 => Event::WaitOver,
+            1 => Event::Existing { record: fate.record.clone(), now: NOW },
+            2 => Event::Woken,
+            3 => Event::Probed { found: Found::Executed(outcome(200)), now: NOW },
+            4 => Event::Probed { found: Found::NotExecuted, now: NOW },
+            _ => Event::Probed { found: Found::Nothing, now: NOW },
+        },
         Action::Execute { .. } => match fate.pick % 3 {
             0 => Event::UpstreamFailed(if fate.unknown { Sent::Maybe } else { Sent::No }),
             _ => Event::Answered { class: class(fate.class), outcome: outcome(200), retention: None, now: NOW },
@@ -234,6 +243,7 @@ proptest! {
                 }
                 Action::Remove(expect) => prop_assert_eq!(Some(*expect), executed.map(Expect::Holder)),
                 Action::Wait(until) => prop_assert!(*until > NOW, "waits for what is over"),
+                Action::Probe(..) => prop_assert!(executed.is_none()),
             }
             action = next;
         }
@@ -315,14 +325,21 @@ proptest! {
 
     #[test]
     fn on_one_key_fences_rise_and_hold_dispatches_once(
-        retry in any::<bool>(), two_phase in any::<bool>(), turns in turns()
+        step in prop_oneof![
+            Just(Step::Retry),
+            Just(Step::Hold),
+            Just(Step::Probe { quiesce: Duration::from_micros(500), unattended: true }),
+        ],
+        two_phase in any::<bool>(),
+        turns in turns()
     ) {
         let policy = Arc::new(Policy {
             lease: Duration::from_micros(10_000),
             two_phase_dispatch: two_phase,
-            on_unknown: vec![if retry { Step::Retry } else { Step::Hold }],
+            on_unknown: vec![step],
             ..Policy::default()
         });
+        let retry = step == Step::Retry;
         let mut store = Model { record: None, now: Micros(1_000), mark: Fence(0) };
         let mut requests: Vec<Request> = (0..5)
             .map(|n| {
@@ -356,6 +373,15 @@ proptest! {
                 Action::Replace(write) => store.meet(write.expect, Some(write)),
                 Action::Remove(expect) => store.meet(*expect, None),
                 Action::Wait(_) => Event::Woken,
+                Action::Probe(..) => {
+                    // Whoever keeps the books knows which attempts stand; sometimes he cannot say.
+                    let found = match (turn.class % 3, standing) {
+                        (0, _) => Found::Nothing,
+                        (_, 0) => Found::NotExecuted,
+                        _ => Found::Executed(outcome(299)),
+                    };
+                    Event::Probed { found, now: store.now }
+                }
                 Action::Execute { fence, .. } => {
                     if turn.class % 5 == 4 {
                         Event::UpstreamFailed(Sent::Maybe)

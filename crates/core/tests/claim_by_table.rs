@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use onceward_core::{
     cas::{FenceRule, Lease},
-    claim::{Action, Applied, Belongs, Claim, Event, INSERT_TRIES_MAX, LOST_TRIES_MAX, Sent},
-    decide::{Ask, Refusal},
+    claim::{Action, Applied, Belongs, Claim, Event, INSERT_TRIES_MAX, LOST_TRIES_MAX, Sent, SettledBy},
+    decide::{Ask, Found, Refusal},
     outcome::Outcome,
     policy::{Class, Outage, Policy, Step},
     record::{ClaimId, Facts, Fence, Micros, Phase, Record, Revision, SessionId, State, Stored},
@@ -25,6 +25,10 @@ enum Does {
     Resume,
     MarkDispatched,
     Settle,
+    /// As executed, with the answer of a probe.
+    SettleExecuted,
+    /// Fence and revision.
+    Probe(u64, u64),
     Complete,
     Fail,
     GiveUp,
@@ -54,10 +58,12 @@ fn does(action: &Action) -> Does {
             (State::Completed, FenceRule::Keep, _) => Does::Complete,
             (State::Failed, FenceRule::Keep, _) => Does::Fail,
             (State::Failed, FenceRule::Next, _) => Does::Settle,
+            (State::Completed, FenceRule::Next, _) => Does::SettleExecuted,
             _ => panic!("a claim does not write {write:?}"),
         },
         Action::Remove(_) => Does::Remove,
         Action::Wait(_) => Does::Wait,
+        Action::Probe(fence, revision) => Does::Probe(fence.0, revision.0),
         Action::Execute { fence, attempt } => Does::Execute(fence.0, *attempt),
         Action::Replay(_) => Does::Replay,
         Action::Refuse { refusal, abandon: false, .. } => Does::Refuse(*refusal),
@@ -351,6 +357,124 @@ fn settling_lost_or_failed() {
     check(fail(), &[(existing(lease_over()), Does::Settle), (lost(Some(completed)), Does::Replay)]);
     check(fail(), &[(existing(lease_over()), Does::Settle), (lost(None), Does::Insert)]);
     check(fail(), &[(existing(lease_over()), Does::Settle), (UNKNOWN, Does::Refuse(Refusal::StoreUnavailable))]);
+}
+
+fn found(found: Found) -> Event {
+    Event::Probed { found, now: NOW }
+}
+
+/// Asks, then goes on with these.
+fn probe(rest: &[Step]) -> Policy {
+    let probe = Step::Probe { quiesce: Duration::ZERO, unattended: true };
+    Policy { on_unknown: [&[probe], rest].concat(), ..plain() }
+}
+
+const ASKS: Does = Does::Probe(10, 1);
+
+#[test]
+fn probing_executed_is_replayed_to_whoever_asked() {
+    let executed = || found(Found::Executed(outcome(201)));
+    let mut claim = check(
+        probe(&[]),
+        &[(existing(lease_over()), ASKS), (executed(), Does::SettleExecuted), (applied(20), Does::Replay)],
+    );
+    assert_eq!((claim.settled(), claim.settled()), (Some(SettledBy::Probe), None));
+    let not_kept = Outcome { body_not_kept: true, ..outcome(201) };
+    check(
+        probe(&[]),
+        &[
+            (existing(lease_over()), ASKS),
+            (found(Found::Executed(not_kept)), Does::SettleExecuted),
+            (applied(20), Does::Refuse(Refusal::ResponseNotKept { status: 201 })),
+        ],
+    );
+    // A late answer, or another request's probe, was there first.
+    let completed = settled(State::Completed, Some(outcome(200)));
+    let mut claim = check(
+        probe(&[]),
+        &[(existing(lease_over()), ASKS), (executed(), Does::SettleExecuted), (lost(Some(completed)), Does::Replay)],
+    );
+    assert_eq!(claim.settled(), None, "not by this one");
+    for failed in [UNKNOWN, FAILED] {
+        let mut claim = check(
+            probe(&[]),
+            &[
+                (existing(lease_over()), ASKS),
+                (executed(), Does::SettleExecuted),
+                (failed, Does::Refuse(Refusal::StoreUnavailable)),
+            ],
+        );
+        assert_eq!(claim.settled(), None);
+    }
+}
+
+#[test]
+fn probing_not_executed_runs_with_the_next_attempt_and_no_doubt_left() {
+    let in_doubt = with(|record| (record.facts.ambiguous, record.stored.lease_until) = (true, NOW));
+    let steps = [
+        (existing(in_doubt.clone()), ASKS),
+        (found(Found::NotExecuted), Does::TakeOver(2)),
+        (applied(20), Does::Execute(20, 2)),
+        (Event::UpstreamFailed(Sent::No), Does::Remove),
+    ];
+    let mut claim = check(probe(&[]), &steps);
+    assert_eq!(claim.settled(), Some(SettledBy::Probe));
+    assert!(!claim.facts().ambiguous, "a release of the second attempt frees the key");
+    // Somebody else runs it already.
+    check(
+        probe(&[]),
+        &[
+            (existing(in_doubt), ASKS),
+            (found(Found::NotExecuted), Does::TakeOver(2)),
+            (lost(Some(in_flight())), Does::Wait),
+        ],
+    );
+}
+
+#[test]
+fn probing_without_a_word_passes_on_and_before_its_time_holds() {
+    let nothing = || found(Found::Nothing);
+    check(probe(&[]), &[(existing(lease_over()), ASKS), (nothing(), Does::Refuse(Refusal::OutcomeUnknown))]);
+    let mut claim = check(
+        probe(&[Step::Fail]),
+        &[(existing(lease_over()), ASKS), (nothing(), Does::Settle), (applied(20), Does::Refuse(Refusal::Failed))],
+    );
+    assert_eq!(claim.settled(), Some(SettledBy::Policy));
+    let mut claim = check(
+        probe(&[Step::Retry]),
+        &[(existing(lease_over()), ASKS), (nothing(), Does::TakeOver(2)), (applied(20), Does::Execute(20, 2))],
+    );
+    assert!(claim.facts().ambiguous, "the first attempt may have taken effect");
+    assert_eq!(claim.settled(), None, "nothing is known yet");
+    // Too early to ask: whatever comes next in the list must not come first.
+    for rest in [Step::Retry, Step::Fail] {
+        let second = Duration::from_millis(900);
+        let on_unknown = vec![Step::Probe { quiesce: second, unattended: true }, rest];
+        let early = Policy { on_unknown, ..plain() };
+        check(early.clone(), &[(existing(lease_over()), Does::Refuse(Refusal::OutcomeUnknown))]);
+        let quiet = with(|record| record.stored.lease_until = Micros(1));
+        check(early, &[(existing(quiet), ASKS)]);
+    }
+}
+
+#[test]
+fn probing_what_still_runs_here_waits_for_it() {
+    let completed = settled(State::Completed, Some(outcome(201)));
+    check(probe(&[]), &[(existing(lease_over()), ASKS), (existing(completed), Does::Replay)]);
+    check(probe(&[]), &[(existing(lease_over()), ASKS), (Event::Woken, Does::Insert), (existing(lease_over()), ASKS)]);
+    check(probe(&[]), &[(existing(lease_over()), ASKS), (Event::WaitOver, Does::Refuse(Refusal::InFlight))]);
+}
+
+#[test]
+fn a_record_that_changes_under_each_probe_is_not_probed_for_ever() {
+    let mut steps = vec![(existing(lease_over()), ASKS)];
+    for _ in 0..LOST_TRIES_MAX {
+        steps.push((found(Found::Executed(outcome(201))), Does::SettleExecuted));
+        steps.push((lost(Some(lease_over())), ASKS));
+    }
+    steps.pop();
+    steps.push((lost(Some(lease_over())), Does::Refuse(Refusal::InFlight)));
+    check(probe(&[]), &steps);
 }
 
 #[test]

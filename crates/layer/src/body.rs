@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -11,7 +12,7 @@ use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::mpsc;
 
-use crate::spool::SpoolReader;
+use crate::{replay, route::Route, spool::SpoolReader};
 
 /// Any error, as tower services pass them on.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -34,7 +35,7 @@ enum Kind {
 pub(crate) struct ChannelBody {
     pub(crate) frames: mpsc::UnboundedReceiver<Result<Frame<Bytes>, BoxError>>,
     /// Told after each frame that was taken, so that the capture can wait for the client.
-    pub(crate) taken: std::sync::Arc<tokio::sync::Semaphore>,
+    pub(crate) taken: Arc<tokio::sync::Semaphore>,
     /// Bytes still to come, where the length is known.
     pub(crate) left: Option<u64>,
 }
@@ -58,7 +59,16 @@ impl Body {
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        Self(Kind::Stream(Box::pin(Wrapped { body })))
+        Self(Kind::Stream(Box::pin(Wrapped { body, route: None })))
+    }
+
+    /// An answer that is given as it comes, but for what in its trailers only Onceward says.
+    pub(crate) fn answer<B>(body: B, route: Arc<Route>) -> Self
+    where
+        B: HttpBody<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        Self(Kind::Stream(Box::pin(Wrapped { body, route: Some(route) })))
     }
 
     pub(crate) fn frames(frames: impl IntoIterator<Item = Bytes>, trailers: Option<HeaderMap>) -> Self {
@@ -161,6 +171,8 @@ pin_project_lite::pin_project! {
     struct Wrapped<B> {
         #[pin]
         body: B,
+        // Of an answer.
+        route: Option<Arc<Route>>,
     }
 }
 
@@ -173,7 +185,15 @@ where
     type Error = BoxError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        self.project().body.poll_frame(cx).map_err(Into::into)
+        let this = self.project();
+        let frame = std::task::ready!(this.body.poll_frame(cx));
+        Poll::Ready(frame.map(|frame| {
+            let mut frame = frame.map_err(Into::into)?;
+            if let (Some(route), Some(trailers)) = (this.route, frame.trailers_mut()) {
+                replay::strip_own(trailers, route);
+            }
+            Ok(frame)
+        }))
     }
 
     fn is_end_stream(&self) -> bool {

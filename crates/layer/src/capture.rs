@@ -394,4 +394,31 @@ mod tests {
         assert_eq!(parse_outcome("record;retention=x"), Some((Class::Record, None)));
         assert_eq!(parse_outcome("retry"), None);
     }
+
+    #[test]
+    fn a_status_in_the_head_of_a_call_counts_only_where_nothing_follows() {
+        let route = Route::new("default");
+        let fields = |status: Option<&'static str>| {
+            let mut fields = HeaderMap::new();
+            if let Some(status) = status {
+                fields.insert("grpc-status", http::HeaderValue::from_static(status));
+            }
+            fields
+        };
+        let (recorded, released, unknown) = (Class::Record, Class::Release, Class::Unknown);
+        for (head, trailers, has_body, want) in [
+            (Some("0"), None, false, recorded),
+            (Some("10"), None, false, released),
+            (Some("0"), None, true, unknown),
+            (Some("0"), Some(Some("10")), true, released),
+            (Some("0"), Some(None), false, unknown),
+            (None, Some(Some("0")), true, recorded),
+            (None, None, false, unknown),
+        ] {
+            let plan = plan(StatusCode::OK, &mut fields(head), &route, false, true);
+            assert_eq!(plan.at_head(), None);
+            let judged = plan.at_end(trailers.map(fields).as_mut(), has_body, &route);
+            assert_eq!(judged.class, want, "{head:?} {trailers:?} {has_body}");
+        }
+    }
 }

@@ -10,8 +10,8 @@ use std::{
 
 use onceward_core::{
     cas::{Keep, Replacement},
-    claim::{Action, Applied, Claim, Event},
-    decide::Refusal,
+    claim::{Action, Applied, Claim, Event, SettledBy},
+    decide::{Found, Refusal},
     key::RecordId,
     record::{Facts, Fence, Micros, Record, Revision, State, Stored},
     transition::Write as Transition,
@@ -26,8 +26,9 @@ use crate::{
     engine::Engine,
     failpoint,
     metrics::{StoreResult, StoreVerb},
+    probe::Books,
     request::again::Again,
-    wait::{News, NoSeat, Owner, Turn},
+    wait::{News, NoSeat, Owner, Seat, Turn},
 };
 
 /// How long the background goes on trying to record an answer.
@@ -88,6 +89,8 @@ pub(crate) struct Terms<'a> {
     pub(crate) waiters_per_key: usize,
     /// Executions at a time.
     pub(crate) in_flight: &'a Arc<Semaphore>,
+    /// Who can say whether an unknown outcome took effect.
+    pub(crate) books: Option<Books<'a>>,
     /// Only a record that is there counts: none is made.
     pub(crate) only_there: bool,
 }
@@ -138,7 +141,9 @@ pub(crate) async fn obtain(
                     event
                 }
             }
-            Action::Replace(write) if write.facts.state == State::InFlight && permit.is_none() => {
+            Action::Replace(write)
+                if write.facts.state == State::InFlight && !has_permit(&mut permit, terms.in_flight) =>
+            {
                 drop(write);
                 return Obtained::Overloaded;
             }
@@ -157,19 +162,10 @@ pub(crate) async fn obtain(
                 let deadline = *deadline.get_or_insert_with(|| Instant::now() + terms.wait);
                 // Whoever had the turn and finds the key held again has no turn to pass on.
                 drop(turn.take());
-                match shared.flights.join(&id, terms.waiters_per_key, shared.limits().waiters) {
-                    Ok(seat) => match tokio::time::timeout_at(deadline, seat.news()).await {
-                        Err(_) => Event::WaitOver,
-                        Ok(Some(News::Settled(record))) => existing(&record),
-                        Ok(Some(News::YourTurn(mine))) => {
-                            turn = Some(mine);
-                            Event::Woken
-                        }
-                        Ok(None) => Event::Woken,
-                    },
-                    Err(NoSeat::Full) => Event::WaitOver,
-                    Err(NoSeat::Settled(record)) => existing(&record),
-                    Err(NoSeat::NotHere) => match watch.take() {
+                let seat = shared.flights.join(&id, terms.waiters_per_key, shared.limits().waiters);
+                match hear(seat, deadline, &mut turn).await {
+                    Some(event) => event,
+                    None => match watch.take() {
                         // The record was read before the watch began: read once more first.
                         None => {
                             watch = Some(shared.store.watch(id));
@@ -187,8 +183,27 @@ pub(crate) async fn obtain(
                     },
                 }
             }
+            Action::Probe(fence, revision) => {
+                must_finish.store(false, Ordering::Relaxed);
+                permit = None;
+                // Its lease is over, as after an outage of the store, and yet it may be executed here: then it is
+                // waited for. Whoever has the turn knows that it is not; he passes it on, for all to ask together.
+                let seat = match turn.take() {
+                    Some(_) => Err(NoSeat::NotHere),
+                    None => shared.flights.join(&id, terms.waiters_per_key, shared.limits().waiters),
+                };
+                let deadline = *deadline.get_or_insert_with(|| Instant::now() + terms.wait);
+                match hear(seat, deadline, &mut turn).await {
+                    Some(event) => {
+                        waited = true;
+                        event
+                    }
+                    None => ask_books(engine, terms.books, (id, fence, revision), clock).await,
+                }
+            }
             Action::Execute { fence, attempt } => {
                 let owner = shared.flights.own(id, turn.take());
+                owner.leased(clock.said.plus(terms.lease));
                 return Obtained::Granted(Grant { owner, fence, attempt, clock, permit });
             }
             Action::Replay(record) => {
@@ -222,7 +237,47 @@ pub(crate) async fn obtain(
             claim.knows(policy, fingerprint);
         }
         action = claim.on(event);
+        if let Some(by) = claim.settled() {
+            engine.count_settled(&claim.facts().route, by);
+        }
     }
+}
+
+/// What whoever has a seat hears, or is refused one; nothing where the key is not executed in this process.
+async fn hear(seat: Result<Seat, NoSeat>, deadline: Instant, turn: &mut Option<Turn>) -> Option<Event> {
+    Some(match seat {
+        Ok(seat) => match tokio::time::timeout_at(deadline, seat.news()).await {
+            Err(_) => Event::WaitOver,
+            Ok(Some(News::Settled(record))) => existing(&record),
+            Ok(Some(News::YourTurn(mine))) => {
+                *turn = Some(mine);
+                Event::Woken
+            }
+            Ok(None) => Event::Woken,
+        },
+        Err(NoSeat::Full) => Event::WaitOver,
+        Err(NoSeat::Settled(record)) => existing(&record),
+        Err(NoSeat::NotHere) => return None,
+    })
+}
+
+/// Asks whether the record, as it was read, took effect.
+async fn ask_books(
+    engine: &Engine,
+    books: Option<Books<'_>>,
+    doubt: (RecordId, Fence, Revision),
+    clock: StoreClock,
+) -> Event {
+    let found = match books {
+        None => Found::Nothing,
+        Some(books) => {
+            // Those who cannot wait for an answer must not pass it over for the next step of the list.
+            let Some(_aside) = engine.0.flights.wait_aside(engine.0.limits().waiters) else { return Event::WaitOver };
+            // On the heap, so that no other request carries its room.
+            Box::pin(books.ask(doubt)).await
+        }
+    };
+    Event::Probed { found, now: clock.now() }
 }
 
 /// Takes the permit to execute, where there is one.
@@ -295,17 +350,19 @@ pub(crate) async fn still_holds(
     claim: &Claim,
     clock: StoreClock,
     lease: Duration,
+    owner: &Owner,
 ) -> bool {
     if clock.at.elapsed() < lease - lease / 100 {
         return true;
     }
     let renewed = engine.0.store.extend(id, claim.fence(), lease).await;
-    let holds = matches!(renewed, Ok(Write::Applied { .. }));
-    if !holds {
-        tracing::warn!(record = %id.short(), "a claim was lost before anything was sent under it");
-        abandon_claim(engine, id, claim);
+    if let Ok(Write::Applied { now, .. }) = renewed {
+        owner.leased(now.plus(lease));
+        return true;
     }
-    holds
+    tracing::warn!(record = %id.short(), "a claim was lost before anything was sent under it");
+    abandon_claim(engine, id, claim);
+    false
 }
 
 /// A claim of this request may stand although nobody said so: free it in the background. Nothing
@@ -375,7 +432,11 @@ pub(crate) async fn record(
                 tracing::warn!(record = %id.short(), "an answer came after its claim was lost; it is not the key's");
                 return Recorded::Lost;
             }
-            Action::Insert(_) | Action::Wait(_) | Action::Execute { .. } | Action::PassThrough { .. } => {
+            Action::Insert(_)
+            | Action::Wait(_)
+            | Action::Probe(..)
+            | Action::Execute { .. }
+            | Action::PassThrough { .. } => {
                 debug_assert!(false, "nothing is claimed once it was executed");
                 return Recorded::Lost;
             }
@@ -404,6 +465,9 @@ pub(crate) async fn record(
         shared.metrics.store_operation(operation, result_of(&result), call_started.elapsed());
         let event = match result {
             Ok(Write::Applied { fence, revision, now }) => {
+                if let Some(by) = settles(&write, claim.facts(), owner.is_late(now)) {
+                    engine.count_settled(&claim.facts().route, by);
+                }
                 if let Transition::Replace(write) = &write {
                     written = settled_record(write, fence, revision, now);
                 }
@@ -446,6 +510,21 @@ pub(crate) async fn record(
     }
 }
 
+/// Who settles an unknown outcome by this write of its holder's: the late answer itself, or the route's list, which ran it
+/// again in doubt.
+fn settles(write: &Transition, facts: &Facts, is_late: bool) -> Option<SettledBy> {
+    if let Transition::Replace(write) = write
+        && write.facts.state == State::InFlight
+    {
+        return None;
+    }
+    match (is_late, facts.ambiguous) {
+        (true, _) => Some(SettledBy::Late),
+        (false, true) => Some(SettledBy::Policy),
+        (false, false) => None,
+    }
+}
+
 /// Lets waiters and later repeats have the answer while the store does not confirm it, as long as
 /// there is room for it.
 fn keep_unrecorded(engine: &Engine, owner: &Owner, write: &Transition, claim: &Claim) {
@@ -468,7 +547,7 @@ fn settled_record(write: &Replacement, fence: Fence, revision: Revision, now: Mi
 }
 
 /// Renews the lease every third of it, for as long as this future is polled.
-pub(crate) async fn renew(engine: &Engine, id: RecordId, fence: Fence, lease: Duration) {
+pub(crate) async fn renew(engine: &Engine, id: RecordId, fence: Fence, lease: Duration, owner: &Owner) {
     let third = lease / 3;
     loop {
         tokio::time::sleep(third).await;
@@ -476,7 +555,7 @@ pub(crate) async fn renew(engine: &Engine, id: RecordId, fence: Fence, lease: Du
         let result = engine.0.store.extend(id, fence, lease).await;
         engine.0.metrics.store_operation(StoreVerb::Extend, result_of(&result), started.elapsed());
         match result {
-            Ok(Write::Applied { .. }) => {}
+            Ok(Write::Applied { now, .. }) => owner.leased(now.plus(lease)),
             Ok(Write::Lost { .. }) => {
                 tracing::warn!(record = %id.short(), "the claim was lost while the upstream works");
                 // Its completion will find out what became of the key.

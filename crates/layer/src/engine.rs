@@ -11,13 +11,13 @@ use std::{
 
 use arc_swap::ArcSwap;
 use onceward_core::{
-    decide::unattended,
+    claim::SettledBy,
     fingerprint::Fingerprinter,
     key::{RecordId, Scope, Secret},
     policy::Policy,
-    record::{ClaimId, Micros, Seen, SessionId},
+    record::{ClaimId, Micros, SessionId},
 };
-use onceward_store::{Filter, Store, StoreError, Write};
+use onceward_store::Store;
 use tokio::sync::Semaphore;
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
@@ -27,6 +27,7 @@ use crate::{
     policies::Policies,
     request::earlier::{self, Before, Earlier},
     route::Routes,
+    settle::Settling,
     spool::SpoolBudget,
     wait::Flights,
 };
@@ -96,6 +97,7 @@ pub(crate) struct Shared {
     executing: AtomicUsize,
     /// The policies of queues, whose unknown outcomes are looked through as those of routes are.
     queues: Mutex<HashMap<String, Arc<Policy>>>,
+    pub(crate) settling: Settling,
 }
 
 impl Shared {
@@ -110,7 +112,7 @@ impl Shared {
     }
 
     /// The policy of a record's route or queue; one that is gone is treated as the fallback is.
-    fn policy_of(&self, route: &str) -> Option<Arc<Policy>> {
+    pub(crate) fn policy_of(&self, route: &str) -> Option<Arc<Policy>> {
         let routes = self.routes.load();
         let named = routes.named(route).map(|route| Arc::clone(&route.policy));
         let queue = || self.queues.lock().unwrap_or_else(PoisonError::into_inner).get(route).cloned();
@@ -143,6 +145,7 @@ impl Engine {
             metrics,
             executing: AtomicUsize::new(0),
             queues: Mutex::default(),
+            settling: Settling::default(),
         }))
     }
 
@@ -242,8 +245,8 @@ impl Engine {
     }
 
     /// Counts an unknown outcome that was settled, and by whom.
-    pub fn count_settled(&self, route: &str, by: &'static str) {
-        self.0.metrics.unknown_settled(route, by);
+    pub fn count_settled(&self, route: &str, by: SettledBy) {
+        self.0.metrics.unknown_settled(route, by.as_str());
     }
 
     /// Sets the gauges that are read off the engine; called before metrics are rendered.
@@ -259,48 +262,8 @@ impl Engine {
         self.0.tracker.len()
     }
 
-    /// Looks through the unknown outcomes: settles those whose route's list needs no request to go
-    /// on (`fail`, and `unknown_max`), and sets their gauges. Returns how many it settled. Safety
-    /// does not depend on it.
-    ///
-    /// # Errors
-    /// Where the store does not answer.
-    pub async fn settle_unattended(&self) -> Result<u64, StoreError> {
-        let store = self.store();
-        let filter = Filter { state: Some(Seen::Unknown), ..Filter::default() };
-        let mut open: HashMap<String, Unknowns> =
-            self.routes().all().map(|route| (route.name.clone(), Unknowns::default())).collect();
-        let mut settled = 0;
-        let mut after = None;
-        loop {
-            let page = store.scan(after, 256, filter.clone()).await?;
-            for (id, record) in &page.records {
-                let Some(policy) = self.0.policy_of(&record.facts.route) else { continue };
-                if let Some(write) = unattended(record, &policy, page.now)
-                    && let Write::Applied { .. } = store.replace(*id, &write).await?
-                {
-                    self.count_settled(&record.facts.route, "policy");
-                    settled += 1;
-                    continue;
-                }
-                let unknowns = open.entry(record.facts.route.clone()).or_default();
-                unknowns.open += 1;
-                unknowns.oldest = unknowns.oldest.max(page.now.since(record.unknown_since()));
-            }
-            after = page.next;
-            if after.is_none() {
-                self.forget_earlier(page.now);
-                break;
-            }
-        }
-        for (route, unknowns) in open {
-            crate::metrics::unknowns(&route, unknowns.open, unknowns.oldest);
-        }
-        Ok(settled)
-    }
-
     /// Looks no longer under what no record is left of.
-    fn forget_earlier(&self, now: Micros) {
+    pub(crate) fn forget_earlier(&self, now: Micros) {
         let is_over = |earlier: &Arc<Earlier>| earlier.until <= now;
         if self.0.earlier.load().iter().any(is_over) {
             self.0.earlier.rcu(|earlier| {
@@ -315,13 +278,6 @@ impl Engine {
         self.0.executing.fetch_add(1, Ordering::Relaxed);
         Executing { _drained: self.0.tracker.token(), shared: Arc::clone(&self.0) }
     }
-}
-
-/// The unknown outcomes of a route.
-#[derive(Default)]
-struct Unknowns {
-    open: u32,
-    oldest: Duration,
 }
 
 /// One execution that runs or is being recorded.

@@ -89,7 +89,7 @@ impl Exchange {
         let Grant { owner, fence, clock, permit: _permit, .. } = grant;
         let started = Instant::now();
         failpoint::hit(failpoint::DISPATCH_BEGIN).await;
-        if !drive::still_holds(&self.engine, self.id, &claim, clock, self.route.policy.lease).await {
+        if !drive::still_holds(&self.engine, self.id, &claim, clock, self.route.policy.lease, &owner).await {
             drop(owner);
             return self.refuse(&Problem::Refused(Refusal::ClaimLost, Details::default()));
         }
@@ -98,7 +98,7 @@ impl Exchange {
             tokio::select! {
                 biased;
                 done = work => done,
-                () = drive::renew(&self.engine, self.id, fence, self.route.policy.lease) => {
+                () = drive::renew(&self.engine, self.id, fence, self.route.policy.lease, &owner) => {
                     unreachable!("renewal does not end by itself")
                 }
             }

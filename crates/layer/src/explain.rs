@@ -12,6 +12,7 @@ use onceward_core::{
 
 use crate::{
     engine::Engine,
+    grpc,
     refuse::Problem,
     request,
     route::{self, Route},
@@ -108,6 +109,9 @@ impl Engine {
                 return Ok(explained);
             }
         };
+        if grpc::is_call(request.headers()) {
+            request::one_message::is_one(request.body())?;
+        }
         if !missing.is_empty() {
             return Err(Problem::MissingIdentifier(missing));
         }

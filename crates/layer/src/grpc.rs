@@ -10,6 +10,7 @@ use std::time::Duration;
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
+use onceward_core::outcome::Outcome;
 
 use crate::body::Body;
 
@@ -72,6 +73,13 @@ pub(crate) fn status_of(fields: &HeaderMap) -> Option<u8> {
         return None;
     }
     line.to_str().ok()?.parse().ok().filter(|status| *status <= 16)
+}
+
+/// The same of an answer that was recorded.
+pub(crate) fn recorded_status(outcome: &Outcome) -> Option<u8> {
+    let ending = if outcome.trailers.is_empty() { &outcome.headers } else { &outcome.trailers };
+    let mut lines = ending.iter().filter(|field| field.name.as_ref() == STATUS.as_str().as_bytes());
+    std::str::from_utf8(&lines.next()?.value).ok()?.parse().ok()
 }
 
 /// What says that a call was answered before, and how, without saying what: an empty message, or the recorded error.

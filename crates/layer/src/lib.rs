@@ -51,8 +51,10 @@ pub mod grpc;
 mod layer;
 mod metrics;
 mod observe;
+mod once;
 pub mod pattern;
 mod policies;
+mod probe;
 mod refuse;
 mod rekey;
 mod replay;
@@ -60,12 +62,14 @@ mod request;
 pub mod route;
 mod run_once;
 mod service;
+mod settle;
 mod spool;
 mod tee;
 mod wait;
 
 pub use onceward_core::{
     canonical::{BodyRule, Pointer, RuleError, RuleSet, Rules},
+    claim::SettledBy,
     fingerprint::Hash,
     key::{KeyRules, RecordId, Secret, SecretId},
     policy::{Outage, Policy, Preset, Recording, Step},
@@ -80,6 +84,7 @@ pub use self::{
     explain::{Explained, ExplainedScope},
     layer::Layer,
     observe::Unanswered,
+    probe::{InvalidProbeUrl, Probe, ProbeRules, ProbeUrl},
     refuse::{Details, Problem},
     rekey::Rekeyed,
     request::{TrustedPeer, earlier::Before},

@@ -143,6 +143,8 @@ async fn claim(engine: &Engine, route: &Arc<Route>, asked: Box<Asked>, answer: E
         wait: route.wait,
         waiters_per_key: route.waiters_per_key,
         in_flight: &route.in_flight,
+        // What is only watched asks nobody.
+        books: None,
         only_there: false,
     };
     let (mut claim, first) = Claim::new(policy, ask, belongs, fields);
@@ -212,7 +214,7 @@ async fn follow(
     let event = tokio::select! {
         biased;
         event = read_answer(engine, route, reading, started, clock, answer) => event,
-        () = drive::renew(engine, id, fence, route.policy.lease) => unreachable!("renewal does not end by itself"),
+        () = drive::renew(engine, id, fence, route.policy.lease, &owner) => unreachable!("renewal does not end by itself"),
     };
     let action = claim.on(event);
     let _recorded = drive::record(engine, id, &mut claim, action, owner, RECORD_WAIT, || {}).await;

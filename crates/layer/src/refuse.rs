@@ -60,6 +60,8 @@ pub enum Problem {
 pub struct Details {
     /// Fields that differ from the first request's.
     pub fields: Vec<String>,
+    /// How a gRPC call ended whose answer was not kept.
+    pub recorded_grpc_status: Option<u8>,
     /// When to come back.
     pub retry_after: Option<Duration>,
 }
@@ -292,6 +294,11 @@ impl Problem {
             "instance": instance,
             "retryable": retryable,
         });
+        if let (Self::Refused(_, Details { recorded_grpc_status: Some(status), .. }), Some(object)) =
+            (self, problem.as_object_mut())
+        {
+            object.insert("recorded_grpc_status".into(), json!(status));
+        }
         let extra = match self {
             Self::Refused(Refusal::KeyReused, details) => Some(("fields", json!(details.fields))),
             Self::Refused(Refusal::ResponseNotKept { status }, _) => Some(("recorded_status", json!(status))),
@@ -386,7 +393,13 @@ fn refused_words(refusal: Refusal, details: &Details) -> (&'static str, String, 
         }
         Refusal::ResponseNotKept { status } => (
             "The first request completed, its answer was not kept",
-            format!("It was answered with status {status}, too large or streaming to be recorded. Look the result up; do not send it again."),
+            format!(
+                "It was answered with {}, too large or streaming to be recorded. Look the result up; do not send it again.",
+                match details.recorded_grpc_status {
+                    Some(status) => format!("gRPC status {status}"),
+                    None => format!("status {status}"),
+                }
+            ),
             false,
         ),
         Refusal::ClaimLost => (

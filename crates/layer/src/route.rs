@@ -10,7 +10,7 @@ use onceward_core::{
 };
 use tokio::sync::Semaphore;
 
-use crate::{auth::Auth, pattern::Pattern};
+use crate::{auth::Auth, pattern::Pattern, probe::Probe};
 
 /// How requests of one route are treated. Names and defaults are those of the configuration.
 #[derive(Clone, Debug)]
@@ -36,6 +36,8 @@ pub struct Route {
     pub fingerprint: Rules,
     /// Lifetimes, recording and what to do with unknown outcomes.
     pub policy: Arc<Policy>,
+    /// Who is asked by the step `probe` of the policy's list.
+    pub probe: Option<Arc<Probe>>,
     /// To the upstream's head; after it the client gets 504 and the execution goes on.
     pub timeout: Duration,
     /// To the end of an answer that is kept; after it the outcome is unknown.
@@ -209,6 +211,7 @@ impl Route {
             fingerprint: Rules::default(),
             in_flight: Arc::new(Semaphore::new(1000)),
             policy: Arc::new(Policy::default()),
+            probe: None,
             timeout: Duration::from_secs(30),
             execution_max: Duration::from_secs(600),
             idle_timeout: Duration::from_secs(60),

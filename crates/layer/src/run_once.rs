@@ -173,6 +173,7 @@ impl Jobs {
             wait: self.wait,
             waiters_per_key: 1024,
             in_flight: &self.in_flight,
+            books: None,
             only_there: false,
         };
         let finish = AtomicBool::new(true);
@@ -207,7 +208,7 @@ impl Jobs {
         use futures_util::FutureExt;
         let _executing = self.engine.executing();
         let Grant { owner, fence, attempt, clock, .. } = grant;
-        if !drive::still_holds(&self.engine, id, &claim, clock, self.policy.lease).await {
+        if !drive::still_holds(&self.engine, id, &claim, clock, self.policy.lease, &owner).await {
             return Err(RunError::ClaimLost);
         }
         let started = Instant::now();
@@ -216,7 +217,7 @@ impl Jobs {
         let result = tokio::select! {
             biased;
             result = work => result,
-            () = drive::renew(&self.engine, id, fence, self.policy.lease) => unreachable!("renewal does not end by itself"),
+            () = drive::renew(&self.engine, id, fence, self.policy.lease, &owner) => unreachable!("renewal does not end by itself"),
         };
         self.engine.0.metrics.executed_in(&self.queue, started.elapsed());
         let answered = |class, output: Bytes| Event::Answered {

@@ -35,6 +35,7 @@ use crate::{
     grpc,
     metrics::Outcome,
     observe, policies,
+    probe::Books,
     refuse::{Details, Problem},
     replay::{self, STATUS},
     request::{self, Asked, Reading, Reread, again::Again, earlier},
@@ -145,7 +146,8 @@ where
         Ok(Reading::Unprotected(request)) => {
             engine.0.metrics.request(&route.name, Outcome::Unprotected);
             tracing::info!(route = %route.name, decision = "unprotected", "request");
-            let mut response = inner.call(request).await?.map(Body::wrap);
+            let answer = |body| Body::answer(body, Arc::clone(&route));
+            let mut response = inner.call(request).await?.map(answer);
             replay::strip_own(response.headers_mut(), &route);
             return Ok(response);
         }
@@ -195,6 +197,7 @@ where
         wait: route.wait,
         waiters_per_key: route.waiters_per_key,
         in_flight: &route.in_flight,
+        books: route.probe.as_ref().map(|probe| Books { probe, route: &route, key: (!derived).then_some(&key) }),
         only_there: false,
     };
     if !engine.0.policies.is_kept(policies::number(&route.fingerprint)) {
@@ -271,6 +274,12 @@ where
                 } else {
                     Vec::new()
                 },
+                recorded_grpc_status: match (refusal, &record) {
+                    (Refusal::ResponseNotKept { .. }, Some(record)) if exchange.caller.is_grpc => {
+                        record.facts.outcome.as_ref().and_then(grpc::recorded_status)
+                    }
+                    _ => None,
+                },
                 retry_after: (refusal == Refusal::InFlight).then(|| usual_time_left(engine, route)),
             };
             (outcome_of(refusal), exchange.refuse(&Problem::Refused(refusal, details)))
@@ -279,7 +288,7 @@ where
         Obtained::Unprotected => {
             let response = match inner.call(request).await {
                 Ok(response) => {
-                    let mut response = response.map(Body::wrap);
+                    let mut response = response.map(|body| Body::answer(body, Arc::clone(route)));
                     replay::strip_own(response.headers_mut(), route);
                     response.headers_mut().insert(STATUS, HeaderValue::from_static("bypassed"));
                     response
@@ -323,7 +332,9 @@ async fn obtain_earlier(
         let ask = name.ask(ask, &mut again, &route.fingerprint).await;
         // What the record says of where it belongs stays.
         let (mut claim, first) = Claim::new(Arc::clone(policy), ask, belongs.clone(), Vec::new());
-        let terms = Terms { only_there: true, ..terms };
+        // The books of the present route may know nothing of what an earlier one did, and that would be taken for "not
+        // executed": they are not asked.
+        let terms = Terms { only_there: true, books: None, ..terms };
         match drive::obtain(engine, name.id, &mut claim, first, terms, Some(&mut again), handoff.must_finish()).await {
             Obtained::Absent => {}
             obtained => return Some((name.id, claim, obtained)),

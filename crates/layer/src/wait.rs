@@ -9,11 +9,14 @@ use std::{
     hash::{BuildHasherDefault, Hasher},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
-use onceward_core::{key::RecordId, record::Record};
+use onceward_core::{
+    key::RecordId,
+    record::{Micros, Record},
+};
 use tokio::sync::oneshot;
 
 /// What a waiter hears.
@@ -76,6 +79,8 @@ pub(crate) struct Owner {
     flights: Arc<Flights>,
     id: RecordId,
     live: bool,
+    /// Until when the claim was last renewed, in store time: beyond it others see an unknown outcome.
+    leased_until: AtomicU64,
 }
 
 /// The right to look again, after the owner let go.
@@ -88,6 +93,10 @@ pub(crate) struct Seat {
     news: oneshot::Receiver<News>,
     flights: Arc<Flights>,
 }
+
+/// A place beside the queues.
+#[derive(Debug)]
+pub(crate) struct Aside(Arc<Flights>);
 
 /// Why there is no seat.
 #[derive(Debug)]
@@ -108,7 +117,7 @@ impl Flights {
             turn.0.live = false;
         }
         self.shard(&id).entry(id).or_default().owned = true;
-        Owner { flights: Arc::clone(self), id, live: true }
+        Owner { flights: Arc::clone(self), id, live: true, leased_until: AtomicU64::new(0) }
     }
 
     /// A place among those who wait for `id`.
@@ -181,6 +190,20 @@ impl Flights {
         self.shard(id).get(id).and_then(|flight| flight.unrecorded.clone())
     }
 
+    /// Whether somebody in this process executes `id`, or is about to look again.
+    pub(crate) fn is_owned(&self, id: &RecordId) -> bool {
+        self.shard(id).get(id).is_some_and(|flight| flight.owned)
+    }
+
+    /// A place among those who wait for something else than a flight.
+    pub(crate) fn wait_aside(self: &Arc<Self>, process_max: usize) -> Option<Aside> {
+        if self.waiting.load(Ordering::Relaxed) >= process_max {
+            return None;
+        }
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Some(Aside(Arc::clone(self)))
+    }
+
     /// How many wait now.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
@@ -209,7 +232,7 @@ impl Flights {
                 };
                 waiter
             };
-            let turn = Turn(Owner { flights: Arc::clone(self), id: *id, live: true });
+            let turn = Turn(Owner { flights: Arc::clone(self), id: *id, live: true, leased_until: AtomicU64::new(0) });
             match waiter.send(News::YourTurn(turn)) {
                 Ok(()) => return,
                 // Its client has gone; the turn must not pass itself on while we loop.
@@ -221,6 +244,16 @@ impl Flights {
 }
 
 impl Owner {
+    /// The claim holds until then, as far as is known.
+    pub(crate) fn leased(&self, until: Micros) {
+        self.leased_until.store(until.0, Ordering::Relaxed);
+    }
+
+    /// Whether the outcome was unknown at this store time.
+    pub(crate) fn is_late(&self, now: Micros) -> bool {
+        now.0 >= self.leased_until.load(Ordering::Relaxed)
+    }
+
     /// The key has its record: every waiter gets it.
     pub(crate) fn settle(mut self, record: Record) {
         self.live = false;
@@ -276,6 +309,12 @@ impl Seat {
     /// Waits. `None` where the flight is gone without a word, which no owner does.
     pub(crate) async fn news(mut self) -> Option<News> {
         (&mut self.news).await.ok()
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -138,6 +138,7 @@ where
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let what = request.headers().get("between").map(|what| what.to_str().unwrap().to_owned());
+        let late = request.headers().get("say-late").cloned();
         let call = self.0.call(request);
         Box::pin(async move {
             let response = call.await.map_err(|never: Infallible| match never {})?;
@@ -163,6 +164,9 @@ where
                 _ => {
                     let mut trailers = trailers;
                     trailers.insert("late-bin", "AP8".parse()?);
+                    if let Some(word) = late {
+                        trailers.insert("idempotency-outcome", word);
+                    }
                     stream(vec![data, Ok(http_body::Frame::trailers(trailers))])
                 }
             };
@@ -374,7 +378,12 @@ async fn the_upstreams_word_wins_in_head_and_trailers_and_no_client_sees_it() {
         assert!(!response.metadata().contains_key("idempotency-outcome") && !is_replay(response.metadata()));
         assert_eq!(rig.bank.charges(), runs);
     }
-    // At the end of one that did not.
+    // At its end, where it overrules the head.
+    let said = || with(with(call("late", "acc", 1), "say", "release"), "say-late", "record; retention=60");
+    rig.client().charge(said()).await.unwrap();
+    let again = rig.client().charge(said()).await.unwrap();
+    assert!(is_replay(again.metadata()) && !again.metadata().contains_key("idempotency-outcome"));
+    // At the end of one that did not go well.
     for (key, account, code, replayed) in
         [("a", "status 14 record", 14, true), ("b", "status 3 release", 3, false), ("c", "status 2 fail", 2, true)]
     {
@@ -443,6 +452,7 @@ async fn a_row_of_answers_beyond_the_limit_is_given_once_and_remembered_as_a_fac
     }
     let again = rig.client().charge_and_follow(call("k", "acc", 50)).await.unwrap_err();
     assert_eq!((again.code(), slug(&again).as_str()), (Code::FailedPrecondition, "response-not-kept"));
+    assert_eq!(problem(&again)["recorded_grpc_status"], 0, "that it went well is known");
     assert_eq!((count, rig.bank.charges()), (50, 1));
 }
 
@@ -470,8 +480,10 @@ async fn a_call_of_more_than_one_message_is_not_protected_and_passes_without_a_k
         assert_eq!((refused.code(), slug(&refused).as_str()), (Code::Unimplemented, "not-one-message"));
     }
     assert_eq!(rig.bank.charges(), 0, "nothing was sent");
-    let unkeyed = rig.client().charge_all(tokio_stream::iter(vec![charge(1), charge(2)])).await.unwrap();
+    let two = Request::new(tokio_stream::iter(vec![charge(1), charge(2)]));
+    let unkeyed = rig.client().charge_all(with(two, "say-late", "record")).await.unwrap();
     assert_eq!(unkeyed.get_ref().amount_cents, 3);
+    assert!(!unkeyed.metadata().contains_key("idempotency-outcome"), "said at the end, and for nobody but Onceward");
     // One message that comes as a stream is one message; nothing was claimed under its key.
     let request = keyed("k", tokio_stream::iter(vec![charge(5)])).into_streaming_request();
     assert_eq!(rig.client().charge_all(request).await.unwrap().get_ref().amount_cents, 5);

@@ -2,8 +2,10 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use http::HeaderValue;
 use onceward::{
-    Auth, AuthRules, Body, BodyRule, Hash, KeyRules, Limits, Mode, Pointer, Route, Routes, RuleSet, Rules,
+    Auth, AuthRules, Body, BodyRule, Hash, KeyRules, Limits, Mode, Pointer, Probe, ProbeRules, Route, Routes, RuleSet,
+    Rules,
     ask::Client,
     route::{KeyRule, Missing, Part, Principal, PrincipalSource, ScopeRule, Source},
 };
@@ -78,6 +80,7 @@ pub fn routes(config: &Config, upstreams: &Upstreams) -> Result<Routes, Unusable
     let mut route = |said: &RouteConfig| {
         let mut route = route_of(said, config.limits.canonical_body)?;
         route.auth = said.auth.as_ref().map(|said| asks.auth(said));
+        route.probe = said.probe.as_ref().map(|said| asks.probe(said));
         if let Some(reached) = said.upstream.as_ref().and_then(|name| upstreams.0.get(name)) {
             let permits = if route.mode == Mode::Observe { &reached.watched } else { &reached.permits };
             route.in_flight = Arc::clone(permits);
@@ -110,6 +113,22 @@ impl Asks {
         let auth = Arc::new(Auth::new(Arc::clone(&self.client) as Arc<dyn Client>, rules));
         self.auths.push((said.clone(), Arc::clone(&auth)));
         auth
+    }
+
+    fn probe(&self, said: &said::ProbeConfig) -> Arc<Probe> {
+        let mut rules = ProbeRules::new(said.url.clone());
+        rules.executed.clone_from(&said.executed);
+        rules.not_executed.clone_from(&said.not_executed);
+        rules.ack = said.replay == said::ReplayBody::Ack;
+        rules.timeout = said.timeout;
+        for (name, value) in &said.headers {
+            // Read as the value of a header before.
+            if let Ok(mut value) = HeaderValue::from_str(value.expose()) {
+                value.set_sensitive(true);
+                rules.headers.append(name.clone(), value);
+            }
+        }
+        Arc::new(Probe::new(Arc::clone(&self.client) as Arc<dyn Client>, rules))
     }
 }
 

@@ -481,4 +481,94 @@ fingerprint = { strip = ["/sent_at", "query:ts", "form:nonce"] }
             assert!(output(command).await.stdout.len() > 1000, "{shell}");
         }
     }
+
+    const AUDITED: &str = r#"
+[[upstream]]
+name = "api"
+url = "http://127.0.0.1:9000"
+[[route]]
+name = "pay"
+match = { path = "/pay" }
+fingerprint = { strip = ["/sent_at", "/note"] }
+[[route]]
+name = "hook"
+match = { path = "/hook" }
+key = { missing = "derive" }
+fingerprint = { keep = ["/event"] }
+"#;
+
+    /// A line of a capture.
+    fn captured(path: &str, key: &str, operation: &str, body: &str) -> String {
+        let mut line = json!({ "path": path, "headers": { "Content-Type": "application/json" }, "body": body });
+        if !key.is_empty() {
+            line["headers"]["Idempotency-Key"] = json!(key);
+        }
+        if !operation.is_empty() {
+            line["operation"] = json!(operation);
+        }
+        format!("{line}\n")
+    }
+
+    #[tokio::test]
+    async fn an_audit_names_what_would_collide_and_what_would_not_be_known_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("onceward.toml");
+        std::fs::write(&file, AUDITED).unwrap();
+        let config = file.to_str().unwrap();
+        let audit = ["audit", "--config", config, "-", "--json"];
+
+        let well = [
+            captured("/pay", "k-1", "a", r#"{"amount":1,"sent_at":1}"#),
+            captured("/pay", "k-1", "a", r#"{"sent_at":2,"amount":1}"#),
+            captured("/pay", "k-2", "b", r#"{"amount":1,"sent_at":1}"#),
+            captured("/pay", "", "", r#"{"amount":1}"#),
+            captured("/pay", "k-2", "c", r#"{"amount":2,"sent_at":1}"#),
+            captured("/pay", "two, keys", "", "{}"),
+        ];
+        let output = run_with(&audit, &well.concat()).await;
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let pay = &said["routes"][0];
+        assert_eq!((&pay["route"], &pay["requests"], &pay["keys"]), (&json!("pay"), &json!(6), &json!(2)), "{said}");
+        assert_eq!((&pay["repetitions"], &pay["unprotected"]), (&json!(2), &json!(1)));
+        assert_eq!(pay["rejected"]["conflicting-keys"], 1);
+
+        let ill = [
+            // One key, another note, and nobody says that it was one operation.
+            captured("/pay", "k-1", "", r#"{"amount":1,"note":"a"}"#),
+            captured("/pay", "k-1", "", r#"{"amount":1,"note":"b"}"#),
+            // A repetition with a nonce that counts.
+            captured("/pay", "k-2", "d", r#"{"amount":1,"nonce":1}"#),
+            captured("/pay", "k-2", "d", r#"{"amount":1,"nonce":2}"#),
+            // Two operations whose key is made of too little.
+            captured("/hook", "", "e", r#"{"event":7,"order":1}"#),
+            captured("/hook", "", "f", r#"{"event":7,"order":2}"#),
+            // One operation whose key is made of too much.
+            captured("/hook", "", "g", r#"{"event":8,"order":1}"#),
+            captured("/hook", "", "g", r#"{"event":9,"order":1}"#),
+        ];
+        let output = run_with(&audit, &ill.concat()).await;
+        assert_eq!(output.status.code(), Some(1));
+        let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let found = |route: usize, what: &str| {
+            let found = &said["routes"][route][what];
+            (
+                found["pairs"].clone(),
+                found["fields"][0]["field"].clone(),
+                found["fields"][0]["example"]["lines"].clone(),
+            )
+        };
+        assert_eq!(found(1, "distinct_that_collide"), (json!(1), json!("/note"), json!([1, 2])), "{said}");
+        assert_eq!(found(1, "equal_that_do_not"), (json!(1), json!("/nonce"), json!([3, 4])));
+        assert_eq!(found(0, "distinct_that_collide"), (json!(1), json!("/order"), json!([5, 6])));
+        assert_eq!(found(0, "equal_that_do_not"), (json!(1), json!("/event"), json!([7, 8])));
+        let text = run_with(&["audit", "--config", config, "-"], &ill.concat()).await;
+        let text = String::from_utf8(text.stdout).unwrap();
+        assert!(text.contains("/nonce  1, for example lines 3 and 4"), "{text}");
+
+        let output = run_with(&audit, "{\"path\": \"/pay\"}\nnot json\n").await;
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && stderr.contains("line 2:"), "{stderr}");
+        assert_eq!(ends(2, &["audit", "--config", config, "nowhere.ndjson"]).await.0, "");
+    }
 }

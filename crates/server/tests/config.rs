@@ -170,6 +170,38 @@ fn a_wrong_file_says_what_where_and_how_to_mend_it() {
             "[defaults]\non_cache_loss = \"quarantine\"\n",
             r#"onceward.toml:5:1: "on_cache_loss" in [defaults] is not available in this version (durability other than strict); leave it out"#,
         ),
+        (
+            "[defaults]\non_unknown = [\"probe\"]\n",
+            r#"onceward.toml:5:15: "on_unknown" of [defaults] says "probe", and "probe" does not say who is asked: add probe = { url = "http://127.0.0.1:9000/by-record/{record}", executed = [200], not_executed = [404] }"#,
+        ),
+        (
+            "[defaults]\nprobe = { url = \"http://h/{record}\" }\n",
+            r#"onceward.toml:5:1: [defaults]: "probe" has no status in "executed" and none in "not_executed", so no answer says anything; write executed = [200], not_executed = [404]"#,
+        ),
+        (
+            "[defaults]\nprobe = { url = \"http://h/{record}\", executed = [200, 404], not_executed = [404] }\n",
+            r#"onceward.toml:5:61: [defaults]: 404 is both in "executed" and in "not_executed" of "probe""#,
+        ),
+        (
+            "[defaults]\nprobe = { url = \"http://h/{record}\", executed = [200], not_executed = [404, 503] }\n",
+            r#"onceward.toml:5:77: 503 in "not_executed" of "probe" of [defaults] is an error of a server, which proves nothing"#,
+        ),
+        (
+            "[defaults]\nprobe = { url = \"http://h/{id}\", executed = [200] }\n",
+            r#"onceward.toml:5:17: "url" in "probe" of [defaults]: may hold the placeholders "{record}" and "{key}" and no other brace"#,
+        ),
+        (
+            "[defaults]\nprobe = { url = \"http://h/status\", executed = [200] }\n",
+            r#"onceward.toml:5:17: "url" in "probe" of [defaults]: asks the same of every request: put "{record}" or "{key}" into it"#,
+        ),
+        (
+            "[defaults]\non_unknown = [\"probe\", { hold = \"1h\" }, \"probe\"]\nprobe = { url = \"http://h/{record}\", executed = [200] }\n",
+            r#"onceward.toml:5:41: "on_unknown" of [defaults]: "probe" stands twice; it is asked each time"#,
+        ),
+        (
+            "[defaults]\nprobe = { url = \"http://h/{key}\", executed = [200], headers = [{ name = \"X-Key\", value = \"env:GONE\" }] }\n",
+            r#"onceward.toml:5:82: the value of x-key in "probe" of [defaults]: the environment variable "GONE" is not set, or is not UTF-8"#,
+        ),
         ("[defaults]\nauth = { cache = \"5s\" }\n", r#"onceward.toml:5:1: "auth" of [defaults] lacks "url""#),
         (
             "[defaults]\nauth = { url = \"http://u:secret@h/\" }\n",
@@ -389,14 +421,17 @@ fn what_is_not_available_is_refused_by_name_and_place() {
     for (key, what) in NOT_AVAILABLE {
         let (path, value) = key.split_once(" = ").unwrap_or((key, "{}"));
         let value = match (path, value) {
+            ("route.probe.url", _) => r#""https://h/{record}""#.to_owned(),
             ("upstream.url" | "route.auth.url", _) => r#""https://h""#.to_owned(),
             ("route.on_unknown", value) => format!("[{value}]"),
             (_, value) => value.to_owned(),
         };
+        // What else it must say.
+        let more = if path == "route.probe.url" { "probe.executed = [200]\n" } else { "" };
         // Each in a route and in [defaults]; others in their section.
         let texts: Vec<String> = match path.split('.').collect::<Vec<_>>().as_slice() {
             ["route", rest @ ..] => {
-                let line = format!("{} = {value}\n", rest.join("."));
+                let line = format!("{} = {value}\n{more}", rest.join("."));
                 vec![format!("{UPSTREAM}[[route]]\nname = \"a\"\n{line}"), format!("{UPSTREAM}[defaults]\n{line}")]
             }
             ["upstream", "url"] => vec![format!("[[upstream]]\nname = \"api\"\nurl = {value}\n")],
@@ -437,6 +472,7 @@ const PROTOCOL_KEYS: &str = "
     route.record.preset route.record.record route.record.release route.record.unknown
     route.record.release_when route.record.set_cookie route.replay.body route.replay.header
     route.mismatch_status route.on_unknown route.probe.url route.probe.executed route.probe.not_executed
+    route.probe.quiesce route.probe.timeout route.probe.replay route.probe.headers
     route.retry_max route.on_store_outage route.durability route.on_cache_loss
     route.limits.request_body route.limits.recorded_body route.forward_key
     limits.connections limits.headers limits.waiters limits.held_answer limits.canonical_body limits.spool
@@ -529,6 +565,14 @@ fn what_is_odd_but_not_wrong_is_a_warning() {
         (
             "[[route]]\nname = \"a\"\nmatch = { path = \"/x/{id}\" }\n[[route]]\nname = \"b\"\nmatch = { path = \"/x/{other}\" }\n",
             r#"[[route]] "b" never gets a request: "a" matches the same"#,
+        ),
+        (
+            "[[route]]\nname = \"a\"\nprobe = { url = \"http://h/{key}\", executed = [200] }\n",
+            r#"[[route]] "a": "probe" is never asked: put "probe" into "on_unknown""#,
+        ),
+        (
+            "[defaults]\non_unknown = [\"probe\"]\nprobe = { url = \"http://h/{key}\", not_executed = [404], quiesce = \"10s\" }\n",
+            r#"[defaults]: the "quiesce" of "probe" (10s) is less than timeout (30s): the upstream may still be working when it is asked, and what was not done yet would run twice"#,
         ),
         ("[admin]\ntoken = \"short\"\n", r#""token" in [admin] is shorter than 16 characters: it can be guessed"#),
     ];

@@ -1,28 +1,19 @@
-//! Which questions were answered with yes just now, and which are being asked.
+//! Which questions were answered with yes just now.
 
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use futures_util::future::{BoxFuture, Shared, WeakShared};
 use http::Request;
 use tokio::time::Instant;
-
-use super::Verdict;
 
 /// Answers that are remembered; the oldest go first.
 const ANSWERS_MAX: usize = 10_000;
 /// What the callers named in them take together.
 const CALLERS_BYTES_MAX: usize = 1 << 20;
-/// From so many questions on, those that nobody waits for any more are cleared away.
-const ABANDONED_MAX: usize = 1024;
-
 /// A keyed hash of all that is sent, so that no credential is kept, and none can be found by one that collides.
 pub(super) type QuestionId = [u8; 32];
-
-/// A question that is being asked for everybody who asks the same.
-pub(super) type AskingOnce = Shared<BoxFuture<'static, Verdict>>;
 
 #[derive(Debug)]
 pub(super) struct Cache {
@@ -36,7 +27,6 @@ struct State {
     /// All count for equally long: the oldest ends first.
     order: VecDeque<(QuestionId, Instant)>,
     callers_bytes: usize,
-    asking: HashMap<QuestionId, WeakShared<BoxFuture<'static, Verdict>>>,
 }
 
 struct Allowed {
@@ -46,16 +36,8 @@ struct Allowed {
 
 impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("State").field("allowed", &self.allowed.len()).field("asking", &self.asking.len()).finish()
+        f.debug_struct("State").field("allowed", &self.allowed.len()).finish()
     }
-}
-
-/// What is known of a question.
-pub(super) enum Known {
-    /// It was answered with yes.
-    Allowed(Option<Arc<str>>),
-    /// It is being asked.
-    Asking(AskingOnce),
 }
 
 impl Cache {
@@ -80,29 +62,15 @@ impl Cache {
         *hasher.finalize().as_bytes()
     }
 
-    /// What is known, else the question as whoever comes meanwhile joins it. It is asked for as long as somebody waits
-    /// for it.
-    pub(super) fn look(&self, id: QuestionId, now: Instant, ask: impl FnOnce() -> AskingOnce) -> Known {
-        let mut state = self.lock();
-        if let Some(allowed) = state.allowed.get(&id).filter(|allowed| allowed.until > now) {
-            return Known::Allowed(allowed.principal.clone());
-        }
-        if let Some(asking) = state.asking.get(&id).and_then(WeakShared::upgrade) {
-            return Known::Asking(asking);
-        }
-        let asking = ask();
-        if state.asking.len() >= ABANDONED_MAX {
-            state.asking.retain(|_, asking| asking.upgrade().is_some());
-        }
-        state.asking.extend(asking.downgrade().map(|asking| (id, asking)));
-        Known::Asking(asking)
+    /// Whether it was answered with yes, and whose it is then.
+    pub(super) fn look(&self, id: QuestionId, now: Instant) -> Option<Option<Arc<str>>> {
+        let state = self.lock();
+        state.allowed.get(&id).filter(|allowed| allowed.until > now).map(|allowed| allowed.principal.clone())
     }
 
-    /// The question was answered, with yes where `allowed`.
-    pub(super) fn answered(&self, id: QuestionId, allowed: Option<Option<Arc<str>>>, until: Instant) {
+    /// The question was answered with yes.
+    pub(super) fn allow(&self, id: QuestionId, principal: Option<Arc<str>>, until: Instant) {
         let mut state = self.lock();
-        state.asking.remove(&id);
-        let Some(principal) = allowed else { return };
         state.callers_bytes += principal.as_ref().map_or(0, |principal| principal.len());
         state.order.push_back((id, until));
         if let Some(before) = state.allowed.insert(id, Allowed { principal, until }) {
@@ -144,8 +112,6 @@ impl Allowed {
 mod tests {
     use std::time::Duration;
 
-    use futures_util::FutureExt;
-
     use super::*;
 
     fn question(credential: &str) -> Request<()> {
@@ -158,16 +124,15 @@ mod tests {
         let now = Instant::now();
         let until = now + Duration::from_secs(3600);
         let id = |n: usize| cache.id(&question(&n.to_string()));
-        let nobody = || std::future::pending().boxed().shared();
-        let is_known = |n| matches!(cache.look(id(n), now, nobody), Known::Allowed(_));
-        (0..=ANSWERS_MAX).for_each(|n| cache.answered(id(n), Some(None), until));
+        let is_known = |n| cache.look(id(n), now).is_some();
+        (0..=ANSWERS_MAX).for_each(|n| cache.allow(id(n), None, until));
         assert_eq!((is_known(0), is_known(1), is_known(ANSWERS_MAX)), (false, true, true));
         let long: Arc<str> = "x".repeat(1024).into();
-        (0..2000).for_each(|n| cache.answered(id(100_000 + n), Some(Some(Arc::clone(&long))), until));
+        (0..2000).for_each(|n| cache.allow(id(100_000 + n), Some(Arc::clone(&long)), until));
         assert_eq!((is_known(100_000), is_known(101_999)), (false, true));
         assert!(cache.lock().callers_bytes <= CALLERS_BYTES_MAX);
         // The same question over and over takes one place.
-        (0..3 * ANSWERS_MAX).for_each(|_| cache.answered(id(7), Some(None), until));
+        (0..3 * ANSWERS_MAX).for_each(|_| cache.allow(id(7), None, until));
         assert!(cache.lock().order.len() <= 2 * ANSWERS_MAX + 1);
     }
 

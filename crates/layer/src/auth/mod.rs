@@ -8,15 +8,15 @@ mod cache;
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, header, request::Parts};
 use tokio::{sync::Semaphore, time::Instant};
 
-use self::cache::{Cache, Known, QuestionId};
+use self::cache::{Cache, QuestionId};
 use crate::{
     ask::{self, Answer, Client},
     body::{Body, BoxError},
     metrics::{AuthResult, Metrics},
+    once::Once,
     replay,
     route::Route,
 };
@@ -69,6 +69,7 @@ pub struct Auth {
     client: Arc<dyn Client>,
     rules: AuthRules,
     cache: Cache,
+    once: Once<QuestionId, Verdict>,
     asking: Semaphore,
 }
 
@@ -90,7 +91,7 @@ impl Auth {
     /// Where the operating system has no random numbers to give.
     #[must_use]
     pub fn new(client: Arc<dyn Client>, rules: AuthRules) -> Self {
-        Self { client, rules, cache: Cache::new(), asking: Semaphore::new(ASKING_MAX) }
+        Self { client, rules, cache: Cache::new(), once: Once::default(), asking: Semaphore::new(ASKING_MAX) }
     }
 
     /// The header by which the service, instead of the request, says who the caller is.
@@ -108,17 +109,12 @@ impl Auth {
             return verdict;
         }
         let id = self.cache.id(&question);
-        let ask = || {
-            let this = Arc::clone(self);
-            async move { this.ask_and_remember(id, question).await }.boxed().shared()
-        };
-        let verdict = match self.cache.look(id, Instant::now(), ask) {
-            Known::Allowed(principal) => {
-                metrics.auth(AuthResult::Cached);
-                return Verdict::Allowed(principal);
-            }
-            Known::Asking(asking) => asking.await,
-        };
+        if let Some(principal) = self.cache.look(id, Instant::now()) {
+            metrics.auth(AuthResult::Cached);
+            return Verdict::Allowed(principal);
+        }
+        let this = Arc::clone(self);
+        let verdict = self.once.join(id, || async move { this.ask_and_remember(id, question).await }).await;
         metrics.auth(result_of(&verdict));
         verdict
     }
@@ -129,11 +125,9 @@ impl Auth {
         let verdict = self.ask(question).await;
         // A refusal is not remembered: whoever has just been let in must not wait for it to be forgotten, and a flood
         // of bad credentials must not push out the good ones.
-        let allowed = match &verdict {
-            Verdict::Allowed(principal) => Some(principal.clone()),
-            Verdict::Refused(_) | Verdict::Unavailable => None,
-        };
-        self.cache.answered(id, allowed, until);
+        if let Verdict::Allowed(principal) = &verdict {
+            self.cache.allow(id, principal.clone(), until);
+        }
         verdict
     }
 

@@ -195,9 +195,9 @@ where
     B: HttpBody<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
-    body.frame().await.transpose().map_err(|error| match error.into().downcast_ref() {
-        Some(NotOneMessage::More | NotOneMessage::None) => Problem::NotOneMessage,
-        Some(NotOneMessage::Cut) | None => Problem::BodyUnreadable,
+    body.frame().await.transpose().map_err(|error| match error.into().downcast_ref::<NotOneMessage>() {
+        Some(error) => error.problem(),
+        None => Problem::BodyUnreadable,
     })
 }
 

@@ -8,7 +8,7 @@ pub(crate) mod again;
 pub(crate) mod collect;
 pub(crate) mod earlier;
 pub(crate) mod key;
-mod one_message;
+pub(crate) mod one_message;
 pub(crate) mod plain;
 pub(crate) mod principal;
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::Sleep;
 
-use crate::body::BoxError;
+use crate::{body::BoxError, refuse::Problem};
 
 /// How long a client that has sent one message may take to say that it was the only one. Clients of unary calls say it
 /// with the message; those of a stream may never say it before they are answered.
@@ -95,6 +95,20 @@ impl Framing {
             Self::Done => Ok(()),
             Self::Prefix { have: 0, .. } => Err(NotOneMessage::None),
             Self::Prefix { .. } | Self::Message { .. } => Err(NotOneMessage::Cut),
+        }
+    }
+}
+
+/// Says of a whole body what a request with it would meet.
+pub(crate) fn is_one(body: &[u8]) -> Result<(), Problem> {
+    Framing::default().follow(body).and_then(Framing::end).map_err(NotOneMessage::problem)
+}
+
+impl NotOneMessage {
+    pub(super) fn problem(self) -> Problem {
+        match self {
+            Self::More | Self::None => Problem::NotOneMessage,
+            Self::Cut => Problem::BodyUnreadable,
         }
     }
 }

@@ -39,9 +39,7 @@ pub(super) fn principal(secret: &Secret, route: &Route, headers: &HeaderMap, tru
                         format!("header {name}:{value}")
                     }
                     PrincipalSource::Cookie(name) => {
-                        let value = cookie(headers, name)
-                            .ok_or_else(|| Problem::NoPrincipal(format!("the cookie {name} is missing")))?;
-                        format!("cookie {name}:{value}")
+                        format!("cookie {name}:{}", cookie(headers, name)?)
                     }
                 });
             }
@@ -163,7 +161,11 @@ fn one_value<'h>(headers: &'h HeaderMap, name: &HeaderName, trusted: bool) -> Re
     if lines.next().is_some() {
         return Err(Problem::NoPrincipal(format!("{name} stands on more than one line")));
     }
-    value.to_str().map_err(|_| Problem::NoPrincipal(format!("{name} is not visible ASCII")))
+    match value.to_str() {
+        Ok("") => Err(Problem::NoPrincipal(format!("the header {name} is empty"))),
+        Ok(value) => Ok(value),
+        Err(_) => Err(Problem::NoPrincipal(format!("{name} is not visible ASCII"))),
+    }
 }
 
 pub(crate) fn scope_part<'r>(part: &'r Part, headers: &'r HeaderMap, trusted: bool) -> Result<Cow<'r, str>, Problem> {
@@ -173,13 +175,21 @@ pub(crate) fn scope_part<'r>(part: &'r Part, headers: &'r HeaderMap, trusted: bo
     }
 }
 
-fn cookie(headers: &HeaderMap, name: &str) -> Option<String> {
-    headers
+/// The one value of a cookie. Of two, servers take the first or the last, so that two would be two callers.
+fn cookie(headers: &HeaderMap, name: &str) -> Result<String, Problem> {
+    let mut values = headers
         .get_all(header::COOKIE)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(';'))
         .filter_map(|pair| pair.trim().split_once('='))
-        .find(|(have, _)| *have == name)
-        .map(|(_, value)| value.to_owned())
+        .filter(|(have, _)| *have == name)
+        .map(|(_, value)| value);
+    match values.next() {
+        None | Some("") => Err(Problem::NoPrincipal(format!("the cookie {name} is missing or empty"))),
+        Some(value) if values.any(|other| other != value) => {
+            Err(Problem::NoPrincipal(format!("the cookie {name} stands there with two values")))
+        }
+        Some(value) => Ok(value.to_owned()),
+    }
 }

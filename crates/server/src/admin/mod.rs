@@ -20,7 +20,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use onceward::Engine;
 use serde_json::json;
 
-pub use records::{Answer, Find, ListQuery, Resolve, Settle};
+pub use records::{Answer, Find, ForgetQuery, ListQuery, Resolve, Settle};
 
 use crate::config::secret::Secret;
 

@@ -214,7 +214,7 @@ pub(super) async fn resolve(
         };
         match admin.engine().store().replace(id, &write).await {
             Ok(store::Write::Applied { .. }) => {
-                admin.engine().count_settled(&record.facts.route, "operator");
+                admin.engine().count_settled(&record.facts.route, onceward::SettledBy::Operator);
                 tracing::info!(record = %id.short(), route = %record.facts.route, r#as = ?resolve.settle, "an unknown outcome was settled");
                 return match read(&admin, &id.to_string()).await {
                     Ok((id, record, now)) => Json(shown(&id, &record, now)).into_response(),
@@ -229,14 +229,31 @@ pub(super) async fn resolve(
     refuse(StatusCode::CONFLICT, "busy", "The record changed each time. Look at it, then try again.")
 }
 
-pub(super) async fn forget(State(admin): State<Admin>, Path(id): Path<String>) -> Response {
+/// How a record is forgotten: by default its key is new again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForgetQuery {
+    /// What was recorded goes, and the key stays unusable until its retention ends.
+    #[serde(default)]
+    pub erase: bool,
+    /// Also while it is in flight or its outcome unknown, and then only with `erase`: its holder loses its right.
+    #[serde(default)]
+    pub force: bool,
+}
+
+pub(super) async fn forget(
+    State(admin): State<Admin>,
+    Path(id): Path<String>,
+    Query(asked): Query<ForgetQuery>,
+) -> Response {
+    let how = if asked.erase { Forget::Erase } else { Forget::Reuse };
     for _ in 0..TRIES_MAX {
         let (id, record, now) = match read(&admin, &id).await {
             Ok(found) => found,
             Err(response) => return response,
         };
         let retention = retention(&admin, &record);
-        let write = match transition::forget(&record, Forget::Reuse, false, "", retention, now) {
+        let write = match transition::forget(&record, how, asked.force, "erased by an operator", retention, now) {
             Ok(write) => write,
             Err(refused) => return refused_by_state(&refused),
         };
@@ -246,8 +263,10 @@ pub(super) async fn forget(State(admin): State<Admin>, Path(id): Path<String>) -
         };
         match written {
             Ok(store::Write::Applied { .. }) => {
-                tracing::info!(record = %id.short(), route = %record.facts.route, "a record was forgotten");
-                return Json(json!({ "record_id": id.to_string(), "forgotten": true })).into_response();
+                let route = &record.facts.route;
+                tracing::info!(record = %id.short(), %route, erased = asked.erase, "a record was forgotten");
+                let done = json!({ "record_id": id.to_string(), "forgotten": true, "erased": asked.erase });
+                return Json(done).into_response();
             }
             Ok(store::Write::Lost { .. }) => {}
             Err(error) => return store_failed(&error),

@@ -39,6 +39,23 @@ pub enum Command {
     /// Show how a request is treated
     #[command(subcommand, after_help = "Example:\n  onceward key explain --config onceward.toml < request.http")]
     Key(KeyCommand),
+    /// Show what captured requests would be taken for: collisions, strangers, and the fields to blame
+    ///
+    /// A capture is JSON lines, one request each: {"method": "POST", "path": "/v1/payments", "headers": {"Idempotency-Key": "k"},
+    /// "body": "…"}, or body_base64; with "operation", what the client meant, where that is known. Exit code 1 where
+    /// something would count as what it is not.
+    #[command(after_help = "Example:\n  onceward audit --config onceward.toml requests.ndjson")]
+    Audit {
+        /// The configuration; the defaults without one
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// The capture; - is stdin
+        #[arg(value_name = "CAPTURE")]
+        capture: PathBuf,
+        /// How to print
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Check and explain the configuration
     #[command(subcommand, after_help = "Example:\n  onceward config check onceward.toml")]
     Config(ConfigCommand),
@@ -138,14 +155,21 @@ Examples:
         #[command(flatten)]
         output: OutputArgs,
     },
-    /// Delete one record: its key is new again, and a repetition runs
+    /// Delete one record: its key is new again, and a repetition runs; or erase it
     #[command(after_help = "\
-Example:
-  onceward keys forget --key 8e03978e --route create-payment --dry-run")]
+Examples:
+  onceward keys forget --key 8e03978e --route create-payment --dry-run
+  onceward keys forget YKcJ3IXiJHabZiu6uvB7XO5FekyaCPp-INTrvKFnz_8 --erase")]
     Forget {
         /// Which record
         #[command(flatten)]
         name: NameArgs,
+        /// Erase what was recorded, and keep the key unusable (410 key-gone) until its retention ends
+        #[arg(long)]
+        erase: bool,
+        /// Erase it even while it is in flight or its outcome unknown: what still runs is not recorded
+        #[arg(long, requires = "erase")]
+        force: bool,
         /// Say what would be done, and do nothing
         #[arg(long)]
         dry_run: bool,
@@ -444,10 +468,13 @@ mod tests {
             "onceward keys get --key k --tenant t --route r --authorization a --data d",
             "onceward keys get YKcJ --config f",
             "onceward keys forget YKcJ --dry-run",
+            "onceward keys forget YKcJ --erase --force",
             "onceward keys resolve --state unknown --route R --as executed --status 200 --body @f --dry-run",
             "onceward keys resolve YKcJ --as failed",
             "onceward keys resolve --key k --route r --as not-executed",
             "onceward key explain --config f --json",
+            "onceward audit --config f requests.ndjson --json",
+            "onceward audit -",
             "onceward config check f --json",
             "onceward config example",
             "onceward config timeouts f",
@@ -470,6 +497,7 @@ mod tests {
             "onceward keys get YKcJ --tenant t",
             "onceward keys list --state gone",
             "onceward keys list --since yesterday",
+            "onceward keys forget YKcJ --force",
             "onceward keys resolve --as failed",
             "onceward keys resolve YKcJ",
             "onceward keys resolve YKcJ --as executed --status 100",

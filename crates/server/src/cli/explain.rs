@@ -30,6 +30,9 @@ pub(super) fn run(config: &Config, input: impl Read, as_json: bool) -> Result<()
     let request = parse(&bytes)?;
     // Without a store of its own: nothing is claimed, and the id is that of a secret that may not be there yet.
     let engine = engine(config)?;
+    if !has_secret(config) {
+        eprintln!("onceward: there is no install secret yet, so record_id is that of a secret of zeros");
+    }
     let explained = engine.explain(&request).map_err(|problem| Failure::not_well(problem.to_string()))?;
     if as_json {
         println!("{}", as_value(&explained));
@@ -39,15 +42,19 @@ pub(super) fn run(config: &Config, input: impl Read, as_json: bool) -> Result<()
     Ok(())
 }
 
-fn engine(config: &Config) -> Result<Engine, Failure> {
+fn has_secret(config: &Config) -> bool {
+    config.identity.secret.is_some() || config.store.path.join("onceward.secret").exists()
+}
+
+/// An engine that only names requests, over a store of its own.
+pub(super) fn engine(config: &Config) -> Result<Engine, Failure> {
     let store = std::sync::Arc::new(onceward::store::memory::Memory::default());
     let upstreams = Upstreams::new(config, &Upstreams::default()).map_err(start::StartError::from)?;
-    if config.identity.secret.is_some() || config.store.path.join("onceward.secret").exists() {
+    if has_secret(config) {
         return Ok(start::engine(config, &upstreams, store, Purpose::Look)?);
     }
     let routes = assemble::routes(config, &upstreams).map_err(start::StartError::from)?;
     let limits = assemble::limits(&config.limits);
-    eprintln!("onceward: there is no install secret yet, so record_id is that of a secret of zeros");
     Ok(Engine::new(store, onceward::Secret::from_bytes([0; 32]), routes, limits, Engine::new_session()))
 }
 

@@ -22,7 +22,7 @@ use super::{
     },
 };
 use crate::{
-    admin::{Admin, Answer, Find, ListQuery, Resolve, Settle},
+    admin::{Admin, Answer, Find, ForgetQuery, ListQuery, Resolve, Settle},
     assemble::Upstreams,
     config::{Config, Environment, Flags, secret::Secret},
     identity::Purpose,
@@ -48,9 +48,9 @@ pub(super) async fn run(command: KeysCommand) -> Result<(), Failure> {
             print_one(&record?, output);
             Ok(())
         }
-        KeysCommand::Forget { name, dry_run, target, output } => {
+        KeysCommand::Forget { name, erase, force, dry_run, target, output } => {
             let access = Access::open(&target).await?;
-            let done = forget(&access, &name.name, dry_run).await;
+            let done = forget(&access, &name.name, ForgetQuery { erase, force }, dry_run).await;
             access.close().await;
             let (record, what) = done?;
             report(&Settled::all(vec![record]), what, output);
@@ -68,13 +68,23 @@ pub(super) async fn run(command: KeysCommand) -> Result<(), Failure> {
     }
 }
 
-async fn forget(access: &Access, name: &NameOrNone, dry_run: bool) -> Result<(Value, &'static str), Failure> {
+async fn forget(
+    access: &Access,
+    name: &NameOrNone,
+    how: ForgetQuery,
+    dry_run: bool,
+) -> Result<(Value, &'static str), Failure> {
     let record = one(access, name).await?;
+    let ForgetQuery { erase, force } = how;
     if dry_run {
-        return Ok((record, "would be forgotten"));
+        return Ok((record, if erase { "would be erased" } else { "would be forgotten" }));
     }
-    access.call(Method::DELETE, &format!("/records/{}", id_of(&record)), None).await?;
-    Ok((record, "forgotten: the key is new again"))
+    let path = format!("/records/{}?erase={erase}&force={force}", id_of(&record));
+    access.call(Method::DELETE, &path, None).await?;
+    Ok((
+        record,
+        if erase { "erased: the key is unusable until its retention ends" } else { "forgotten: the key is new again" },
+    ))
 }
 
 /// What became of one record or of many.

@@ -11,6 +11,7 @@ use crate::{
 };
 
 pub mod args;
+mod audit;
 mod explain;
 mod keys;
 mod log;
@@ -105,6 +106,18 @@ async fn command(command: Command) -> Result<(), Failure> {
                 Flags { upstream: config.is_none().then(|| "http://127.0.0.1:9000".into()), ..Flags::default() };
             let config = Config::load(config.as_deref(), &flags, &Environment::of_process())?;
             explain::run(&config, std::io::stdin().lock(), output.json)
+        }
+        Command::Audit { config, capture, output } => {
+            let flags =
+                Flags { upstream: config.is_none().then(|| "http://127.0.0.1:9000".into()), ..Flags::default() };
+            let config = Config::load(config.as_deref(), &flags, &Environment::of_process())?;
+            let engine = explain::engine(&config)?;
+            if capture.as_os_str() == "-" {
+                return audit::run(&engine, std::io::stdin().lock(), output.json);
+            }
+            let file = std::fs::File::open(&capture)
+                .map_err(|error| Failure::usage(format!("{} cannot be read: {error}", capture.display())))?;
+            audit::run(&engine, std::io::BufReader::new(file), output.json)
         }
         Command::Config(ConfigCommand::Check { file, output }) => {
             let report = report::check(&file, &Environment::of_process())?;

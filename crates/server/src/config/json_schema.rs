@@ -22,6 +22,7 @@ const REQUIRED: &[(&str, &[&str])] = &[
     ("upstream", &["name", "url"]),
     ("route.record.release_when", &["status", "header"]),
     ("route.on_unknown", &["hold"]),
+    ("route.probe.headers", &["name", "value"]),
 ];
 
 /// The schema, in the dialect of 2020-12.

@@ -121,7 +121,7 @@ pub(super) fn config(root: &Node, inputs: &Inputs<'_>, problems: &mut Problems<'
     };
     let identity = identity(section("identity"), inputs, problems);
     let upstreams = upstreams(root, problems);
-    let routes = read_route::routes(root, &upstreams, &listen, problems)?;
+    let routes = read_route::routes(root, &upstreams, &listen, inputs, problems)?;
     Some(Config {
         identity,
         listen,

@@ -8,7 +8,7 @@ use onceward::pattern::Pattern;
 use onceward_core::policy::Outage;
 
 use super::{
-    Listen, Upstream, forms,
+    Inputs, Listen, Upstream, forms,
     problem::{Origin, Problems},
     read::Layers,
     route::{DEFAULT_ROUTE, ForwardKey, InFlight, Match, Mode, Replay, ReplayBody, RouteConfig, RouteLimits},
@@ -49,6 +49,7 @@ pub(super) fn routes(
     root: &Node,
     upstreams: &[Upstream],
     listen: &Listen,
+    inputs: &Inputs<'_>,
     problems: &mut Problems<'_>,
 ) -> Option<Routes> {
     let mut names: HashMap<&str, &Origin> = HashMap::new();
@@ -65,7 +66,7 @@ pub(super) fn routes(
             Some(name) => format!("[[route]] {}", shown(name)),
             None => format!("[[route]] number {index}"),
         };
-        let mut reader = Reader { table, whose: &whose, at, told: &mut told, problems: &mut *problems };
+        let mut reader = Reader { table, whose: &whose, at, told: &mut told, inputs, problems: &mut *problems };
         if is_default {
             reader.only_in_routes();
         } else if let Some(name) = own_name {
@@ -97,6 +98,7 @@ pub(super) struct Reader<'a, 'p, 's> {
     at: &'a Origin,
     /// What has been told, and where, whoever's it is: routes inherit what is wrong.
     told: &'p mut HashSet<(Origin, String)>,
+    pub(super) inputs: &'p Inputs<'p>,
     problems: &'p mut Problems<'s>,
 }
 
@@ -198,6 +200,8 @@ impl Reader<'_, '_, '_> {
         }
         let unknown_max = table.duration("unknown_max", secs(30 * DAY));
         let retry_max = table.integer("retry_max", 3);
+        let timeout = table.duration("timeout", secs(30));
+        let probe = self.probe(timeout);
         RouteConfig {
             name: name.to_owned(),
             matching: self.matching(is_default),
@@ -219,7 +223,7 @@ impl Reader<'_, '_, '_> {
             client_retries: table.duration("client_retries", secs(20 * MINUTE)),
             lease: table.duration("lease", secs(10)),
             two_phase_dispatch: table.bool("two_phase_dispatch"),
-            timeout: table.duration("timeout", secs(30)),
+            timeout,
             execution_max: table.duration("execution_max", secs(10 * MINUTE)),
             idle_timeout: table.duration("idle_timeout", secs(60)),
             record_wait: table.duration("record_wait", secs(2)),
@@ -240,7 +244,8 @@ impl Reader<'_, '_, '_> {
                     .unwrap_or(HeaderName::from_static("idempotent-replayed")),
             },
             mismatch_status: table.integer("mismatch_status", 422),
-            on_unknown: self.on_unknown(retry_max, unknown_max),
+            on_unknown: self.on_unknown(retry_max, unknown_max, probe.as_ref()),
+            probe,
             retry_max,
             on_store_outage: table.choice(
                 "on_store_outage",

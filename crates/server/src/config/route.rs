@@ -6,7 +6,9 @@ use core::{fmt, time::Duration};
 use http::{HeaderName, Method, Uri};
 use onceward_core::policy::{Outage, Policy, Recording, Step};
 
-use onceward::pattern::Pattern;
+use onceward::{ProbeUrl, pattern::Pattern};
+
+use super::secret::Secret;
 
 /// The name of the route that treats what no other route matches.
 pub const DEFAULT_ROUTE: &str = "default";
@@ -69,6 +71,8 @@ pub struct RouteConfig {
     /// What a request does that meets an unknown outcome, in order. Not empty; a step that ends
     /// the list comes last.
     pub on_unknown: Vec<Step>,
+    /// Who is asked by [`Step::Probe`]; there whenever that is in the list.
+    pub probe: Option<ProbeConfig>,
     /// How many attempts [`Step::Retry`] adds at most.
     pub retry_max: u32,
     /// What to do when the store does not answer before a claim.
@@ -246,6 +250,25 @@ pub struct AuthConfig {
     pub timeout: Duration,
     /// The header of the answer that names the caller.
     pub principal_header: Option<HeaderName>,
+}
+
+/// How it is asked whether a request took effect of which nobody knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProbeConfig {
+    /// Who is asked.
+    pub url: ProbeUrl,
+    /// Statuses that say that it took effect. None of them is a redirect or an error of a server, nor in the other list.
+    pub executed: Vec<u16>,
+    /// Statuses that say that it did not. One of the lists is not empty.
+    pub not_executed: Vec<u16>,
+    /// Not before so long after the outcome became unknown.
+    pub quiesce: Duration,
+    /// For a question and its answer.
+    pub timeout: Duration,
+    /// What repeats of an executed request get.
+    pub replay: ReplayBody,
+    /// Sent along; their values are shown nowhere.
+    pub headers: Vec<(HeaderName, Secret)>,
 }
 
 /// What makes two requests the same.

@@ -1,12 +1,19 @@
-//! The tables of a route that ask somebody else: `auth`.
+//! The tables of a route that ask somebody else: `auth` and `probe`.
 
 use core::time::Duration;
 
+use http::HeaderName;
+use onceward::ProbeUrl;
+use onceward_core::policy::Step;
+
 use super::{
-    forms,
+    Secrets, forms,
+    read::Layers,
     read_route::Reader,
-    route::{AuthConfig, Principal},
-    tree::Value,
+    route::{AuthConfig, Principal, ProbeConfig, ReplayBody},
+    secret::{self, Secret},
+    tree::{Node, Value},
+    units::spell_duration,
 };
 
 impl Reader<'_, '_, '_> {
@@ -35,5 +42,125 @@ impl Reader<'_, '_, '_> {
             timeout: table.duration("timeout", Duration::from_secs(5)),
             principal_header,
         })
+    }
+
+    pub(super) fn probe(&mut self, timeout: Duration) -> Option<ProbeConfig> {
+        self.table.node("probe").filter(|node| matches!(node.value, Value::Table(_)))?;
+        let table = self.table.sub("probe");
+        if table.node("url").is_none() {
+            let why = format!(r#""probe" of {} lacks "url""#, self.whose);
+            self.wrong(self.table, "probe", why);
+        }
+        let executed = self.statuses(table, "executed");
+        let not_executed = self.statuses(table, "not_executed");
+        if executed.is_empty() && not_executed.is_empty() {
+            let why = format!(
+                r#"{}: "probe" has no status in "executed" and none in "not_executed", so no answer says anything; write executed = [200], not_executed = [404]"#,
+                self.whose
+            );
+            self.wrong(self.table, "probe", why);
+        }
+        if let Some(both) = executed.iter().find(|status| not_executed.contains(status)) {
+            let why = format!(r#"{}: {both} is both in "executed" and in "not_executed" of "probe""#, self.whose);
+            self.wrong(table, "not_executed", why);
+        }
+        let quiesce = table.duration("quiesce", timeout + Duration::from_secs(5));
+        if quiesce < timeout && !not_executed.is_empty() {
+            let (quiesce, timeout) = (spell_duration(quiesce), spell_duration(timeout));
+            let why = format!(
+                r#"{}: the "quiesce" of "probe" ({quiesce}) is less than timeout ({timeout}): the upstream may still be working when it is asked, and what was not done yet would run twice"#,
+                self.whose
+            );
+            self.warn(table, "quiesce", why);
+        }
+        let is_asked =
+            self.table.node("on_unknown").map_or(&[][..], Node::items).iter().any(|item| item.text() == Some("probe"));
+        if !is_asked && self.table.own("probe").is_some() {
+            let why = format!(r#"{}: "probe" is never asked: put "probe" into "on_unknown""#, self.whose);
+            self.warn(self.table, "probe", why);
+        }
+        let headers = self.sent_along(table);
+        Some(ProbeConfig {
+            url: table.form("url", |text| ProbeUrl::parse(text).map_err(|error| error.to_string()))?,
+            executed,
+            not_executed,
+            quiesce,
+            timeout: table.duration("timeout", Duration::from_secs(5)),
+            replay: table.choice(
+                "replay",
+                &[("recorded", ReplayBody::Recorded), ("ack", ReplayBody::Ack)],
+                ReplayBody::Recorded,
+            ),
+            headers,
+        })
+    }
+
+    /// The step `probe` of `on_unknown`.
+    pub(super) fn probe_step(&mut self, item: &Node, probe: Option<&ProbeConfig>) -> Option<Step> {
+        let Some(probe) = probe else {
+            // One that is wrong has been told by itself.
+            if self.table.node("probe").is_none() {
+                let why = format!(
+                    r#""on_unknown" of {} says "probe", and "probe" does not say who is asked: add probe = {{ url = "http://127.0.0.1:9000/by-record/{{record}}", executed = [200], not_executed = [404] }}"#,
+                    self.whose
+                );
+                self.wrong_at(&item.at, why);
+            }
+            return None;
+        };
+        Some(Step::Probe { quiesce: probe.quiesce, unattended: !probe.url.needs_key() })
+    }
+
+    /// Statuses that can say something.
+    fn statuses(&mut self, table: Layers<'_>, key: &str) -> Vec<u16> {
+        let mut statuses = Vec::new();
+        for item in table.node(key).map_or(&[][..], Node::items) {
+            let Value::Integer(Some(status)) = item.value else { continue };
+            let Ok(status) = u16::try_from(status) else { continue };
+            let why = match status {
+                300..=399 => "a redirect, which is not followed and settles nothing",
+                500..=599 => "an error of a server, which proves nothing",
+                _ => {
+                    statuses.push(status);
+                    continue;
+                }
+            };
+            let why = format!(r#"{status} in {key:?} of "probe" of {} is {why}"#, self.whose);
+            self.wrong_at(&item.at, why);
+        }
+        statuses
+    }
+
+    /// Headers with values that no message shows.
+    fn sent_along(&mut self, table: Layers<'_>) -> Vec<(HeaderName, Secret)> {
+        let mut headers = Vec::new();
+        for item in table.node("headers").map_or(&[][..], Node::items) {
+            let entry = Layers::new(Some(item), None);
+            for key in ["name", "value"] {
+                if entry.node(key).is_none() && matches!(item.value, Value::Table(_)) {
+                    let why = format!(r#"an entry of "headers" in "probe" of {} lacks {key:?}"#, self.whose);
+                    self.wrong_at(&item.at, why);
+                }
+            }
+            let (Some(name), Some(text)) = (entry.form("name", forms::header), entry.text("value")) else { continue };
+            let at = entry.at("value").unwrap_or(&item.at);
+            match secret::resolve(text, self.inputs.environment) {
+                Ok(value) if http::HeaderValue::from_str(&value).is_ok() => headers.push((name, Secret::new(value))),
+                Ok(_) => {
+                    self.wrong_at(at, format!("the value of {name} in \"probe\" of {} is none of a header", self.whose))
+                }
+                Err(why) => {
+                    let why = format!(r#"the value of {name} in "probe" of {}: {why}"#, self.whose);
+                    // What a secret points to may be missing here only.
+                    let elsewhere = text.starts_with("env:") || text.starts_with("file:");
+                    if self.inputs.secrets == Secrets::Absent && elsewhere {
+                        self.warn_at(at, why);
+                    } else {
+                        self.wrong_at(at, why);
+                    }
+                }
+            }
+        }
+        headers
     }
 }

@@ -12,7 +12,7 @@ use super::{
     read_route::Reader,
     route::{
         Field, FingerprintBody, FingerprintConfig, Hash, KeyConfig, KeySource, Missing, Principal, PrincipalPart,
-        ScopeConfig, ScopePart,
+        ProbeConfig, ScopeConfig, ScopePart,
     },
     schema,
     tree::{Node, Value},
@@ -225,7 +225,12 @@ impl Reader<'_, '_, '_> {
         Recording { preset, record, release, unknown, release_when }
     }
 
-    pub(super) fn on_unknown(&mut self, retry_max: u32, unknown_max: Duration) -> Vec<Step> {
+    pub(super) fn on_unknown(
+        &mut self,
+        retry_max: u32,
+        unknown_max: Duration,
+        probe: Option<&ProbeConfig>,
+    ) -> Vec<Step> {
         let table = self.table;
         let Some(items) = table.node("on_unknown").map(Node::items) else { return vec![Step::Hold] };
         let mut steps = Vec::new();
@@ -234,6 +239,7 @@ impl Reader<'_, '_, '_> {
                 Some("hold") => Some(Step::Hold),
                 Some("retry") => Some(Step::Retry),
                 Some("fail") => Some(Step::Fail),
+                Some("probe") => self.probe_step(item, probe),
                 Some(_) => None,
                 None => {
                     let span = Layers::new(Some(item), None);
@@ -259,6 +265,12 @@ impl Reader<'_, '_, '_> {
                     self.whose
                 );
                 self.warn_at(&item.at, why);
+            }
+            if let Some(Step::Probe { .. }) = step
+                && steps.iter().any(|step| matches!(step, Step::Probe { .. }))
+            {
+                let why = format!(r#""on_unknown" of {}: "probe" stands twice; it is asked each time"#, self.whose);
+                self.wrong_at(&item.at, why);
             }
             if step == Some(Step::Retry) && retry_max == 0 {
                 let why = format!(r#"{}: "retry" in "on_unknown" never runs with retry_max = 0"#, self.whose);

@@ -3,7 +3,7 @@
 
 use core::time::Duration;
 
-use onceward::pattern::Pattern;
+use onceward::{ProbeUrl, pattern::Pattern};
 
 use super::forms;
 
@@ -23,8 +23,7 @@ pub const NOT_AVAILABLE: &[(&str, &str)] = &[
     ("upstream.ca", "TLS to an upstream"),
     ("upstream.client_cert", "TLS to an upstream"),
     (r#"route.auth.url = "https://…""#, "TLS to the service that checks credentials"),
-    ("route.probe", "asking the upstream for an unknown outcome"),
-    (r#"route.on_unknown = "probe""#, "asking the upstream for an unknown outcome"),
+    (r#"route.probe.url = "https://…""#, "TLS to a status URL"),
     (r#"route.on_unknown = "effect""#, "looking for the effect in Postgres"),
     (r#"route.durability = "cache""#, "durability other than strict"),
     (r#"route.durability = "journaled""#, "durability other than strict"),
@@ -297,7 +296,7 @@ pub(super) const ROUTE: &[Key] = &[
             ),
         ),
     ),
-    key("probe", Kind::Any),
+    key("probe", Kind::Table(PROBE)),
     key("retry_max", Kind::Integer(0, 100)),
     key("on_store_outage", Kind::Choice(&["deny", "bypass", "fallback"])),
     key("durability", Kind::Choice(&["strict", "journaled", "cache"])),
@@ -321,6 +320,22 @@ const AUTH: &[Key] = &[
     key("cache", Kind::Duration(Duration::ZERO, secs(3600))),
     key("timeout", Kind::Duration(ms(1), secs(60))),
     key("principal_header", HEADER),
+];
+
+const PROBE: &[Key] = &[
+    key(
+        "url",
+        Kind::Text(
+            |text| ProbeUrl::parse(text).map(drop).map_err(|error| error.to_string()),
+            r#"a URL such as "http://127.0.0.1:9000/by-record/{record}""#,
+        ),
+    ),
+    key("executed", STATUSES),
+    key("not_executed", STATUSES),
+    key("quiesce", Kind::Duration(Duration::ZERO, days(7))),
+    key("timeout", Kind::Duration(ms(1), secs(300))),
+    key("replay", Kind::Choice(&["recorded", "ack"])),
+    key("headers", Kind::List(16, &Kind::Table(&[key("name", HEADER), key("value", Kind::Secret)]))),
 ];
 
 /// With its headers, a record must fit half a batch of the log, which is 4 MiB.

@@ -73,11 +73,12 @@ impl Bank {
 #[tonic::async_trait]
 impl payments::payments_server::Payments for Bank {
     async fn charge(&self, request: Request<ChargeRequest>) -> Result<Response<Charge>, Status> {
-        assert!(
-            request.metadata().contains_key("idempotency-fence") || !request.metadata().contains_key("idempotency-key")
-        );
+        let attempt = request.metadata().get("idempotency-attempt").cloned();
         let mut response = Response::new(self.take(request.into_inner()).await?);
         response.metadata_mut().insert_bin("trace-bin", MetadataValue::from_bytes(&[0, 1, 2, 255]));
+        if let Some(attempt) = attempt {
+            response.metadata_mut().insert("saw-attempt", attempt);
+        }
         Ok(response)
     }
 
@@ -146,6 +147,7 @@ async fn a_grpc_call_takes_effect_once_and_its_answer_outlives_a_kill() {
     for metadata in [first.metadata(), again.metadata()] {
         assert_eq!(metadata.get_bin("trace-bin").unwrap().to_bytes().unwrap(), [0, 1, 2, 255].as_slice());
         assert!(metadata.contains_key("idempotency-expires"));
+        assert_eq!(metadata.get("saw-attempt").unwrap(), "1", "what an upstream is told, it is told in metadata");
     }
     assert!(is_replay(again.metadata()));
     let again = client(&gateway).await.charge(call("k-2", "status 9", 1)).await.unwrap_err();
@@ -285,6 +287,42 @@ async fn a_process_that_dies_after_the_dispatch_leaves_the_outcome_of_a_call_unk
     assert_eq!((unknown.code(), slug(&unknown).as_str()), (Code::FailedPrecondition, "outcome-unknown"));
     assert_eq!(unknown.metadata().get("grpc-retry-pushback-ms").unwrap(), "-1");
     assert_eq!(bank.charges(), 1);
+}
+
+#[tokio::test]
+async fn a_store_that_does_not_answer_is_unavailable_and_says_when_to_come_back() {
+    let bank = Bank::start().await;
+    let start = bank.before("[store]\ndeadline = \"50ms\"\n").failpoint("store.insert:hit=1+:pause");
+    let gateway = start.start().await;
+    let refused = client(&gateway).await.charge(call("k-1", "acc", 1)).await.unwrap_err();
+    assert_eq!((refused.code(), slug(&refused).as_str()), (Code::Unavailable, "store-unavailable"));
+    assert_eq!(refused.metadata().get("grpc-retry-pushback-ms").unwrap(), "1000");
+    assert_eq!(bank.charges(), 0);
+}
+
+#[tokio::test]
+async fn shadow_mode_reads_a_call_as_protection_would() {
+    let bank = Bank::start().await;
+    let gateway = bank.before("[defaults]\nmode = \"observe\"\n").start().await;
+    let mut client = client(&gateway).await;
+    let would = async |would: &str| {
+        let name = format!("onceward_observed_total{{route=\"default\",would=\"{would}\"}} ");
+        let metrics = gateway.metrics().await;
+        metrics.lines().find_map(|line| line.strip_prefix(&name)).map_or(0, |count| count.parse::<usize>().unwrap())
+    };
+    // ABORTED is released, so the second of these would have run too.
+    let calls =
+        [("recorded", "acc", 1, 0), ("recorded", "acc", 1, 1), ("k-2", "status 10", 2, 1), ("k-2", "status 10", 3, 1)];
+    for (key, account, executed, replayed) in calls {
+        let answer = client.charge(call(key, account, 1)).await;
+        assert!(!answer.map_or_else(|status| is_replay(status.metadata()), |response| is_replay(response.metadata())));
+        super::support::until("what it would have been", async || {
+            let running = gateway.records().await.iter().any(|record| record["state"] == "in_flight");
+            !running && (would("executed").await, would("replayed").await) == (executed, replayed)
+        })
+        .await;
+    }
+    assert_eq!((bank.charges(), gateway.records().await.len()), (4, 1), "all of them were forwarded");
 }
 
 #[tokio::test]

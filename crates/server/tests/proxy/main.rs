@@ -26,6 +26,10 @@ mod observe;
 #[cfg(test)]
 mod outages;
 #[cfg(test)]
+mod principals;
+#[cfg(test)]
+mod probe;
+#[cfg(test)]
 mod process;
 #[cfg(test)]
 mod recording;
@@ -37,6 +41,8 @@ mod replays;
 mod route_keys;
 #[cfg(test)]
 mod settings;
+#[cfg(test)]
+mod silence;
 #[cfg(test)]
 mod support;
 #[cfg(test)]

@@ -191,3 +191,46 @@ async fn what_is_not_protected_is_told_of_failures_too_and_never_recorded() {
     assert_eq!((failed.status, failed.slug().as_str()), (502, "upstream-unreachable"));
     assert_eq!(gateway.records().await.len() + gone.records().await.len(), 0);
 }
+
+// contract: erased-on-request
+#[tokio::test]
+async fn an_erased_key_is_gone_until_its_retention_ends_and_nothing_of_it_is_left() {
+    let gate = Gate::shut();
+    let opened = gate.clone();
+    let upstream = Upstream::start(move |request, before| match request.key() {
+        "slow" => vec![Step::Until(opened.clone()), charged(before).into()],
+        _ => vec![charged(before).into()],
+    })
+    .await;
+    let gateway = Start::before(&upstream).start().await;
+    assert_eq!(gateway.post("/pay", "k", "{}").await.status, 201);
+    let forget = |id: String, query: &'static str| {
+        let (gateway, token) = (&gateway, format!("Bearer {}", gateway.token()));
+        async move {
+            let path = format!("/records/{id}{query}");
+            gateway.admin("DELETE", &path, &[("Authorization", &token)], "").await
+        }
+    };
+    let id = gateway.records().await[0]["record_id"].as_str().unwrap().to_owned();
+    assert_eq!(forget(id.clone(), "?erase=true").await.status, 200);
+    for body in ["{}", "{\"other\":1}"] {
+        let gone = gateway.post("/pay", "k", body).await;
+        assert_eq!((gone.status, gone.slug().as_str()), (410, "key-gone"));
+    }
+    let record = &gateway.records().await[0];
+    assert_eq!((record["state"].as_str(), record["status"].is_null()), (Some("erased"), true), "{record}");
+
+    // One that runs is erased only with force, and its late answer is not recorded.
+    let mut slow = gateway.connect().await;
+    slow.send(post("/pay", "slow", "{}")).await;
+    upstream.reached("slow", 1).await;
+    let running = gateway.records().await.into_iter().find(|record| record["state"] == "in_flight").unwrap();
+    let id = running["record_id"].as_str().unwrap().to_owned();
+    assert_eq!(forget(id.clone(), "?erase=true").await.status, 409);
+    assert_eq!(forget(id.clone(), "?force=true").await.status, 409, "a running key is never freed");
+    assert_eq!(forget(id, "?erase=true&force=true").await.status, 200);
+    gate.open();
+    assert_eq!(slow.answer().await.slug(), "claim-lost");
+    assert_eq!(gateway.post("/pay", "slow", "{}").await.slug(), "key-gone");
+    assert_eq!((upstream.effects("k"), upstream.effects("slow")), (1, 1));
+}
