@@ -29,6 +29,7 @@ use crate::{
     route::Routes,
     settle::Settling,
     spool::SpoolBudget,
+    told::{Teller, Told},
     wait::Flights,
 };
 
@@ -94,6 +95,7 @@ pub(crate) struct Shared {
     pub(crate) earlier: ArcSwap<Vec<Arc<Earlier>>>,
     pub(crate) fingerprinter: Fingerprinter,
     pub(crate) metrics: Metrics,
+    pub(crate) teller: Teller,
     executing: AtomicUsize,
     /// The policies of queues, whose unknown outcomes are looked through as those of routes are.
     queues: Mutex<HashMap<String, Arc<Policy>>>,
@@ -143,6 +145,7 @@ impl Engine {
             limits: ArcSwap::from_pointee(limits),
             session,
             metrics,
+            teller: Teller::default(),
             executing: AtomicUsize::new(0),
             queues: Mutex::default(),
             settling: Settling::default(),
@@ -223,6 +226,12 @@ impl Engine {
             }
         }
         Ok(ids)
+    }
+
+    /// Tells `listener` of each request on a covered route, once it has its answer. It is called on the way of the
+    /// request and must not wait. The first listener of an engine stays.
+    pub fn listen(&self, listener: impl Fn(&Told<'_>) + Send + Sync + 'static) {
+        self.0.teller.set(Box::new(listener));
     }
 
     /// The id of a key's record. `route` is a route's name, or `default METHOD PATH`;

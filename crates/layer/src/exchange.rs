@@ -4,7 +4,7 @@ use std::{
     panic::AssertUnwindSafe,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -53,6 +53,8 @@ pub(crate) struct Exchange {
     pub(crate) unverified_principal: bool,
     /// Time that the upstream took, in microseconds.
     pub(crate) upstream: AtomicU64,
+    /// Its answer came after its claim was lost.
+    pub(crate) fenced: AtomicBool,
 }
 
 /// What the client is still owed.
@@ -129,6 +131,9 @@ impl Exchange {
             }
         })
         .await;
+        if !matches!(recorded, Recorded::Answer) {
+            self.fenced.store(true, Ordering::Relaxed);
+        }
         if is_unknown {
             tracing::warn!(record = %self.id.short(), route = %self.route.name, "outcome unknown: the upstream may have executed the request");
         }
@@ -313,7 +318,7 @@ fn sent_of(error: &(dyn std::error::Error + 'static)) -> Sent {
 }
 
 /// An error with everything beneath it, for the log.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut said = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -65,6 +65,7 @@ mod service;
 mod settle;
 mod spool;
 mod tee;
+mod told;
 mod wait;
 
 pub use onceward_core::{
@@ -91,4 +92,5 @@ pub use self::{
     route::{Mode, Route, Routes},
     run_once::{Done, JobError, Jobs, Run, RunError},
     service::{Covered, Service},
+    told::Told,
 };

@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -40,8 +40,11 @@ use crate::{
     replay::{self, STATUS},
     request::{self, Asked, Reading, Reread, again::Again, earlier},
     route::{self, Missing, Route, Source, is_ambiguous},
+    told::Told,
 };
 
+/// W3C Trace Context, 3.2.
+const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
 const KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const ATTEMPT: HeaderName = HeaderName::from_static("idempotency-attempt");
 const RECORD: HeaderName = HeaderName::from_static("idempotency-record");
@@ -136,6 +139,15 @@ where
     request.headers_mut().insert(replay::REQUEST_ID, request_id.clone());
     let started = Instant::now();
     let is_grpc = grpc::is_call(request.headers());
+    let heard = engine.0.teller.is_heard();
+    let trace_parent = if heard { request.headers().get(TRACE_PARENT).cloned() } else { None };
+    let told = |engine: &Engine, decision: &str, status: u16| {
+        if heard {
+            let trace_parent = trace_parent.as_ref();
+            let told = Told { status: Some(status), trace_parent, ..plain(&route, decision, started.elapsed()) };
+            engine.0.teller.tell(&told);
+        }
+    };
     let reading = if is_ambiguous(request.uri().path()) {
         Err(Problem::InvalidPath)
     } else {
@@ -149,23 +161,24 @@ where
             let answer = |body| Body::answer(body, Arc::clone(&route));
             let mut response = inner.call(request).await?.map(answer);
             replay::strip_own(response.headers_mut(), &route);
+            told(&engine, "unprotected", response.status().as_u16());
             return Ok(response);
         }
         Ok(Reading::Denied(answer)) => {
             engine.0.metrics.request(&route.name, Outcome::Rejected);
             tracing::info!(route = %route.name, decision = "denied", status = answer.status.as_u16(), "request");
             let response = auth::refusal(&answer, &route, &request_id);
+            told(&engine, "denied", response.status().as_u16());
             return Ok(if is_grpc { grpc::in_place_of(&response) } else { response });
         }
         Err(problem) => {
             engine.0.metrics.request(&route.name, Outcome::Rejected);
             tracing::info!(route = %route.name, decision = problem.slug(), "request");
             let id = request_id.to_str().unwrap_or_default();
-            return Ok(if is_grpc {
-                problem.grpc_response(Some(&route), id)
-            } else {
-                problem.response(Some(&route), id)
-            });
+            let response =
+                if is_grpc { problem.grpc_response(Some(&route), id) } else { problem.response(Some(&route), id) };
+            told(&engine, problem.slug(), response.status().as_u16());
+            return Ok(response);
         }
     };
     let handoff = Handoff::default();
@@ -223,8 +236,9 @@ where
         engine.0.metrics.fingerprint_unverified.increment(1);
     }
     let caller = Caller::of(&request);
-    let exchange =
-        Exchange { engine, route, id, request_id, caller, derived, unverified_principal, upstream: AtomicU64::new(0) };
+    let trace_parent = if engine.0.teller.is_heard() { request.headers().get(TRACE_PARENT).cloned() } else { None };
+    let (upstream, fenced) = (AtomicU64::new(0), AtomicBool::new(false));
+    let exchange = Exchange { engine, route, id, request_id, caller, derived, unverified_principal, upstream, fenced };
     let (engine, route) = (&exchange.engine, &exchange.route);
     let (outcome, response) = match obtained {
         Obtained::Granted(grant) => {
@@ -243,6 +257,15 @@ where
                 claim_us = micros(claimed_in), upstream_us = micros(upstream), overhead_us = micros(overhead),
                 "request"
             );
+            engine.0.teller.tell(&Told {
+                record: Some(id),
+                attempt: Some(attempt),
+                status: Some(response.status().as_u16()),
+                upstream: Some(upstream),
+                fenced: exchange.fenced.load(Ordering::Relaxed),
+                trace_parent: trace_parent.as_ref(),
+                ..plain(route, "executed", started.elapsed())
+            });
             // From here on there is nothing left that must be finished.
             handoff.must_finish().store(false, Ordering::Relaxed);
             return response;
@@ -305,7 +328,28 @@ where
         status = response.status().as_u16(), total_us = micros(started.elapsed()),
         "request"
     );
+    engine.0.teller.tell(&Told {
+        record: Some(id),
+        status: Some(response.status().as_u16()),
+        trace_parent: trace_parent.as_ref(),
+        ..plain(route, outcome.as_str(), started.elapsed())
+    });
     response
+}
+
+/// What there is to tell of any request.
+fn plain<'a>(route: &'a Route, decision: &'a str, took: Duration) -> Told<'a> {
+    Told {
+        route: &route.name,
+        decision,
+        record: None,
+        attempt: None,
+        status: None,
+        took,
+        upstream: None,
+        fenced: false,
+        trace_parent: None,
+    }
 }
 
 /// Goes on with a record that stands under an earlier name of the key; `None` where there is none.

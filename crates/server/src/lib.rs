@@ -18,3 +18,4 @@ pub mod identity;
 pub mod proxy;
 pub mod reload;
 pub mod start;
+mod telemetry;

@@ -30,6 +30,7 @@ use crate::{
     identity::{self, Identity, Purpose},
     proxy,
     reload::Reload,
+    telemetry,
 };
 
 /// The admin token's file in the data folder.
@@ -163,8 +164,10 @@ pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
     let hangup = hangup_signal()?;
     let (file, running) = (args.config.clone(), config.clone());
     let reload = Reload::new(file, flags, environment, running, upstreams, engine.clone(), admin.clone());
+    let telemetry = telemetry::start(&config.telemetry, &engine, metrics.clone());
     let mut background = Background::start(&engine, &store, metrics, admin_listener, &admin);
     background.0.push(tokio::spawn(reload.run(hangup)));
+    background.0.extend(telemetry);
     announce(args, &config, demo.is_some(), address, admin_address)?;
 
     let limits = transport_limits(&config);

@@ -477,7 +477,7 @@ const PROTOCOL_KEYS: &str = "
     route.limits.request_body route.limits.recorded_body route.forward_key
     limits.connections limits.headers limits.waiters limits.held_answer limits.canonical_body limits.spool
     limits.decode_ratio quota.claims_per_second quota.live_records quota.bytes maintenance.window
-    telemetry.otlp regions.self encryption.keys
+    regions.self encryption.keys
 ";
 
 #[test]

@@ -136,6 +136,7 @@ mod tests {
                 for (words, prefix) in [
                     ("`[[upstream]]`", "upstream."),
                     ("`[limits]`", "limits."),
+                    ("`[telemetry]`", "telemetry."),
                     ("## Routes", "route."),
                     ("What a `[[route]]`", "route."),
                 ] {

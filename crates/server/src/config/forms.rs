@@ -68,6 +68,16 @@ pub(super) fn upstream_url(text: &str) -> Result<Uri, String> {
     }
 }
 
+/// Where a collector takes OTLP over HTTP; `/v1/metrics` and `/v1/traces` are below it.
+pub(super) fn collector_url(text: &str) -> Result<Uri, String> {
+    let uri = origin(text)?;
+    if uri.scheme_str() == Some("http") && uri.query().is_none() {
+        Ok(uri)
+    } else {
+        Err(format!(r#"{} must start with "http://" and have no query: a collector beside this process"#, shown(text)))
+    }
+}
+
 /// Any absolute URL a reader can be sent to.
 pub(super) fn docs_url(text: &str) -> Result<String, String> {
     let uri = origin(text)?;

@@ -82,6 +82,8 @@ pub struct Config {
     pub default_route: RouteConfig,
     /// `[limits]`
     pub limits: Limits,
+    /// `[telemetry]`
+    pub telemetry: Telemetry,
 }
 
 /// `[identity]`
@@ -141,6 +143,17 @@ pub struct Upstream {
     pub connect_timeout: Duration,
     /// HTTP/2, without an upgrade.
     pub http2: bool,
+}
+
+/// `[telemetry]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Telemetry {
+    /// Where metrics and traces are sent, besides `/metrics`; nowhere where `None`.
+    pub otlp: Option<Uri>,
+    /// Between two exports of the metrics.
+    pub interval: Duration,
+    /// How many of a hundred traces are sent, 0 to 100. What is out of the ordinary always is.
+    pub trace_percent: u8,
 }
 
 /// `[limits]`: for the whole process.

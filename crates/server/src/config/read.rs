@@ -5,7 +5,7 @@ use core::time::Duration;
 use std::{collections::HashMap, path::PathBuf};
 
 use super::{
-    Admin, Config, Identity, Inputs, Limits, Listen, Secrets, Store, Upstream, forms,
+    Admin, Config, Identity, Inputs, Limits, Listen, Secrets, Store, Telemetry, Upstream, forms,
     problem::{Origin, Problems},
     read_route, schema,
     secret::{self, InstallSecret, Secret},
@@ -131,6 +131,7 @@ pub(super) fn config(root: &Node, inputs: &Inputs<'_>, problems: &mut Problems<'
         routes: routes.routes,
         default_route: routes.default,
         limits,
+        telemetry: telemetry(section("telemetry")),
     })
 }
 
@@ -165,6 +166,14 @@ fn admin(section: Layers<'_>, inputs: &Inputs<'_>, problems: &mut Problems<'_>) 
         problems.error(section.at("address").unwrap_or(&Origin::Whole), why);
     }
     Admin { address, token }
+}
+
+fn telemetry(section: Layers<'_>) -> Telemetry {
+    Telemetry {
+        otlp: section.form("otlp", forms::collector_url),
+        interval: section.duration("interval", Duration::from_secs(10)),
+        trace_percent: section.integer("trace_percent", 5),
+    }
 }
 
 fn identity(section: Layers<'_>, inputs: &Inputs<'_>, problems: &mut Problems<'_>) -> Identity {

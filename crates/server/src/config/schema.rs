@@ -32,7 +32,6 @@ pub const NOT_AVAILABLE: &[(&str, &str)] = &[
     (r#"route.scope.principal = "mtls""#, "client certificates"),
     ("quota", "quotas"),
     ("maintenance", "maintenance windows"),
-    ("telemetry", "OTLP"),
     ("regions", "regions"),
     ("encryption", "encryption of records"),
 ];
@@ -163,7 +162,17 @@ pub(super) const ROOT: &[Key] = &[
     ),
     key("quota", Kind::Any),
     key("maintenance", Kind::Any),
-    key("telemetry", Kind::Any),
+    key(
+        "telemetry",
+        Kind::Table(&[
+            key(
+                "otlp",
+                Kind::Text(|text| forms::collector_url(text).map(drop), r#"a URL such as "http://127.0.0.1:4318""#),
+            ),
+            key("interval", Kind::Duration(ms(100), secs(3600))),
+            key("trace_percent", Kind::Integer(0, 100)),
+        ]),
+    ),
     key("regions", Kind::Any),
     key("encryption", Kind::Any),
 ];

@@ -46,6 +46,8 @@ mod silence;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
+mod telemetry;
+#[cfg(test)]
 mod trailers;
 #[cfg(test)]
 mod unknown;
