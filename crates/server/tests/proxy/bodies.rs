@@ -78,6 +78,7 @@ async fn the_same_content_under_two_codings_is_the_same_request_where_a_route_de
     assert_eq!(send(&gateway, "/bytes", "k-1", "zstd", &zstd).await.slug(), "key-reused");
 }
 
+// contract: limits.decode_ratio
 #[tokio::test]
 async fn what_does_not_decode_within_bounds_is_compared_as_sent_and_a_bomb_costs_little() {
     let upstream = Upstream::charging().await;
