@@ -7,23 +7,35 @@
 use std::io::Read;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use onceward_core::outcome::{Field, Outcome};
 
 /// A body decodes to at most so many times its size, and to at most [`DECODED_BYTES_MAX`].
 const RATIO_MAX: usize = 100;
 const DECODED_BYTES_MAX: usize = 16 << 20;
 
+const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
+
 /// The `Accept-Encoding` of a request, as one list; `None` where there is none, which takes any coding.
 pub(crate) fn accepted(headers: &HeaderMap) -> Option<String> {
-    let lines: Vec<&str> = headers.get_all(header::ACCEPT_ENCODING).iter().map(text).collect();
+    list(headers, &header::ACCEPT_ENCODING)
+}
+
+/// The same for the messages of a gRPC call, where none is taken that is not named.
+pub(crate) fn grpc_accepted(headers: &HeaderMap) -> Option<String> {
+    Some(list(headers, &GRPC_ACCEPT_ENCODING).unwrap_or_default())
+}
+
+fn list(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    let lines: Vec<&str> = headers.get_all(name).iter().map(text).collect();
     (!lines.is_empty()).then(|| lines.join(","))
 }
 
 /// `outcome` as whoever takes `accepted` can read it.
 pub(crate) fn readable(outcome: Outcome, accepted: Option<&str>) -> Outcome {
     let Some(accepted) = accepted else { return outcome };
-    let codings = codings_of(&outcome);
+    let codings = codings_of(&outcome, "content-encoding");
     if outcome.body.is_empty() || codings.iter().all(|coding| takes(accepted, coding)) {
         return outcome;
     }
@@ -40,11 +52,45 @@ pub(crate) fn readable(outcome: Outcome, accepted: Option<&str>) -> Outcome {
     Outcome { body, headers, ..outcome }
 }
 
-fn codings_of(outcome: &Outcome) -> Vec<String> {
+/// `outcome` of a gRPC call as whoever takes `accepted` can read it: each of its messages says whether it is coded.
+pub(crate) fn readable_messages(outcome: Outcome, accepted: Option<&str>) -> Outcome {
+    let codings = codings_of(&outcome, GRPC_ENCODING.as_str());
+    let [coding] = codings.as_slice() else { return outcome };
+    if outcome.body.is_empty() || takes(accepted.unwrap_or_default(), coding) {
+        return outcome;
+    }
+    let Some(body) = decode_messages(coding, &outcome.body) else { return outcome };
+    let is_coding = |field: &Field| field.name.as_ref() == GRPC_ENCODING.as_str().as_bytes();
+    let headers = outcome.headers.into_iter().filter(|field| !is_coding(field)).collect();
+    Outcome { body, headers, ..outcome }
+}
+
+fn decode_messages(coding: &str, mut rest: &[u8]) -> Option<Bytes> {
+    let mut decoded = Vec::new();
+    while let Some((flag, after)) = rest.split_first() {
+        let (length, after) = after.split_first_chunk()?;
+        let (message, after) = after.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)?;
+        rest = after;
+        let message = match flag {
+            0 => Bytes::copy_from_slice(message),
+            1 => decode(coding, &Bytes::copy_from_slice(message))?,
+            _ => return None,
+        };
+        decoded.push(0);
+        decoded.extend_from_slice(&u32::try_from(message.len()).ok()?.to_be_bytes());
+        decoded.extend_from_slice(&message);
+        if decoded.len() > DECODED_BYTES_MAX {
+            return None;
+        }
+    }
+    Some(decoded.into())
+}
+
+fn codings_of(outcome: &Outcome, name: &str) -> Vec<String> {
     outcome
         .headers
         .iter()
-        .filter(|field| field.name.as_ref() == b"content-encoding")
+        .filter(|field| field.name.as_ref() == name.as_bytes())
         .filter_map(|field| std::str::from_utf8(&field.value).ok())
         .flat_map(|value| value.split(','))
         .map(|coding| coding.trim().to_ascii_lowercase())
@@ -153,6 +199,34 @@ mod tests {
             ("identity", CONTENT.to_vec()),
         ] {
             assert_eq!(readable(coded(coding, body), Some("identity")).body, CONTENT, "{coding}");
+        }
+    }
+
+    #[test]
+    fn messages_of_grpc_are_decoded_one_by_one_for_whoever_does_not_name_their_coding() {
+        let message = |flag: u8, content: &[u8]| {
+            let length = u32::try_from(content.len()).unwrap().to_be_bytes();
+            [[flag].as_slice(), length.as_slice(), content].concat()
+        };
+        let grpc = |coding: &'static str, body: Vec<u8>| {
+            let headers = vec![Field { name: "grpc-encoding".into(), value: coding.into() }];
+            Outcome { status: 200, headers, body: body.into(), ..Outcome::default() }
+        };
+        let recorded = grpc("gzip", [message(1, &gzip(CONTENT)), message(0, b"plain")].concat());
+        for accepted in ["gzip", "identity, gzip", "deflate,gzip"] {
+            assert_eq!(readable_messages(recorded.clone(), Some(accepted)), recorded, "{accepted}");
+        }
+        let read = readable_messages(recorded.clone(), Some(""));
+        assert_eq!(read.body, [message(0, CONTENT), message(0, b"plain")].concat());
+        assert!(read.headers.is_empty());
+        for odd in [
+            grpc("snappy", message(1, b"?")),
+            grpc("gzip", message(1, b"not gzip")),
+            grpc("gzip", message(1, &gzip(CONTENT))[..9].to_vec()),
+            grpc("gzip", message(2, b"?")),
+            grpc("identity", message(0, CONTENT)),
+        ] {
+            assert_eq!(readable_messages(odd.clone(), Some("")), odd);
         }
     }
 
