@@ -1,4 +1,5 @@
-//! Content codings of recorded answers: decoded for a repeat that does not take them.
+//! Content codings: taken off recorded answers for a repeat that does not take them, and off requests for their
+//! fingerprint.
 //!
 //! RFC 9110, 8.4 and 12.5.3. A record holds the first answer as it was sent; whoever repeats with another
 //! `Accept-Encoding` gets the same content, decoded where it must be. What cannot be decoded within its bounds is
@@ -13,6 +14,12 @@ use onceward_core::outcome::{Field, Outcome};
 /// A body decodes to at most so many times its size, and to at most [`DECODED_BYTES_MAX`].
 const RATIO_MAX: usize = 100;
 const DECODED_BYTES_MAX: usize = 16 << 20;
+/// More codings than this on one body are nobody's.
+const CODINGS_MAX: usize = 4;
+/// What a decoder may look back on, and so holds in memory: brotli's largest window. Zstandard is held to the 8 MiB of
+/// RFC 9659, brotli's extension to larger windows is refused.
+pub(crate) const WINDOW_BYTES_MAX: usize = 16 << 20;
+const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 
 const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
@@ -39,14 +46,7 @@ pub(crate) fn readable(outcome: Outcome, accepted: Option<&str>) -> Outcome {
     if outcome.body.is_empty() || codings.iter().all(|coding| takes(accepted, coding)) {
         return outcome;
     }
-    let mut body = outcome.body.clone();
-    // Applied in the order they are listed, so taken off from the last.
-    for coding in codings.iter().rev() {
-        match decode(coding, &body) {
-            Some(decoded) => body = decoded,
-            None => return outcome,
-        }
-    }
+    let Some(body) = decoded(&codings, &outcome.body, RATIO_MAX, DECODED_BYTES_MAX) else { return outcome };
     let is_coding = |field: &Field| field.name.as_ref() == b"content-encoding";
     let headers = outcome.headers.into_iter().filter(|field| !is_coding(field)).collect();
     Outcome { body, headers, ..outcome }
@@ -73,7 +73,10 @@ fn decode_messages(coding: &str, mut rest: &[u8]) -> Option<Bytes> {
         rest = after;
         let message = match flag {
             0 => Bytes::copy_from_slice(message),
-            1 => decode(coding, &Bytes::copy_from_slice(message))?,
+            1 => {
+                let bytes_max = message.len().saturating_mul(RATIO_MAX).min(DECODED_BYTES_MAX);
+                decode(coding, message, bytes_max)?
+            }
             _ => return None,
         };
         decoded.push(0);
@@ -87,15 +90,32 @@ fn decode_messages(coding: &str, mut rest: &[u8]) -> Option<Bytes> {
 }
 
 fn codings_of(outcome: &Outcome, name: &str) -> Vec<String> {
-    outcome
-        .headers
-        .iter()
-        .filter(|field| field.name.as_ref() == name.as_bytes())
-        .filter_map(|field| std::str::from_utf8(&field.value).ok())
-        .flat_map(|value| value.split(','))
-        .map(|coding| coding.trim().to_ascii_lowercase())
+    let is_coding = |field: &&Field| field.name.as_ref() == name.as_bytes();
+    listed(outcome.headers.iter().filter(is_coding).map(|field| field.value.as_ref()))
+}
+
+/// The codings that the lines of a `Content-Encoding` list, in the order they were applied.
+pub(crate) fn listed<'h>(lines: impl Iterator<Item = &'h [u8]>) -> Vec<String> {
+    lines
+        .flat_map(|line| line.split(|byte| *byte == b','))
+        .map(|coding| String::from_utf8_lossy(coding).trim().to_ascii_lowercase())
         .filter(|coding| !coding.is_empty() && coding != "identity")
         .collect()
+}
+
+/// `body` without these codings, where that makes it at most `ratio` times as long, and at most `bytes_max`.
+pub(crate) fn decoded(codings: &[String], body: &[u8], ratio: usize, bytes_max: usize) -> Option<Bytes> {
+    if codings.len() > CODINGS_MAX {
+        return None;
+    }
+    let bytes_max = body.len().saturating_mul(ratio).min(bytes_max);
+    // Applied in the order they are listed, so taken off from the last.
+    let (last, before) = codings.split_last()?;
+    let mut plain = decode(last, body, bytes_max)?;
+    for coding in before.iter().rev() {
+        plain = decode(coding, &plain, bytes_max)?;
+    }
+    Some(plain)
 }
 
 /// Whether a list takes a coding: by its own weight, else by that of `*`.
@@ -124,18 +144,26 @@ fn alias(coding: &str) -> &str {
     }
 }
 
-fn decode(coding: &str, body: &Bytes) -> Option<Bytes> {
+fn decode(coding: &str, body: &[u8], bytes_max: usize) -> Option<Bytes> {
     match coding {
-        "gzip" | "x-gzip" => read_all(flate2::read::MultiGzDecoder::new(body.as_ref()), body.len()),
-        "deflate" => read_all(flate2::read::ZlibDecoder::new(body.as_ref()), body.len()),
-        "br" => read_all(brotli_decompressor::Decompressor::new(body.as_ref(), 4096), body.len()),
-        "zstd" => read_all(zstd::Decoder::new(body.as_ref()).ok()?, body.len()),
+        "gzip" | "x-gzip" => read_all(flate2::read::MultiGzDecoder::new(body), bytes_max),
+        "deflate" => read_all(flate2::read::ZlibDecoder::new(body), bytes_max),
+        "br" if !has_large_window(body) => read_all(brotli_decompressor::Decompressor::new(body, 4096), bytes_max),
+        "zstd" => {
+            let mut decoder = zstd::Decoder::new(body).ok()?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX).ok()?;
+            read_all(decoder, bytes_max)
+        }
         _ => None,
     }
 }
 
-fn read_all(from: impl Read, coded_bytes: usize) -> Option<Bytes> {
-    let bytes_max = coded_bytes.saturating_mul(RATIO_MAX).min(DECODED_BYTES_MAX);
+/// Whether a brotli stream begins as only one of the extension to large windows does.
+fn has_large_window(body: &[u8]) -> bool {
+    body.first().is_some_and(|first| first & 0x7f == 0x11)
+}
+
+fn read_all(from: impl Read, bytes_max: usize) -> Option<Bytes> {
     let mut decoded = Vec::new();
     from.take(bytes_max as u64 + 1).read_to_end(&mut decoded).ok()?;
     (decoded.len() <= bytes_max).then(|| decoded.into())

@@ -188,6 +188,7 @@ pub fn limits(limits: &config::Limits) -> Limits {
         waiters: limits.waiters,
         held_answer_bytes: limits.held_answer,
         canonical_body_bytes: usize::try_from(limits.canonical_body).unwrap_or(usize::MAX),
+        decode_ratio: limits.decode_ratio,
         spool_bytes: limits.spool,
         unrecorded_bytes: usize::try_from(limits.unrecorded).unwrap_or(usize::MAX),
         ..Limits::default()
@@ -302,7 +303,7 @@ fn fingerprint(
         unordered: said.unordered.clone(),
         headers: said.headers.iter().map(ToString::to_string).collect(),
         sort_query: said.sort_query,
-        decode: false,
+        decode: said.decode,
         fields: said.fields,
         canonical_body_max: usize::try_from(canonical_body).unwrap_or(usize::MAX),
     };
