@@ -6,7 +6,7 @@ use crate::{coding, grpc};
 
 /// What a request's head says of the answers that its client takes.
 pub(crate) struct Caller {
-    /// Its `Accept-Encoding`; any coding where it has none.
+    /// Its `Accept-Encoding`, any coding where it has none; for gRPC the codings of messages, none where it has none.
     pub(crate) accepted: Option<String>,
     /// Errors are told in gRPC's way.
     pub(crate) is_grpc: bool,
@@ -17,9 +17,10 @@ pub(crate) struct Caller {
 impl Caller {
     pub(crate) fn of<B>(request: &Request<B>) -> Self {
         let headers = request.headers();
+        let is_grpc = grpc::is_call(headers);
         Self {
-            accepted: coding::accepted(headers),
-            is_grpc: grpc::is_call(headers),
+            accepted: if is_grpc { coding::grpc_accepted(headers) } else { coding::accepted(headers) },
+            is_grpc,
             wants_declared_trailers: request.version() == Version::HTTP_11 && takes_trailers(headers),
         }
     }

@@ -42,6 +42,8 @@ pub struct Limits {
     pub held_answer_bytes: u64,
     /// Bodies up to this length are brought into canonical form; longer ones are hashed as they are.
     pub canonical_body_bytes: usize,
+    /// A request's body is decoded to at most so many times its size.
+    pub decode_ratio: usize,
     /// Bodies being brought into canonical form, together.
     pub canonical_memory_bytes: usize,
     /// Request bodies above this length wait on disk.
@@ -58,6 +60,7 @@ impl Default for Limits {
             waiters: 20_000,
             held_answer_bytes: 64 << 10,
             canonical_body_bytes: 1 << 20,
+            decode_ratio: 100,
             canonical_memory_bytes: 64 << 20,
             spool_above_bytes: 256 << 10,
             spool_bytes: 1 << 30,

@@ -318,7 +318,7 @@ fn sent_of(error: &(dyn std::error::Error + 'static)) -> Sent {
 }
 
 /// An error with everything beneath it, for the log.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut said = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -67,14 +67,15 @@ impl Engine {
         let route = routes.of(request.method(), request.uri().path(), host);
         let listed = request::collect::listed_headers(&route.fingerprint, request.headers());
         let listed: Vec<(&str, &[u8])> = listed.iter().map(|(name, value)| (*name, value.as_slice())).collect();
+        let plain = request::plain::plain(self, &route.fingerprint, request.headers(), request.body());
         let message = canonical::Request {
             method: request.method().as_str(),
             path: request.uri().path(),
             query: request.uri().query(),
             headers: &listed,
             content_type: request.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes),
-            encoded: request::collect::is_encoded(request.headers()),
-            body: request.body(),
+            encoded: plain.encoded,
+            body: &plain.bytes,
         };
         let mut workspace = Workspace::new();
         let canonical = workspace.canonicalize(&message, &route.fingerprint);
@@ -97,7 +98,7 @@ impl Engine {
         }
         let missing = canonical.findings.missing_required.iter().map(|entry| (*entry).to_owned()).collect::<Vec<_>>();
         let from_head = request::key::from_head(route, request.headers(), request.uri().query())?;
-        let key = request::key::agreed(route, from_head, &message, Some(request.body()))?;
+        let key = request::key::agreed(route, from_head, &message, Some(&plain.bytes))?;
         let key = match (key, route.key.missing) {
             (Some(key), _) => key.as_str().to_owned(),
             (None, route::Missing::Optional) => return Ok(explained),

@@ -297,6 +297,10 @@ fn describe() {
         "onceward_fingerprint_unverified_total",
         "Requests told by their key alone, their rules being gone"
     );
+    describe_counter!(
+        "onceward_fingerprint_undecoded_total",
+        "Compressed bodies that could not be decoded and were compared as sent"
+    );
     describe_counter!("onceward_fenced_completions_total", "Answers that came after the claim was lost");
     describe_counter!("onceward_unrecorded_answers_total", "Answers given before the store confirmed their record");
     describe_counter!("onceward_unrecorded_dropped_total", "Unrecorded answers that newer ones took the room of");

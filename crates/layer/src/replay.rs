@@ -89,7 +89,8 @@ pub(crate) fn response(
     now: Micros,
     caller: &Caller,
 ) -> Response<Body> {
-    let outcome = coding::readable(record.facts.outcome.clone().unwrap_or_default(), caller.accepted.as_deref());
+    let readable = if caller.is_grpc { coding::readable_messages } else { coding::readable };
+    let outcome = readable(record.facts.outcome.clone().unwrap_or_default(), caller.accepted.as_deref());
     let expires = expires_in(record.stored.keep_until.since(now));
     let mut response = if route.replay_ack && caller.is_grpc {
         // The head is the end where there are no trailers.

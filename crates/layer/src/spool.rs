@@ -1,6 +1,6 @@
 //! Large request bodies wait on disk: an unlinked file, encrypted with a key of this process only.
 //!
-//! The file has no name, so nothing finds it after a crash, and its bytes are XChaCha20-Poly1305
+//! The file has no name, so nothing finds it after a crash, and its bytes are ChaCha20-Poly1305
 //! chunks under a key that exists in this process's memory alone. A global budget bounds the disk.
 
 use std::{
@@ -12,10 +12,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use chacha20poly1305::{
-    ChaCha20Poly1305, KeyInit,
-    aead::{Aead, Nonce},
-};
+use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use tokio::{
     fs::File,
     io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt},
@@ -46,7 +43,7 @@ impl SpoolBudget {
 /// Writes one body.
 pub(crate) struct Spool {
     file: File,
-    cipher: ChaCha20Poly1305,
+    cipher: Box<LessSafeKey>,
     /// Distinct for each body; the chunk's number follows it in the nonce.
     prefix: [u8; 4],
     chunk: BytesMut,
@@ -67,9 +64,9 @@ impl Spool {
         let [a, b, c, d, ..] = salt;
         Ok(Self {
             file: File::from_std(file),
-            cipher: ChaCha20Poly1305::new(&key.into()),
+            cipher: Box::new(LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, &key).map_err(refused)?)),
             prefix: [a, b, c, d],
-            chunk: BytesMut::with_capacity(CHUNK_BYTES),
+            chunk: BytesMut::with_capacity(CHUNK_BYTES + TAG_BYTES),
             chunks: 0,
             bytes: 0,
             room,
@@ -89,11 +86,13 @@ impl Spool {
     }
 
     async fn flush(&mut self) -> io::Result<()> {
-        let sealed =
-            self.cipher.encrypt(&nonce(self.prefix, self.chunks), &self.chunk[..]).map_err(io::Error::other)?;
+        let nonce = nonce(self.prefix, self.chunks);
+        let tag = self.cipher.seal_in_place_separate_tag(nonce, Aad::empty(), &mut self.chunk).map_err(refused)?;
+        self.chunk.extend_from_slice(tag.as_ref());
         self.chunks += 1;
+        let written = self.file.write_all(&self.chunk).await;
         self.chunk.clear();
-        self.file.write_all(&sealed).await
+        written
     }
 
     /// The body from its beginning.
@@ -112,7 +111,7 @@ impl Spool {
 
 struct ReadState {
     file: File,
-    cipher: ChaCha20Poly1305,
+    cipher: Box<LessSafeKey>,
     prefix: [u8; 4],
     chunk: u64,
     left: u64,
@@ -177,11 +176,13 @@ async fn read_chunk(mut state: ReadState) -> (ReadState, io::Result<Bytes>) {
     let plain = usize::try_from(state.left).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
     let mut sealed = vec![0; plain + TAG_BYTES];
     let read = match state.file.read_exact(&mut sealed).await {
-        Ok(_) => state
-            .cipher
-            .decrypt(&nonce(state.prefix, state.chunk), &sealed[..])
-            .map(Bytes::from)
-            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "the spooled request body was changed on disk")),
+        Ok(_) => match state.cipher.open_in_place(nonce(state.prefix, state.chunk), Aad::empty(), &mut sealed) {
+            Ok(_) => {
+                sealed.truncate(plain);
+                Ok(sealed.into())
+            }
+            Err(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "the spooled request body was changed on disk")),
+        },
         Err(error) => Err(error),
     };
     state.chunk += 1;
@@ -189,11 +190,16 @@ async fn read_chunk(mut state: ReadState) -> (ReadState, io::Result<Bytes>) {
     (state, read)
 }
 
-fn nonce(prefix: [u8; 4], chunk: u64) -> Nonce<ChaCha20Poly1305> {
+/// The cipher does not say why: no key or length of ours is wrong.
+fn refused(error: ring::error::Unspecified) -> io::Error {
+    io::Error::other(format!("the cipher of spooled bodies refused: {error}"))
+}
+
+fn nonce(prefix: [u8; 4], chunk: u64) -> Nonce {
     let mut bytes = [0; 12];
     bytes[..4].copy_from_slice(&prefix);
     bytes[4..].copy_from_slice(&chunk.to_be_bytes());
-    bytes.into()
+    Nonce::assume_unique_for_key(bytes)
 }
 
 fn process_key() -> io::Result<&'static [u8; 32]> {

@@ -1,55 +1,48 @@
 //! The client that questions are asked with: `auth` and `probe`.
 //!
-//! Apart from the way to the upstreams, which never sends a request twice: a question has no effect, so hyper-util's
-//! client may send it again over another connection.
+//! It goes the way of the upstreams, with connections of its own. That way never sends a request twice; a question has no
+//! effect, so here one that broke off is asked once more.
 
-use std::{pin::pin, time::Duration};
+use std::pin::pin;
 
 use bytes::{Bytes, BytesMut};
 use http::Request;
 use http_body::Body;
 use http_body_util::{BodyExt, Empty};
-use hyper_util::{
-    client::legacy::{Client as HyperClient, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
-};
 use onceward::{
     BoxError,
     ask::{Answer, Asking, Client},
 };
+use tower::Service;
 
-/// For a connection; the question has a limit of its own for all of it.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Below what servers in use close idle connections after.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
-const IDLE_PER_HOST_MAX: usize = 64;
-/// Of an answer's head.
-const HEAD_BYTES_MAX: usize = 64 << 10;
+use crate::proxy::{Upstream, UpstreamOptions, UpstreamUrlError};
 
-/// Asks over HTTP/1.1, with pooled connections. Clones share them.
+/// Asks one server over HTTP/1.1, with pooled connections. Clones share them.
 #[derive(Clone, Debug)]
-pub struct Questions(HyperClient<HttpConnector, Empty<Bytes>>);
+pub struct Questions(Upstream<Empty<Bytes>>);
 
-impl Default for Questions {
-    fn default() -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        connector.set_nodelay(true);
-        let client = HyperClient::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(IDLE_PER_HOST_MAX)
-            .http1_max_buf_size(HEAD_BYTES_MAX)
-            .build(connector);
-        Self(client)
+impl Questions {
+    /// Asks `server`, which is scheme, host and port.
+    ///
+    /// # Errors
+    ///
+    /// It names none that can be asked.
+    pub fn new(server: &str, options: &UpstreamOptions) -> Result<Self, UpstreamUrlError> {
+        Upstream::new(server, options).map(Self)
     }
 }
 
 impl Client for Questions {
     fn ask(&self, question: Request<()>, body_bytes_max: usize) -> Asking {
-        let answer = self.0.request(question.map(|()| Empty::new()));
+        let mut upstream = self.0.clone();
         Box::pin(async move {
-            let (parts, body) = answer.await?.into_parts();
+            // The server may have closed a kept connection just then.
+            let again = question.clone();
+            let response = match upstream.call(question.map(|()| Empty::new())).await {
+                Err(error) if !error.not_sent() => upstream.call(again.map(|()| Empty::new())).await,
+                first => first,
+            };
+            let (parts, body) = response?.into_parts();
             let body = read(body, body_bytes_max).await?;
             Ok(Answer { status: parts.status, headers: parts.headers, body })
         })

@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use crate::{
     ask::Questions,
     config::{self, Config, RouteConfig, route as said},
-    proxy::{Passthrough, PassthroughTimes, Target, Upstream, UpstreamOptions},
+    proxy::{Passthrough, PassthroughTimes, Target, Upstream, UpstreamOptions, UpstreamUrlError},
 };
 
 /// A route or upstream that the layer or the transport does not take, though the configuration did.
@@ -79,8 +79,9 @@ pub fn routes(config: &Config, upstreams: &Upstreams) -> Result<Routes, Unusable
     let mut asks = Asks::default();
     let mut route = |said: &RouteConfig| {
         let mut route = route_of(said, config.limits.canonical_body)?;
-        route.auth = said.auth.as_ref().map(|said| asks.auth(said));
-        route.probe = said.probe.as_ref().map(|said| asks.probe(said));
+        let wrong = |error: UpstreamUrlError| unusable(format!("route {:?}: who is asked", said.name))(error.into());
+        route.auth = said.auth.as_ref().map(|said| asks.auth(said)).transpose().map_err(wrong)?;
+        route.probe = said.probe.as_ref().map(|said| asks.probe(said)).transpose().map_err(wrong)?;
         if let Some(reached) = said.upstream.as_ref().and_then(|name| upstreams.0.get(name)) {
             let permits = if route.mode == Mode::Observe { &reached.watched } else { &reached.permits };
             route.in_flight = Arc::clone(permits);
@@ -92,30 +93,43 @@ pub fn routes(config: &Config, upstreams: &Upstreams) -> Result<Routes, Unusable
     Ok(Routes::new(named, route(&config.default_route)?))
 }
 
-/// What asks others, and the client that it asks with.
+/// What asks others, and the clients that it asks with.
 #[derive(Default)]
 struct Asks {
-    client: Arc<Questions>,
+    /// By scheme, host and port.
+    clients: HashMap<String, Arc<Questions>>,
     /// Routes that check alike share what is remembered.
     auths: Vec<(said::AuthConfig, Arc<Auth>)>,
 }
 
 impl Asks {
-    fn auth(&mut self, said: &said::AuthConfig) -> Arc<Auth> {
-        if let Some((_, same)) = self.auths.iter().find(|(other, _)| other == said) {
-            return Arc::clone(same);
+    fn client(&mut self, server: &str) -> Result<Arc<dyn Client>, UpstreamUrlError> {
+        if let Some(client) = self.clients.get(server) {
+            return Ok(Arc::clone(client) as Arc<dyn Client>);
         }
+        let client = Arc::new(Questions::new(server, &UpstreamOptions::default())?);
+        self.clients.insert(server.to_owned(), Arc::clone(&client));
+        Ok(client)
+    }
+
+    fn auth(&mut self, said: &said::AuthConfig) -> Result<Arc<Auth>, UpstreamUrlError> {
+        if let Some((_, same)) = self.auths.iter().find(|(other, _)| other == said) {
+            return Ok(Arc::clone(same));
+        }
+        let (scheme, authority) = (said.url.scheme_str(), said.url.authority());
+        let server =
+            format!("{}://{}", scheme.unwrap_or_default(), authority.map_or("", |authority| authority.as_str()));
         let mut rules = AuthRules::new(said.url.clone());
         rules.headers.clone_from(&said.headers);
         rules.cache = said.cache;
         rules.timeout = said.timeout;
         rules.principal_header.clone_from(&said.principal_header);
-        let auth = Arc::new(Auth::new(Arc::clone(&self.client) as Arc<dyn Client>, rules));
+        let auth = Arc::new(Auth::new(self.client(&server)?, rules));
         self.auths.push((said.clone(), Arc::clone(&auth)));
-        auth
+        Ok(auth)
     }
 
-    fn probe(&self, said: &said::ProbeConfig) -> Arc<Probe> {
+    fn probe(&mut self, said: &said::ProbeConfig) -> Result<Arc<Probe>, UpstreamUrlError> {
         let mut rules = ProbeRules::new(said.url.clone());
         rules.executed.clone_from(&said.executed);
         rules.not_executed.clone_from(&said.not_executed);
@@ -128,7 +142,7 @@ impl Asks {
                 rules.headers.append(name.clone(), value);
             }
         }
-        Arc::new(Probe::new(Arc::clone(&self.client) as Arc<dyn Client>, rules))
+        Ok(Arc::new(Probe::new(self.client(said.url.server())?, rules)))
     }
 }
 
@@ -153,6 +167,7 @@ pub fn limits(limits: &config::Limits) -> Limits {
         waiters: limits.waiters,
         held_answer_bytes: limits.held_answer,
         canonical_body_bytes: usize::try_from(limits.canonical_body).unwrap_or(usize::MAX),
+        decode_ratio: limits.decode_ratio,
         spool_bytes: limits.spool,
         unrecorded_bytes: usize::try_from(limits.unrecorded).unwrap_or(usize::MAX),
         ..Limits::default()
@@ -266,7 +281,7 @@ fn fingerprint(
         unordered: said.unordered.clone(),
         headers: said.headers.iter().map(ToString::to_string).collect(),
         sort_query: said.sort_query,
-        decode: false,
+        decode: said.decode,
         fields: said.fields,
         canonical_body_max: usize::try_from(canonical_body).unwrap_or(usize::MAX),
     };

@@ -15,6 +15,7 @@ use self::cache::{Cache, QuestionId};
 use crate::{
     ask::{self, Answer, Client},
     body::{Body, BoxError},
+    exchange::chain,
     metrics::{AuthResult, Metrics},
     once::Once,
     replay,
@@ -147,7 +148,7 @@ impl Auth {
             Err(_late) => "it did not answer in time".into(),
         };
         let host = self.rules.url.host().unwrap_or_default();
-        tracing::warn!(host, error = %why, "the service that checks credentials is no help; nothing is claimed");
+        tracing::warn!(host, error = %chain(&*why), "the service that checks credentials is no help; nothing is claimed");
         Verdict::Unavailable
     }
 

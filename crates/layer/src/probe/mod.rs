@@ -24,6 +24,7 @@ pub use self::url::{InvalidProbeUrl, ProbeUrl};
 use crate::{
     ask::{Answer, Client},
     body::BoxError,
+    exchange::chain,
     once::Once,
     replay,
     route::Route,
@@ -147,7 +148,7 @@ impl Probe {
             Ok(Err(error)) => error,
             Err(_late) => "it did not answer in time".into(),
         };
-        tracing::warn!(record = %id.short(), route = %route.name, error = %why, "the status URL could not say what became of a request");
+        tracing::warn!(record = %id.short(), route = %route.name, error = %chain(&*why), "the status URL could not say what became of a request");
         Found::Nothing
     }
 

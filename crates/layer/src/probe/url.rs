@@ -97,6 +97,15 @@ impl ProbeUrl {
         &self.text
     }
 
+    /// Who is asked: scheme, host and port.
+    #[must_use]
+    pub fn server(&self) -> &str {
+        let authority = self.text.find("://").map_or(0, |at| at + 3);
+        let rest = self.text.get(authority..).unwrap_or_default();
+        let end = rest.find(['/', '?']).unwrap_or(rest.len());
+        self.text.get(..authority + end).unwrap_or_default()
+    }
+
     /// The URL for one record; none where a key is lacking, or does not fit: one that has a slash or a dot segment could
     /// make servers look at another path, and its client must not choose which.
     pub(super) fn fill(&self, id: &RecordId, key: Option<&str>) -> Option<Uri> {
@@ -159,6 +168,7 @@ mod tests {
         ] {
             let url = ProbeUrl::parse(text).unwrap();
             assert_eq!((url.needs_key(), url.as_str()), (needs_key, text));
+            assert!(["http://h", "http://h:1", "https://h"].contains(&url.server()), "{}", url.server());
         }
     }
 

@@ -10,7 +10,10 @@ use onceward_core::{
     fingerprint::Fingerprinter,
 };
 
-use super::collect::{is_encoded, listed_headers, with_workspace};
+use super::{
+    collect::{is_encoded, listed_headers, with_workspace},
+    plain::{Plain, plain},
+};
 use crate::{body::Body, engine::Engine};
 
 /// A request whose body is in memory, or waits on disk.
@@ -43,14 +46,14 @@ impl Again<'_> {
             whole = Some(read(reader.read_all().await)?);
         }
         let fingerprint = match &whole {
-            Some(body) => with_head(request, rules, body, |whole| {
+            Some(body) => with_head(request, rules, plain(engine, rules, request.headers(), body), |whole| {
                 with_workspace(|workspace| {
                     let canonical = workspace.canonicalize(whole, rules);
                     fingerprinter.fingerprint(rules.hash(), &canonical)
                 })
             }),
             None => {
-                let mut hasher = with_head(request, rules, &[], |head| {
+                let mut hasher = with_head(request, rules, as_sent(request), |head| {
                     with_workspace(|workspace| fingerprinter.hasher(rules.hash(), &workspace.head(head, rules)))
                 });
                 let reader = request.body_mut().spool()?;
@@ -63,6 +66,10 @@ impl Again<'_> {
     }
 }
 
+fn as_sent(request: &Request<Body>) -> Plain<'static> {
+    Plain { bytes: [].as_slice().into(), encoded: is_encoded(request.headers()) }
+}
+
 fn read<T>(read: std::io::Result<T>) -> Option<T> {
     if let Err(error) = &read {
         tracing::error!(%error, "a spooled request body could not be read again");
@@ -73,7 +80,7 @@ fn read<T>(read: std::io::Result<T>) -> Option<T> {
 fn with_head<T>(
     request: &Request<Body>,
     rules: &Rules,
-    body: &[u8],
+    plain: Plain<'_>,
     work: impl FnOnce(&canonical::Request<'_>) -> T,
 ) -> T {
     let listed = listed_headers(rules, request.headers());
@@ -84,7 +91,7 @@ fn with_head<T>(
         query: request.uri().query(),
         headers: &listed,
         content_type: request.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes),
-        encoded: is_encoded(request.headers()),
-        body,
+        encoded: plain.encoded,
+        body: &plain.bytes,
     })
 }

@@ -3,7 +3,7 @@
 //! Short bodies are read into memory. What is over 256 KiB goes to disk as it arrives and waits there for its execution;
 //! up to `canonical_body` it is read back once, to be brought into canonical form, and beyond it is hashed as it is.
 
-use std::{cell::RefCell, pin::Pin, sync::Arc};
+use std::{cell::RefCell, pin::Pin};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, header};
@@ -15,6 +15,7 @@ use onceward_core::{
     key::RecordId,
 };
 
+use super::plain::{count, plain, room_for};
 use crate::{
     body::{Body, BoxError},
     engine::Engine,
@@ -45,6 +46,7 @@ pub(super) async fn collect<B>(
     engine: &Engine,
     route: &Route,
     body: B,
+    headers: &HeaderMap,
     head: &canonical::Request<'_>,
     id: Option<&RecordId>,
 ) -> Result<Collected, Problem>
@@ -77,11 +79,16 @@ where
         if memory.bytes > limits.spool_above_bytes.min(limits.canonical_body_bytes) {
             // On the heap, so that a short body does not carry the room of a long one.
             let length = hint.exact().unwrap_or(bytes_max);
-            return Box::pin(spool_rest(engine, route, body, head, id, memory, length)).await;
+            return Box::pin(spool_rest(engine, route, body, headers, head, id, memory, length)).await;
         }
     }
     let whole = joined(memory.frames);
-    let canonical = canonicalize(engine, route, head, id, &whole);
+    let _room = if is_encoded(headers) && route.fingerprint.decode() {
+        Box::pin(room_for(engine, &route.fingerprint, headers, whole.len(), false)).await
+    } else {
+        None
+    };
+    let canonical = canonicalize(engine, route, headers, head, id, &whole);
     let body = Body::frames(std::iter::once(whole.clone()), trailers);
     Ok(Collected { body, memory: Some(whole), ..canonical })
 }
@@ -94,10 +101,12 @@ struct Memory {
 
 /// A large body waits on disk: for the rest of itself, then for its execution. It is hashed as it is on the way; where
 /// it turns out to have a canonical form, it is read back for it, a few bodies at a time.
+#[expect(clippy::too_many_arguments, reason = "the parts of one request, handed on once")]
 async fn spool_rest<B>(
     engine: &Engine,
     route: &Route,
     mut body: Pin<&mut B>,
+    headers: &HeaderMap,
     head: &canonical::Request<'_>,
     id: Option<&RecordId>,
     memory: Memory,
@@ -144,10 +153,10 @@ where
         return Ok(Collected { body, memory: None, fingerprint, keep_missing, missing_required, fields: None });
     }
     // All of it has arrived: nobody holds this memory while a slow client sends.
-    let room = u32::try_from(total).unwrap_or(u32::MAX).min(engine.0.canonical_memory_units);
-    let _room = Arc::clone(&engine.0.canonical_memory).acquire_many_owned(room).await;
+    let bytes = usize::try_from(total).unwrap_or(usize::MAX);
+    let _room = room_for(engine, &route.fingerprint, headers, bytes, true).await;
     let whole = reader.read_all().await.map_err(spool_failed)?;
-    let canonical = canonicalize(engine, route, head, id, &whole);
+    let canonical = canonicalize(engine, route, headers, head, id, &whole);
     let seeks_key = route.key.from.iter().any(|source| matches!(source, Source::Json(_) | Source::Form(_)));
     Ok(Collected { body: Body::spooled(reader, trailers), memory: seeks_key.then_some(whole), ..canonical })
 }
@@ -156,12 +165,15 @@ where
 fn canonicalize(
     engine: &Engine,
     route: &Route,
+    headers: &HeaderMap,
     head: &canonical::Request<'_>,
     id: Option<&RecordId>,
     whole: &[u8],
 ) -> Collected {
+    let plain = plain(engine, &route.fingerprint, headers, whole);
+    count(&route.fingerprint, &plain);
     let collected = with_workspace(|workspace| {
-        let request = canonical::Request { body: whole, ..*head };
+        let request = canonical::Request { body: &plain.bytes, encoded: plain.encoded, ..*head };
         let canonical = workspace.canonicalize(&request, &route.fingerprint);
         Collected {
             body: Body::empty(),
@@ -212,6 +224,7 @@ pub(super) fn digests(
     engine: &Engine,
     id: &RecordId,
     route: &Route,
+    headers: &HeaderMap,
     head: &canonical::Request<'_>,
     body: Option<&[u8]>,
 ) -> Vec<[u8; 8]> {
@@ -221,7 +234,8 @@ pub(super) fn digests(
     with_workspace(|workspace| {
         let digests = match body {
             Some(body) => {
-                let request = canonical::Request { body, ..*head };
+                let plain = plain(engine, &route.fingerprint, headers, body);
+                let request = canonical::Request { body: &plain.bytes, encoded: plain.encoded, ..*head };
                 let canonical = workspace.canonicalize(&request, &route.fingerprint);
                 engine.0.fingerprinter.field_digests(id, &canonical.fields)
             }

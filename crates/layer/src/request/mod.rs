@@ -1,14 +1,15 @@
 //! What a request asks: its key, whose it is, its body within bounds, its fingerprint.
 //!
-//! [`key`] where the key stands, [`principal`] whose it is, [`collect`] the body and its fingerprint, [`again`] that
-//! under other rules, [`earlier`] how the request was named before a change of routes or secret, [`one_message`] what of
-//! gRPC is a request.
+//! [`key`] where the key stands, [`principal`] whose it is, [`collect`] the body and its fingerprint, [`plain`] how the
+//! fingerprint reads it, [`again`] that under other rules, [`earlier`] how the request was named before a change of
+//! routes or secret, [`one_message`] what of gRPC is a request.
 
 pub(crate) mod again;
 pub(crate) mod collect;
 pub(crate) mod earlier;
 pub(crate) mod key;
 pub(crate) mod one_message;
+pub(crate) mod plain;
 pub(crate) mod principal;
 
 use std::sync::Arc;
@@ -143,8 +144,14 @@ where
         _ => None,
     };
     let body = OneMessage::new(body, is_grpc);
-    let mut collected = collect(engine, route, body, &head, early_id.as_ref()).await?;
-    let key = key::agreed(route, from_head, &head, collected.memory.as_deref())?;
+    let mut collected = collect(engine, route, body, &parts.headers, &head, early_id.as_ref()).await?;
+    let key = match collected.memory.as_deref().filter(|_| reads_body_for_key) {
+        Some(body) => {
+            let plain = plain::plain(engine, &route.fingerprint, &parts.headers, body);
+            key::agreed(route, from_head, &head, Some(&plain.bytes))?
+        }
+        None => key::agreed(route, from_head, &head, collected.memory.as_deref())?,
+    };
     let (key, derived) = match (key, route.key.missing) {
         (Some(key), _) => (key, false),
         (None, Missing::Optional) => {
@@ -164,7 +171,7 @@ where
     let id = early_id.unwrap_or_else(|| RecordId::derive(engine.secret(), &scope, key.as_str()));
     let fields = match collected.fields.take() {
         Some(fields) => fields,
-        None => digests(engine, &id, route, &head, collected.memory.as_deref()),
+        None => digests(engine, &id, route, &parts.headers, &head, collected.memory.as_deref()),
     };
     let ask = Ask {
         claim_id: new_claim_id(),
@@ -205,14 +212,15 @@ pub(crate) fn differing(engine: &Engine, rules: &Rules, asked: &Reread<'_>, stor
     let stored: Vec<FieldDigest> = stored.iter().copied().map(FieldDigest::from_bytes).collect();
     let listed = listed_headers(rules, asked.headers);
     let listed: Vec<(&str, &[u8])> = listed.iter().map(|(name, value)| (*name, value.as_slice())).collect();
+    let plain = plain::plain(engine, rules, asked.headers, asked.body);
     let request = canonical::Request {
         method: asked.method,
         path: asked.path,
         query: asked.query,
         headers: &listed,
         content_type: asked.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes),
-        encoded: is_encoded(asked.headers),
-        body: asked.body,
+        encoded: plain.encoded,
+        body: &plain.bytes,
     };
     with_workspace(|workspace| {
         let canonical = workspace.canonicalize_to_explain(&request, rules);

@@ -34,6 +34,7 @@ pub(super) const ABOUT: &[(&str, &str, &str)] = &[
     ("limits.waiters", "20000", "Duplicates that wait, over all keys."),
     ("limits.held_answer", "64KiB", "Answers of known length up to this are held until their record is safe."),
     ("limits.canonical_body", "1MiB", "Larger request bodies are compared byte for byte."),
+    ("limits.decode_ratio", "100", "Compressed request bodies are decoded to at most so many times their size."),
     ("limits.spool", "1GiB", "Disk that large request bodies wait on, encrypted."),
     ("limits.unrecorded", "64MiB", "Memory for answers that the store has not confirmed yet."),
     ("route.name", "", "Unique, and part of every key's scope: renaming a route makes its keys new."),

@@ -172,6 +172,8 @@ pub struct Limits {
     pub held_answer: u64,
     /// A body up to this size is brought to canonical form, in bytes.
     pub canonical_body: u64,
+    /// A compressed request body is decoded to at most so many times its size, for its fingerprint.
+    pub decode_ratio: usize,
     /// Bodies on disk at a time, in bytes.
     pub spool: u64,
     /// Answers whose record is not confirmed yet, in bytes.
@@ -186,6 +188,7 @@ impl Default for Limits {
             waiters: 20_000,
             held_answer: 64 << 10,
             canonical_body: 1 << 20,
+            decode_ratio: 100,
             spool: 1 << 30,
             unrecorded: 64 << 20,
         }

@@ -109,6 +109,7 @@ pub(super) fn config(root: &Node, inputs: &Inputs<'_>, problems: &mut Problems<'
         waiters: limits.integer("waiters", bounds.waiters),
         held_answer: limits.size("held_answer", bounds.held_answer),
         canonical_body: limits.size("canonical_body", bounds.canonical_body),
+        decode_ratio: limits.integer("decode_ratio", bounds.decode_ratio),
         spool: limits.size("spool", bounds.spool),
         unrecorded: limits.size("unrecorded", bounds.unrecorded),
     };

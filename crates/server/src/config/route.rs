@@ -290,6 +290,8 @@ pub struct FingerprintConfig {
     pub headers: Vec<HeaderName>,
     /// The query counts with its pairs sorted.
     pub sort_query: bool,
+    /// Compressed bodies count by their content.
+    pub decode: bool,
     /// How many members a record keeps digests of, so that a mismatch can name them. 0 to 64.
     pub fields: usize,
 }

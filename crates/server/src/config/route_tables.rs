@@ -128,6 +128,7 @@ impl Reader<'_, '_, '_> {
             unordered: table.list("unordered", forms::pointer),
             headers,
             sort_query: table.bool("sort_query"),
+            decode: table.bool("decode"),
             fields: table.integer("fields", 8),
         };
         if !config.strip.is_empty() && !config.keep.is_empty() {
@@ -154,6 +155,14 @@ impl Reader<'_, '_, '_> {
                     self.wrong(table, key, why);
                 }
             }
+        }
+        if config.decode && config.body != FingerprintBody::Canonical {
+            let why = format!(
+                r#"{}: "decode" of "fingerprint" is for the canonical form, which body = {:?} does not make"#,
+                self.whose,
+                table.text("body").unwrap_or_default()
+            );
+            self.wrong(table, "decode", why);
         }
         if config.body == FingerprintBody::None && missing == Missing::Derive {
             let why = format!(

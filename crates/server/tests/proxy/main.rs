@@ -10,6 +10,8 @@ mod auth;
 #[cfg(test)]
 mod balancers;
 #[cfg(test)]
+mod bodies;
+#[cfg(test)]
 mod crashes;
 #[cfg(test)]
 mod duplicates;

@@ -147,12 +147,17 @@ async fn no_decision_tells_a_key_a_tenant_a_path_a_body_or_a_credential() {
         assert!(counted, "{outcome} was not driven:\n{metrics}");
     }
     assert!(metrics.contains("onceward_observed_total{route=\"watched\""), "{metrics}");
+    // A line is written after its client has been answered.
+    let decided = || {
+        let log = gateway.log();
+        log.lines().filter(|line| line.contains(" decision=") && !line.contains("observed")).count()
+    };
+    let requests = sent + sent_by_hand;
+    until("a line for each request", async || decided() >= requests).await;
     let log = gateway.log() + &breaking.log();
     for marker in MARKERS {
         let line = metrics.lines().chain(log.lines()).find(|line| line.contains(marker));
         assert_eq!(line, None, "{marker} got out");
     }
-    let lines = gateway.log();
-    let decided = lines.lines().filter(|line| line.contains(" decision=") && !line.contains("observed")).count();
-    assert_eq!(decided, sent + sent_by_hand, "one line a request:\n{lines}");
+    assert_eq!(decided(), requests, "one line a request:\n{}", gateway.log());
 }
