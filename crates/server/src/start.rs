@@ -155,11 +155,11 @@ pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
     if onceward::failpoint::is_in_store() {
         inner = Arc::new(onceward::failing_store::FailingStore::new(inner));
     }
-    let guarded = Guarded::new(inner, config.store.deadline);
+    let guarded = Arc::new(Guarded::new(inner, config.store.deadline, config.store.breaker));
     let upstreams = Upstreams::new(&config, &Upstreams::default())?;
     let tls = listener_tls(&config, upstreams.certificates())?;
     let purpose = Purpose::Serve { accept_rekey: args.accept_rekey };
-    let engine = engine(&config, &upstreams, Arc::new(guarded), purpose)?;
+    let engine = engine(&config, &upstreams, guarded.clone(), purpose)?;
     let listener = listen("requests", config.listen.address, "--listen").await?;
     let admin_listener = listen("admin", config.admin.address, "--admin").await?;
     let system = |what| move |source| StartError::System { what, source };
@@ -174,7 +174,7 @@ pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
     let (file, running) = (args.config.clone(), config.clone());
     let reload = Reload::new(file, flags, environment, running, upstreams, engine.clone(), admin.clone());
     let telemetry = telemetry::start(&config.telemetry, &engine, metrics.clone());
-    let mut background = Background::start(&engine, &store, metrics, admin_listener, &admin);
+    let mut background = Background::start(&engine, &store, &guarded, metrics, admin_listener, &admin);
     background.0.push(tokio::spawn(reload.run(hangup)));
     background.0.push(tokio::spawn(certificates.watch(CERTIFICATES_EVERY)));
     background.0.extend(telemetry);
@@ -392,6 +392,7 @@ impl Background {
     fn start(
         engine: &Engine,
         store: &Embedded,
+        guarded: &Arc<Guarded>,
         metrics: PrometheusHandle,
         admin_listener: TcpListener,
         admin: &Admin,
@@ -402,7 +403,7 @@ impl Background {
                 tracing::error!(%error, "the admin listener ended");
             }
         };
-        let sweep = sweep(store.clone(), metrics);
+        let sweep = sweep(store.clone(), Arc::clone(guarded), metrics);
         let settle = settle(engine.clone());
         Self(vec![tokio::spawn(serve), tokio::spawn(sweep), tokio::spawn(settle)])
     }
@@ -412,8 +413,10 @@ impl Background {
     }
 }
 
-async fn sweep(store: Embedded, metrics: PrometheusHandle) {
+async fn sweep(store: Embedded, guarded: Arc<Guarded>, metrics: PrometheusHandle) {
     use onceward::store::Store;
+    metrics::describe_gauge!("onceward_circuit_state", "0 closed, 1 half-open, 2 open");
+    let circuit = metrics::gauge!("onceward_circuit_state", "store" => store.kind());
     let collected = metrics::counter!("onceward_collected_records_total", "reason" => "retention");
     let mut tick = tokio::time::interval(SWEEP_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -424,6 +427,7 @@ async fn sweep(store: Embedded, metrics: PrometheusHandle) {
             Ok(swept) => collected.increment(swept.removed),
             Err(error) => tracing::warn!(%error, "ended records could not be swept"),
         }
+        circuit.set(f64::from(guarded.circuit() as u8));
         let stats = store.stats();
         #[expect(clippy::cast_precision_loss, reason = "figures for people, and below 2^52")]
         {

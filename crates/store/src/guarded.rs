@@ -1,4 +1,4 @@
-//! A store whose every call has a deadline.
+//! A store whose every call has a deadline, behind a circuit breaker.
 //!
 //! A call that does not answer in time fails, and a write that did not is unknown: it goes on beneath and may still be
 //! applied. Its caller repeats it with the same claim id or fence and recognises itself.
@@ -11,35 +11,47 @@ use onceward_core::{
     record::{Facts, Fence},
 };
 
+use crate::circuit::{Breaker, Circuit, Gate};
 use crate::{Answer, Filter, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Watch, Write};
 
 /// Pages and sweeps do many steps in one call.
 const MANY_STEPS: u32 = 20;
 
-/// Any store, with a deadline on each call.
+/// Any store, with a deadline on each call and a circuit breaker before all of them.
 #[derive(Clone, Debug)]
 pub struct Guarded {
     inner: Arc<dyn Store>,
     deadline: Duration,
+    gate: Arc<Gate>,
 }
 
 impl Guarded {
     /// `inner`, whose calls answer within `deadline`; scans and sweeps within twenty times that.
     #[must_use]
-    pub fn new(inner: Arc<dyn Store>, deadline: Duration) -> Self {
-        Self { inner, deadline }
+    pub fn new(inner: Arc<dyn Store>, deadline: Duration, breaker: Breaker) -> Self {
+        Self { inner, deadline, gate: Arc::new(Gate::new(breaker)) }
+    }
+
+    /// Where its circuit stands.
+    #[must_use]
+    pub fn circuit(&self) -> Circuit {
+        self.gate.circuit()
     }
 }
 
 async fn within<T>(
+    gate: &Gate,
     deadline: Duration,
     late: fn(Kind) -> StoreError,
     call: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
-    match tokio::time::timeout(deadline, call).await {
+    let pass = gate.pass()?;
+    let answer = match tokio::time::timeout(deadline, call).await {
         Ok(answer) => answer,
         Err(elapsed) => Err(late(Kind::Unavailable).because(elapsed)),
-    }
+    };
+    pass.ended(&answer);
+    answer
 }
 
 impl Store for Guarded {
@@ -48,32 +60,32 @@ impl Store for Guarded {
     }
 
     fn insert<'a>(&'a self, id: RecordId, facts: &'a Facts, lease: Duration) -> Answer<'a, Insert> {
-        Box::pin(within(self.deadline, StoreError::unknown, self.inner.insert(id, facts, lease)))
+        Box::pin(within(&self.gate, self.deadline, StoreError::unknown, self.inner.insert(id, facts, lease)))
     }
 
     fn replace<'a>(&'a self, id: RecordId, write: &'a Replacement) -> Answer<'a, Write> {
-        Box::pin(within(self.deadline, StoreError::unknown, self.inner.replace(id, write)))
+        Box::pin(within(&self.gate, self.deadline, StoreError::unknown, self.inner.replace(id, write)))
     }
 
     fn extend(&self, id: RecordId, holder: Fence, lease: Duration) -> Answer<'_, Write> {
-        Box::pin(within(self.deadline, StoreError::unknown, self.inner.extend(id, holder, lease)))
+        Box::pin(within(&self.gate, self.deadline, StoreError::unknown, self.inner.extend(id, holder, lease)))
     }
 
     fn remove(&self, id: RecordId, expect: Expect) -> Answer<'_, Write> {
-        Box::pin(within(self.deadline, StoreError::unknown, self.inner.remove(id, expect)))
+        Box::pin(within(&self.gate, self.deadline, StoreError::unknown, self.inner.remove(id, expect)))
     }
 
     fn get(&self, id: RecordId) -> Answer<'_, Read> {
-        Box::pin(within(self.deadline, StoreError::not_applied, self.inner.get(id)))
+        Box::pin(within(&self.gate, self.deadline, StoreError::not_applied, self.inner.get(id)))
     }
 
     fn scan(&self, after: Option<RecordId>, limit: usize, filter: Filter) -> Answer<'_, Page> {
         let deadline = self.deadline * MANY_STEPS;
-        Box::pin(within(deadline, StoreError::not_applied, self.inner.scan(after, limit, filter)))
+        Box::pin(within(&self.gate, deadline, StoreError::not_applied, self.inner.scan(after, limit, filter)))
     }
 
     fn sweep(&self, limit: usize) -> Answer<'_, Swept> {
-        Box::pin(within(self.deadline * MANY_STEPS, StoreError::unknown, self.inner.sweep(limit)))
+        Box::pin(within(&self.gate, self.deadline * MANY_STEPS, StoreError::unknown, self.inner.sweep(limit)))
     }
 
     fn watch(&self, id: RecordId) -> Watch {
@@ -81,11 +93,11 @@ impl Store for Guarded {
     }
 
     fn keep_rules<'a>(&'a self, policy: u32, rules: &'a str) -> Answer<'a, ()> {
-        Box::pin(within(self.deadline, StoreError::unknown, self.inner.keep_rules(policy, rules)))
+        Box::pin(within(&self.gate, self.deadline, StoreError::unknown, self.inner.keep_rules(policy, rules)))
     }
 
     fn rules(&self, policy: u32) -> Answer<'_, Option<String>> {
-        Box::pin(within(self.deadline, StoreError::not_applied, self.inner.rules(policy)))
+        Box::pin(within(&self.gate, self.deadline, StoreError::not_applied, self.inner.rules(policy)))
     }
 
     fn stats(&self) -> Stats {
@@ -105,9 +117,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_write_that_is_late_is_unknown_and_a_read_that_is_late_is_not() {
         let second = Duration::from_secs(1);
-        let write = within(second, StoreError::unknown, hung::<Write>()).await.unwrap_err();
+        let gate = Gate::new(Breaker::default());
+        let write = within(&gate, second, StoreError::unknown, hung::<Write>()).await.unwrap_err();
         assert_eq!((write.kind, write.applied), (Kind::Unavailable, Applied::Unknown));
-        let read = within(second, StoreError::not_applied, hung::<Read>()).await.unwrap_err();
+        let read = within(&gate, second, StoreError::not_applied, hung::<Read>()).await.unwrap_err();
         assert_eq!((read.kind, read.applied), (Kind::Unavailable, Applied::No));
     }
 }

@@ -50,6 +50,7 @@ use onceward_core::{
 pub use self::error::{Applied, Kind, StoreError};
 pub use self::watch::Watch;
 
+pub mod circuit;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 #[cfg(feature = "embedded")]

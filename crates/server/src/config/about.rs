@@ -21,6 +21,8 @@ pub(super) const ABOUT: &[(&str, &str, &str)] = &[
     ("store.path", "onceward-data", "The data folder; a relative one starts at the working directory."),
     ("store.durable", "preferred", "required refuses a folder that a restart of a container may empty."),
     ("store.deadline", "500ms", "For each operation of the store."),
+    ("store.breaker.failures", "5", "So many operations in a row that are not answered open the circuit."),
+    ("store.breaker.open", "1s", "So long operations fail at once then, give or take a fifth; one more decides."),
     ("store.reserve", "64MiB", "Room that is kept for answers of running requests: below it new claims are refused."),
     ("store.max_records", "10000000", "New claims are refused at so many records."),
     ("upstream.name", "", "Its name, unique."),

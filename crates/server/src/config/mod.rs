@@ -32,6 +32,7 @@ use std::{
 
 use http::Uri;
 use ipnet::IpNet;
+use onceward::store::circuit::Breaker;
 
 mod about;
 pub mod align;
@@ -129,6 +130,8 @@ pub struct Store {
     pub durable_required: bool,
     /// For each operation.
     pub deadline: Duration,
+    /// When operations fail at once instead.
+    pub breaker: Breaker,
     /// Kept free for completions: below it, new claims are refused. In bytes.
     pub reserve: u64,
     /// How many records there may be; the store's own bound where `None`.

@@ -4,6 +4,8 @@
 use core::time::Duration;
 use std::{collections::HashMap, path::PathBuf};
 
+use onceward::store::circuit::Breaker;
+
 use super::{
     Admin, Config, Identity, Inputs, Limits, Listen, Secrets, Store, Telemetry, Upstream, forms,
     problem::{Origin, Problems},
@@ -117,6 +119,11 @@ pub(super) fn config(root: &Node, inputs: &Inputs<'_>, problems: &mut Problems<'
         path: PathBuf::from(store.text("path").unwrap_or("onceward-data")),
         durable_required: store.text("durable") == Some("required"),
         deadline: store.duration("deadline", Duration::from_millis(500)),
+        breaker: {
+            let (said, default) = (store.sub("breaker"), Breaker::default());
+            let failures = said.integer("failures", default.failures);
+            Breaker { failures, open: said.duration("open", default.open) }
+        },
         reserve: store.size("reserve", 64 << 20),
         max_records: store.node("max_records").map(|_| store.integer("max_records", u64::MAX)),
     };

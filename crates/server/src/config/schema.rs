@@ -17,7 +17,6 @@ pub const NOT_AVAILABLE: &[(&str, &str)] = &[
     ("store.redis", "the Redis store"),
     ("store.postgres", "the Postgres store"),
     ("store.fallback", "a fallback store"),
-    ("store.breaker", "the circuit breaker"),
     (r#"route.auth.url = "https://…""#, "TLS to the service that checks credentials"),
     (r#"route.probe.url = "https://…""#, "TLS to a status URL"),
     (r#"route.on_unknown = "effect""#, "looking for the effect in Postgres"),
@@ -139,7 +138,13 @@ pub(super) const ROOT: &[Key] = &[
             key("path", PATH),
             key("durable", Kind::Choice(&["preferred", "required"])),
             key("deadline", Kind::Duration(ms(10), secs(60))),
-            key("breaker", Kind::Any),
+            key(
+                "breaker",
+                Kind::Table(&[
+                    key("failures", Kind::Integer(1, 1_000_000)),
+                    key("open", Kind::Duration(ms(10), secs(3600))),
+                ]),
+            ),
             key("reserve", Kind::Size(MIB, 1024 * GIB)),
             key("max_records", Kind::Integer(1, 1_000_000_000)),
             key("redis", Kind::Any),

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::support::{Answer, Gateway, Received, Start, Step, Upstream, answer, request, until};
+use super::support::{Answer, Gateway, Received, Start, Step, Upstream, answer, metric, request, until};
 
 /// What the repetition of a request meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,4 +226,20 @@ async fn a_bad_request_of_an_unverified_subject_does_not_block_the_key() {
     assert_eq!((refreshed.status, refreshed.slug().as_str()), (409, "principal-changed"));
     assert!(gateway.ask(ask(200, "k-1", &token("one"))).await.is_replay());
     assert_eq!(upstream.effects("k-1"), 1);
+}
+
+// contract: store-unavailable, store.breaker.failures, store.breaker.open
+#[tokio::test]
+async fn a_store_that_does_not_answer_is_asked_no_more_until_one_call_finds_it_well() {
+    let upstream = Upstream::charging().await;
+    let breaker = "[store]\ndeadline = \"50ms\"\nbreaker = { failures = 2, open = \"1h\" }\n";
+    let gateway = Start::before(&upstream).config(breaker).failpoint("store.insert:hit=1+:pause").start().await;
+    // A claim is tried three times: the circuit opens within the first request.
+    assert_eq!(gateway.post("/pay", "k-1", "{}").await.slug(), "store-unavailable");
+    let open = async || metric(&gateway.metrics().await, "onceward_circuit_state{store=\"embedded\"}") >= 2.0;
+    until("the open circuit", open).await;
+    let told = gateway.post("/pay", "k-2", "{}").await;
+    assert_eq!((told.status, told.slug().as_str()), (503, "store-unavailable"));
+    assert!(told.header("retry-after").is_some() && gateway.log().contains("calls fail at once"), "{told:?}");
+    assert!(upstream.received().is_empty(), "nothing is sent without a claim");
 }
