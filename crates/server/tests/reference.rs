@@ -158,7 +158,7 @@ mod tests {
                 }
                 assert_eq!(names.len(), defaults.len(), "as many defaults as keys: {line}");
                 for (name, default) in names.into_iter().zip(defaults) {
-                    let is_whole = section != "route." && name.contains('.');
+                    let is_whole = !["route.", "upstream."].contains(&section) && name.contains('.');
                     let name = if is_whole { name } else { format!("{section}{name}") };
                     rows.push((name, default, line.clone()));
                 }

@@ -46,7 +46,8 @@ async fn a_thousand_requests_in_flight_outlive_fifty_reloads() {
     }
     until("all in flight", async || metric(&gateway.metrics().await, "onceward_in_flight ") >= 1000.0).await;
     for round in 1..=50 {
-        // In turn by a signal, by a new file in its place, and by writing into it; each with other upstream words.
+        // In turn by a signal, by a new file in its place, and by writing into it; each with other upstream words. What is
+        // read while it is half written is refused, and read again when it is whole.
         let text =
             file(&upstream, &format!("connect_timeout = \"{round}s\"\n[defaults]\nretention = \"{}h\"\n", 24 + round));
         let path = gateway.start.config_file();
@@ -65,7 +66,6 @@ async fn a_thousand_requests_in_flight_outlive_fifty_reloads() {
     }
     assert_eq!(upstream.received().len(), REQUESTS);
     assert!(gateway.post("/pay", "k-7", "{}").await.is_replay());
-    assert_eq!(reloads(&gateway, "invalid").await, 0.0);
 }
 
 #[tokio::test]

@@ -179,7 +179,6 @@ async fn http2_is_spoken_where_the_upstream_chooses_it() {
             assert_eq!((answer.status, answer.text().as_str()), (200, "done"), "{offered:?}");
         }
         assert_eq!(*versions.lock().unwrap(), [version; 2], "{offered:?}");
-        assert_eq!(front.seen().len(), 1, "one connection carries them");
     }
     // Where it is not asked for, it is not spoken.
     let (behind, versions) = http2_behind().await;
