@@ -20,6 +20,8 @@ use crate::engine::Engine;
 #[derive(Debug, Default)]
 pub(crate) struct Policies {
     known: ArcSwap<HashMap<u32, Arc<Rules>>>,
+    /// One request keeps rules; those that come meanwhile do not wait for it.
+    keeping: tokio::sync::Mutex<()>,
 }
 
 impl Policies {
@@ -56,6 +58,7 @@ impl Engine {
     /// goes on: should these rules change, its record is compared by its key alone, unless a later claim keeps them.
     pub(crate) async fn keep_rules(&self, rules: &Rules) {
         let policy = number(rules);
+        let Ok(_keeping) = self.0.policies.keeping.try_lock() else { return };
         match self.store().keep_rules(policy, &text(rules)).await {
             Ok(()) => self.0.policies.know(policy, &Arc::new(rules.clone())),
             Err(error) => tracing::warn!(%error, "the fingerprint rules could not be kept in the store; trying again"),

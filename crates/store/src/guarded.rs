@@ -46,12 +46,20 @@ async fn within<T>(
     call: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
     let pass = gate.pass()?;
-    let answer = match tokio::time::timeout(deadline, call).await {
-        Ok(answer) => answer,
-        Err(elapsed) => Err(late(Kind::Unavailable).because(elapsed)),
-    };
+    let answer = timely(deadline, late, call).await;
     pass.ended(&answer);
     answer
+}
+
+async fn timely<T>(
+    deadline: Duration,
+    late: fn(Kind) -> StoreError,
+    call: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    match tokio::time::timeout(deadline, call).await {
+        Ok(answer) => answer,
+        Err(elapsed) => Err(late(Kind::Unavailable).because(elapsed)),
+    }
 }
 
 impl Store for Guarded {
@@ -93,11 +101,12 @@ impl Store for Guarded {
     }
 
     fn keep_rules<'a>(&'a self, policy: u32, rules: &'a str) -> Answer<'a, ()> {
-        Box::pin(within(&self.gate, self.deadline, StoreError::unknown, self.inner.keep_rules(policy, rules)))
+        // Beside the records, and of no weight for them: no sign of how the store is.
+        Box::pin(timely(self.deadline, StoreError::unknown, self.inner.keep_rules(policy, rules)))
     }
 
     fn rules(&self, policy: u32) -> Answer<'_, Option<String>> {
-        Box::pin(within(&self.gate, self.deadline, StoreError::not_applied, self.inner.rules(policy)))
+        Box::pin(timely(self.deadline, StoreError::not_applied, self.inner.rules(policy)))
     }
 
     fn stats(&self) -> Stats {

@@ -21,6 +21,8 @@ const FOLDER: &str = "rules";
 pub(super) struct KeptRules {
     folder: Option<PathBuf>,
     kept: Mutex<BTreeMap<u32, String>>,
+    /// One writer at a time: all write the same draft.
+    writing: Mutex<()>,
 }
 
 impl KeptRules {
@@ -31,7 +33,7 @@ impl KeptRules {
         let entries = match fs::read_dir(&folder) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(Self { folder: Some(folder), kept: Mutex::new(kept) });
+                return Ok(Self { folder: Some(folder), ..Self::default() });
             }
             Err(error) => return Err(error),
         };
@@ -46,7 +48,7 @@ impl KeptRules {
                 kept.insert(policy, fs::read_to_string(&path)?);
             }
         }
-        Ok(Self { folder: Some(folder), kept: Mutex::new(kept) })
+        Ok(Self { folder: Some(folder), kept: Mutex::new(kept), writing: Mutex::default() })
     }
 
     /// The text kept under `policy`.
@@ -56,6 +58,7 @@ impl KeptRules {
 
     /// Keeps `text` under `policy`, on disk before it returns. Does I/O.
     pub(super) fn keep(&self, policy: u32, text: &str) -> io::Result<()> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         if self.lock().get(&policy).is_some_and(|kept| kept == text) {
             return Ok(());
         }
@@ -112,6 +115,17 @@ fn write(folder: &Path, policy: u32, text: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_may_keep_the_same_rules_at_once() {
+        let data = tempfile::tempdir().unwrap();
+        let kept = KeptRules::open(data.path()).unwrap();
+        std::thread::scope(|scope| {
+            let writers: Vec<_> = (0..16).map(|_| scope.spawn(|| kept.keep(7, "{}"))).collect();
+            writers.into_iter().for_each(|writer| writer.join().unwrap().unwrap());
+        });
+        assert_eq!(KeptRules::open(data.path()).unwrap().get(7).as_deref(), Some("{}"));
+    }
 
     #[test]
     fn rules_outlive_the_process_and_a_foreign_file_is_left_alone() {
