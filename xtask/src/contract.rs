@@ -116,7 +116,9 @@ impl Case {
         let mine = ended.iter().filter(|ended| {
             let (modules, function) = ended.test.rsplit_once("::").unwrap_or(("", &ended.test));
             let in_binary = ended.binary.is_empty() || ended.binary == self.binary;
-            let in_module = self.module.as_ref().is_none_or(|module| modules.split("::").next() == Some(module));
+            // A module in a folder is named by the folder first.
+            let first = modules.split("::").next();
+            let in_module = self.module.as_ref().is_none_or(|module| module.split('/').next() == first);
             in_binary && in_module && function == self.function
         });
         let results: Vec<bool> = mine.map(|ended| ended.passed).collect();
