@@ -65,6 +65,12 @@ impl Engine {
         }
     }
 
+    /// The rules that records name by `policy`, most likely `present`; `None` where they are gone.
+    pub(crate) async fn rules_or(&self, policy: u32, present: &Rules) -> Option<Arc<Rules>> {
+        // Also before the store has them.
+        if number(present) == policy { Some(Arc::new(present.clone())) } else { self.rules(policy).await }
+    }
+
     /// The rules that records name by `policy`; `None` where they are gone.
     pub(crate) async fn rules(&self, policy: u32) -> Option<Arc<Rules>> {
         if let Some(rules) = self.0.policies.find(policy) {
@@ -171,5 +177,17 @@ mod tests {
         for foreign in ["", "{}", "null", r#"{"version":2}"#] {
             assert!(read(foreign).is_none(), "{foreign}");
         }
+    }
+
+    #[tokio::test]
+    async fn the_rules_of_today_are_at_hand_before_the_store_has_them() {
+        let store = Arc::new(onceward_store::memory::Memory::default());
+        let routes = crate::Routes::new(vec![], crate::Route::new("default"));
+        let secret = crate::Secret::from_bytes([0; 32]);
+        let engine = Engine::new(store, secret, routes, crate::Limits::default(), Engine::new_session());
+        let rules = Rules::default();
+        assert!(engine.rules(number(&rules)).await.is_none());
+        assert!(engine.rules_or(number(&rules), &rules).await.is_some());
+        assert!(engine.rules_or(1, &rules).await.is_none());
     }
 }

@@ -283,7 +283,7 @@ where
         Obtained::Refused { refusal, record } => {
             let details = Details {
                 fields: if let (Refusal::KeyReused, Some(body), Some(record)) = (refusal, body.as_deref(), &record)
-                    && let Some(rules) = engine.rules(record.facts.fingerprint_policy).await
+                    && let Some(rules) = engine.rules_or(record.facts.fingerprint_policy, &route.fingerprint).await
                 {
                     let asked = Reread {
                         id: &id,
