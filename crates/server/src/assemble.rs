@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use http::{HeaderValue, uri::Scheme};
+use http::{HeaderValue, Uri, uri::Scheme};
 use onceward::{
     Auth, AuthRules, Body, BodyRule, Hash, KeyRules, Limits, Mode, Pointer, Probe, ProbeRules, Route, Routes, RuleSet,
     Rules,
@@ -14,9 +14,7 @@ use tokio::sync::Semaphore;
 use crate::{
     ask::Questions,
     config::{self, Config, RouteConfig, route as said},
-    proxy::{
-        Certificates, ClientTls, Passthrough, PassthroughTimes, Target, Upstream, UpstreamOptions, UpstreamUrlError,
-    },
+    proxy::{Certificates, ClientTls, Passthrough, PassthroughTimes, Target, Upstream, UpstreamOptions},
 };
 
 /// A route or upstream that the layer or the transport does not take, though the configuration did.
@@ -97,12 +95,15 @@ impl Upstreams {
 /// # Errors
 /// [`Unusable`].
 pub fn routes(config: &Config, upstreams: &Upstreams) -> Result<Routes, Unusable> {
-    let mut asks = Asks::default();
+    let mut asks = Asks { config, certificates: &upstreams.certificates, clients: HashMap::new(), auths: Vec::new() };
     let mut route = |said: &RouteConfig| {
         let mut route = route_of(said, config.limits.canonical_body)?;
-        let wrong = |error: UpstreamUrlError| unusable(format!("route {:?}: who is asked", said.name))(error.into());
-        route.auth = said.auth.as_ref().map(|said| asks.auth(said)).transpose().map_err(wrong)?;
-        route.probe = said.probe.as_ref().map(|said| asks.probe(said)).transpose().map_err(wrong)?;
+        let wrong = unusable(format!("route {:?}: who is asked", said.name));
+        let mut asked = || -> Result<_, Failed> {
+            let auth = said.auth.as_ref().map(|said| asks.auth(said)).transpose()?;
+            Ok((auth, said.probe.as_ref().map(|said| asks.probe(said)).transpose()?))
+        };
+        (route.auth, route.probe) = asked().map_err(wrong)?;
         if let Some(reached) = said.upstream.as_ref().and_then(|name| upstreams.by_name.get(name)) {
             let permits = if route.mode == Mode::Observe { &reached.watched } else { &reached.permits };
             route.in_flight = Arc::clone(permits);
@@ -114,32 +115,41 @@ pub fn routes(config: &Config, upstreams: &Upstreams) -> Result<Routes, Unusable
     Ok(Routes::new(named, route(&config.default_route)?))
 }
 
+type Failed = Box<dyn std::error::Error + Send + Sync>;
+
 /// What asks others, and the clients that it asks with.
-#[derive(Default)]
-struct Asks {
+struct Asks<'c> {
+    config: &'c Config,
+    certificates: &'c Certificates,
     /// By scheme, host and port.
     clients: HashMap<String, Arc<Questions>>,
     /// Routes that check alike share what is remembered.
     auths: Vec<(said::AuthConfig, Arc<Auth>)>,
 }
 
-impl Asks {
-    fn client(&mut self, server: &str) -> Result<Arc<dyn Client>, UpstreamUrlError> {
+impl Asks<'_> {
+    /// A server that is an upstream too is known by that one's authorities, and shown its certificate; any other by the
+    /// system's.
+    fn client(&mut self, server: &str) -> Result<Arc<dyn Client>, Failed> {
         if let Some(client) = self.clients.get(server) {
             return Ok(Arc::clone(client) as Arc<dyn Client>);
         }
-        let client = Arc::new(Questions::new(server, &UpstreamOptions::default())?);
+        let mut options = UpstreamOptions::default();
+        if server.starts_with("https://") {
+            let same = self.config.upstreams.iter().find(|upstream| server_of(&upstream.url) == server);
+            let said = same.map(|upstream| upstream.tls.clone()).unwrap_or_default();
+            options.tls = Some(ClientTls::load(server, &said, self.certificates)?);
+        }
+        let client = Arc::new(Questions::new(server, &options)?);
         self.clients.insert(server.to_owned(), Arc::clone(&client));
         Ok(client)
     }
 
-    fn auth(&mut self, said: &said::AuthConfig) -> Result<Arc<Auth>, UpstreamUrlError> {
+    fn auth(&mut self, said: &said::AuthConfig) -> Result<Arc<Auth>, Failed> {
         if let Some((_, same)) = self.auths.iter().find(|(other, _)| other == said) {
             return Ok(Arc::clone(same));
         }
-        let (scheme, authority) = (said.url.scheme_str(), said.url.authority());
-        let server =
-            format!("{}://{}", scheme.unwrap_or_default(), authority.map_or("", |authority| authority.as_str()));
+        let server = server_of(&said.url);
         let mut rules = AuthRules::new(said.url.clone());
         rules.headers.clone_from(&said.headers);
         rules.cache = said.cache;
@@ -150,7 +160,7 @@ impl Asks {
         Ok(auth)
     }
 
-    fn probe(&mut self, said: &said::ProbeConfig) -> Result<Arc<Probe>, UpstreamUrlError> {
+    fn probe(&mut self, said: &said::ProbeConfig) -> Result<Arc<Probe>, Failed> {
         let mut rules = ProbeRules::new(said.url.clone());
         rules.executed.clone_from(&said.executed);
         rules.not_executed.clone_from(&said.not_executed);
@@ -165,6 +175,12 @@ impl Asks {
         }
         Ok(Arc::new(Probe::new(self.client(said.url.server())?, rules)))
     }
+}
+
+/// Scheme, host and port.
+fn server_of(url: &Uri) -> String {
+    let authority = url.authority().map_or("", |authority| authority.as_str());
+    format!("{}://{authority}", url.scheme_str().unwrap_or_default())
 }
 
 /// A route that names records and serves nothing: for telling what the id of a request is, or was.

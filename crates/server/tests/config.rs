@@ -421,8 +421,7 @@ fn what_is_not_available_is_refused_by_name_and_place() {
     for (key, what) in NOT_AVAILABLE {
         let (path, value) = key.split_once(" = ").unwrap_or((key, "{}"));
         let value = match (path, value) {
-            ("route.probe.url", _) => r#""https://h/{record}""#.to_owned(),
-            ("upstream.url" | "route.auth.url", _) => r#""https://h""#.to_owned(),
+            ("upstream.url", _) => r#""https://h""#.to_owned(),
             ("route.on_unknown", value) => format!("[{value}]"),
             (_, value) => value.to_owned(),
         };

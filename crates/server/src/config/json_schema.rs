@@ -125,13 +125,7 @@ fn text(what: &str, path: &str) -> Value {
         "a path" if path == "route.match.path" => "^/",
         "an address and a port" => ":[0-9]+$",
         "a URL" => "^https?://",
-        _ if path == "route.auth.url" => {
-            if schema::missing_feature(&format!("{path} = \"https://…\"")).is_some() {
-                "^(none$|http://)"
-            } else {
-                "^(none$|https?://)"
-            }
-        }
+        _ if path == "route.auth.url" => "^(none$|https?://)",
         _ if what.starts_with("a URL such as") => {
             if schema::missing_feature(&format!("{path} = \"https://…\"")).is_some() {
                 "^http://"

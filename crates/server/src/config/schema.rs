@@ -17,8 +17,6 @@ pub const NOT_AVAILABLE: &[(&str, &str)] = &[
     ("store.redis", "the Redis store"),
     ("store.postgres", "the Postgres store"),
     ("store.fallback", "a fallback store"),
-    (r#"route.auth.url = "https://…""#, "TLS to the service that checks credentials"),
-    (r#"route.probe.url = "https://…""#, "TLS to a status URL"),
     (r#"route.on_unknown = "effect""#, "looking for the effect in Postgres"),
     (r#"route.durability = "cache""#, "durability other than strict"),
     (r#"route.durability = "journaled""#, "durability other than strict"),

@@ -18,21 +18,21 @@ use crate::support::{Gateway, Start, Upstream, post, soon};
 
 /// One handshake as a front saw it.
 #[derive(Clone, Debug, PartialEq)]
-struct Seen {
+pub(super) struct Seen {
     kind: Option<rustls::HandshakeKind>,
     protocol: Option<Vec<u8>>,
-    has_client: bool,
+    pub(super) has_client: bool,
     name: Option<String>,
 }
 
 /// TLS in front of an upstream that knows nothing of it.
-struct Front {
-    address: SocketAddr,
+pub(super) struct Front {
+    pub(super) address: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
 }
 
 impl Front {
-    async fn start(behind: SocketAddr, config: ServerConfig) -> Self {
+    pub(super) async fn start(behind: SocketAddr, config: ServerConfig) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let front = Self { address: listener.local_addr().unwrap(), seen: Arc::default() };
         let (acceptor, seen) = (TlsAcceptor::from(Arc::new(config)), Arc::clone(&front.seen));
@@ -56,13 +56,13 @@ impl Front {
         front
     }
 
-    fn seen(&self) -> Vec<Seen> {
+    pub(super) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
 }
 
 /// A server's side, which asks for a certificate of `clients` where they are given.
-fn side(
+pub(super) fn side(
     own: &Pair,
     clients: Option<&Authority>,
     protocols: &[&str],
