@@ -78,7 +78,7 @@ pub(crate) struct Shared {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) secret: Secret,
     /// Swapped whole by a reload; a request keeps the route that it came by.
-    routes: ArcSwap<Routes>,
+    pub(crate) routes: ArcSwap<Routes>,
     limits: ArcSwap<Limits>,
     pub(crate) session: SessionId,
     pub(crate) flights: Arc<Flights>,

@@ -38,7 +38,7 @@ use crate::{
     probe::Books,
     refuse::{Details, Problem},
     replay::{self, STATUS},
-    request::{self, Asked, Reading, Reread, again::Again, earlier},
+    request::{self, Asked, Reading, again::Again, earlier},
     route::{self, Missing, Route, Source, is_ambiguous},
     told::Told,
 };
@@ -97,7 +97,7 @@ where
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
         let host = route::host_of(request.uri(), request.headers());
-        let routes = self.engine.routes();
+        let routes = self.engine.0.routes.load();
         let route = Arc::clone(routes.of(request.method(), request.uri().path(), host));
         let covered = route.covers(request.method());
         let watched = route.watches(request.method());
@@ -285,15 +285,7 @@ where
                 fields: if let (Refusal::KeyReused, Some(body), Some(record)) = (refusal, body.as_deref(), &record)
                     && let Some(rules) = engine.rules_or(record.facts.fingerprint_policy, &route.fingerprint).await
                 {
-                    let asked = Reread {
-                        id: &id,
-                        method: request.method().as_str(),
-                        path: request.uri().path(),
-                        query: request.uri().query(),
-                        headers: request.headers(),
-                        body,
-                    };
-                    request::differing(engine, &rules, &asked, &record.facts.fields)
+                    request::differing(engine, &rules, &id, &request, body, &record.facts.fields)
                 } else {
                     Vec::new()
                 },

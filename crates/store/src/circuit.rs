@@ -5,7 +5,10 @@
 //! through, and its end decides. (M. Nygard, *Release It!*, "Circuit Breaker".)
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -43,6 +46,8 @@ pub enum Circuit {
 #[derive(Debug)]
 pub(crate) struct Gate {
     breaker: Breaker,
+    /// Whether it is closed and the last call was answered, so that calls of a store that is well take no lock.
+    is_well: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -62,7 +67,8 @@ pub(crate) struct Pass<'a> {
 
 impl Gate {
     pub(crate) fn new(breaker: Breaker) -> Self {
-        Self { breaker, state: Mutex::new(State::Closed { failures: 0 }) }
+        let state = Mutex::new(State::Closed { failures: 0 });
+        Self { breaker, is_well: AtomicBool::new(true), state }
     }
 
     pub(crate) fn circuit(&self) -> Circuit {
@@ -75,6 +81,9 @@ impl Gate {
 
     /// Lets a call through, or fails it: it was not sent.
     pub(crate) fn pass(&self) -> Result<Pass<'_>, StoreError> {
+        if self.is_well.load(Ordering::Acquire) {
+            return Ok(Pass { gate: self, is_probe: false });
+        }
         let mut state = self.lock();
         let is_probe = match *state {
             State::Closed { .. } => false,
@@ -107,6 +116,9 @@ impl Pass<'_> {
     pub(crate) fn ended<T>(mut self, result: &Result<T, StoreError>) {
         let failed = result.as_ref().is_err_and(|error| is_outage(&error.kind));
         let was_probe = std::mem::take(&mut self.is_probe);
+        if !failed && self.gate.is_well.load(Ordering::Acquire) {
+            return;
+        }
         let mut state = self.gate.lock();
         let next = match (&*state, failed) {
             (State::Closed { failures: 0 }, false) => return,
@@ -128,7 +140,10 @@ impl Pass<'_> {
             }
             _ => {}
         }
+        let is_well = matches!(next, State::Closed { failures: 0 });
         *state = next;
+        // Under the lock, so that the last to know is the last to say.
+        self.gate.is_well.store(is_well, Ordering::Release);
     }
 }
 

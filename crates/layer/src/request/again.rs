@@ -77,7 +77,8 @@ fn read<T>(read: std::io::Result<T>) -> Option<T> {
     read.ok()
 }
 
-fn with_head<T>(
+/// Shows a request in the words of the canonical form, with the headers that `rules` list.
+pub(super) fn with_head<T>(
     request: &Request<Body>,
     rules: &Rules,
     plain: Plain<'_>,

@@ -219,32 +219,20 @@ where
 }
 
 /// The names of what differs between a record's request and this one.
-pub(crate) fn differing(engine: &Engine, rules: &Rules, asked: &Reread<'_>, stored: &[[u8; 8]]) -> Vec<String> {
+pub(crate) fn differing(
+    engine: &Engine,
+    rules: &Rules,
+    id: &RecordId,
+    request: &Request<Body>,
+    body: &[u8],
+    stored: &[[u8; 8]],
+) -> Vec<String> {
     let stored: Vec<FieldDigest> = stored.iter().copied().map(FieldDigest::from_bytes).collect();
-    let listed = listed_headers(rules, asked.headers);
-    let listed: Vec<(&str, &[u8])> = listed.iter().map(|(name, value)| (*name, value.as_slice())).collect();
-    let plain = plain::plain(engine, rules, asked.headers, asked.body);
-    let request = canonical::Request {
-        method: asked.method,
-        path: asked.path,
-        query: asked.query,
-        headers: &listed,
-        content_type: asked.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes),
-        encoded: plain.encoded,
-        body: &plain.bytes,
-    };
-    with_workspace(|workspace| {
-        let canonical = workspace.canonicalize_to_explain(&request, rules);
-        engine.0.fingerprinter.differing(asked.id, &stored, &canonical.fields, rules).names
+    let plain = plain::plain(engine, rules, request.headers(), body);
+    again::with_head(request, rules, plain, |message| {
+        with_workspace(|workspace| {
+            let canonical = workspace.canonicalize_to_explain(message, rules);
+            engine.0.fingerprinter.differing(id, &stored, &canonical.fields, rules).names
+        })
     })
-}
-
-/// A request as it was read, for naming what differs.
-pub(crate) struct Reread<'a> {
-    pub(crate) id: &'a RecordId,
-    pub(crate) method: &'a str,
-    pub(crate) path: &'a str,
-    pub(crate) query: Option<&'a str>,
-    pub(crate) headers: &'a HeaderMap,
-    pub(crate) body: &'a [u8],
 }
