@@ -12,6 +12,7 @@ use tokio::time::Instant;
 const ANSWERS_MAX: usize = 10_000;
 /// What the callers named in them take together.
 const CALLERS_BYTES_MAX: usize = 1 << 20;
+
 /// A keyed hash of all that is sent, so that no credential is kept, and none can be found by one that collides.
 pub(super) type QuestionId = [u8; 32];
 

@@ -122,12 +122,16 @@ impl Auth {
 
     async fn ask_and_remember(&self, id: QuestionId, question: Request<()>) -> Verdict {
         // It is true from before it was said.
-        let until = Instant::now() + self.rules.cache;
+        let asked = Instant::now();
+        // An answer to others may have come since it was looked for.
+        if let Some(principal) = self.cache.look(id, asked) {
+            return Verdict::Allowed(principal);
+        }
         let verdict = self.ask(question).await;
         // A refusal is not remembered: whoever has just been let in must not wait for it to be forgotten, and a flood
         // of bad credentials must not push out the good ones.
         if let Verdict::Allowed(principal) = &verdict {
-            self.cache.allow(id, principal.clone(), until);
+            self.cache.allow(id, principal.clone(), asked + self.rules.cache);
         }
         verdict
     }

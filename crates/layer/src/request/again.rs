@@ -1,8 +1,6 @@
 //! The fingerprint of a request that has arrived, under other rules or another secret than its route's: for a record
 //! that was made with those.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use http::{HeaderValue, Request, header};
 use onceward_core::{
@@ -12,7 +10,7 @@ use onceward_core::{
 
 use super::{
     collect::{is_encoded, listed_headers, with_workspace},
-    plain::{Plain, plain},
+    plain::{Plain, plain, room_for},
 };
 use crate::{body::Body, engine::Engine};
 
@@ -37,14 +35,18 @@ impl Again<'_> {
     /// Its fingerprint under `rules`.
     pub(crate) async fn under(&mut self, rules: &Rules) -> Option<[u8; 32]> {
         let Self { engine, request, memory, fingerprinter } = self;
-        let (mut whole, mut room) = (memory.cloned(), None);
-        let spooled = if whole.is_none() { request.body_mut().spool() } else { None };
-        let bytes = spooled.as_ref().map_or(0, |reader| reader.left());
-        if let (Some(reader), true) = (spooled, bytes <= rules.canonical_body_max() as u64) {
-            let units = u32::try_from(bytes).ok()?.min(engine.0.canonical_memory_units);
-            room = Arc::clone(&engine.0.canonical_memory).acquire_many_owned(units).await.ok();
-            whole = Some(read(reader.read_all().await)?);
-        }
+        let spooled = if memory.is_none() { request.body_mut().spool().map(|reader| reader.left()) } else { None };
+        let to_read = spooled.filter(|bytes| *bytes <= rules.canonical_body_max() as u64);
+        let bytes = memory.map(Bytes::len).or(to_read.and_then(|bytes| usize::try_from(bytes).ok()));
+        let _room = match bytes {
+            Some(bytes) => room_for(engine, rules, request.headers(), bytes, to_read.is_some()).await,
+            None => None,
+        };
+        let whole = match memory {
+            Some(memory) => Some(Bytes::clone(memory)),
+            None if to_read.is_some() => Some(read(request.body_mut().spool()?.read_all().await)?),
+            None => None,
+        };
         let fingerprint = match &whole {
             Some(body) => with_head(request, rules, plain(engine, rules, request.headers(), body), |whole| {
                 with_workspace(|workspace| {
@@ -61,7 +63,6 @@ impl Again<'_> {
                 hasher.finish()
             }
         };
-        drop(room);
         Some(fingerprint.0)
     }
 }

@@ -30,7 +30,7 @@ pub(crate) fn plain<'b>(engine: &Engine, rules: &Rules, headers: &HeaderMap, bod
     }
     let codings = coding::listed(headers.get_all(header::CONTENT_ENCODING).iter().map(|value| value.as_bytes()));
     match coding::decoded(&codings, body, engine.0.limits().decode_ratio, rules.canonical_body_max()) {
-        Some(decoded) => Plain { bytes: decoded.to_vec().into(), encoded: false },
+        Some(decoded) => Plain { bytes: Cow::Owned(decoded.into()), encoded: false },
         None => as_sent(true),
     }
 }
