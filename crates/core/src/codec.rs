@@ -113,6 +113,29 @@ pub fn encode(record: &Record, out: &mut Vec<u8>) {
     out.extend_from_slice(&sum.to_be_bytes());
 }
 
+/// Whose record these bytes are, without reading the rest of them; `None` where they are no record that this build
+/// wrote, and for one without a tenant.
+#[must_use]
+pub fn tenant_of(record: &[u8]) -> Option<&str> {
+    // Field number and wire type, as `encode_raw` writes them: in order, and empty ones not at all.
+    const ROUTE: u8 = 1 << 3 | 2;
+    const TENANT: u8 = 2 << 3 | 2;
+    let [high, low] = record.get(HEADER_BYTES - 8..HEADER_BYTES - 6)?.try_into().ok()?;
+    let fields = usize::from(u16::from_be_bytes([high, low]));
+    let mut body = record.get(HEADER_BYTES + fields * 8..)?;
+    loop {
+        let (field, rest) = body.split_first()?;
+        body = rest;
+        let len = usize::try_from(prost::encoding::decode_varint(&mut body).ok()?).ok()?;
+        let (value, rest) = body.split_at_checked(len)?;
+        match *field {
+            TENANT => return core::str::from_utf8(value).ok(),
+            ROUTE => body = rest,
+            _ => return None,
+        }
+    }
+}
+
 /// The store's block as it lies in a record, so that a store can write it in place.
 #[must_use]
 pub fn stored_bytes(stored: &Stored) -> [u8; 40] {

@@ -7,7 +7,7 @@ use onceward_core::{
     key::RecordId,
     record::{Facts, Fence},
 };
-use onceward_store::{Answer, Filter, Insert, Page, Read, Stats, Store, Swept, Watch, Write};
+use onceward_store::{Answer, Filter, Insert, Page, Read, Stats, Store, Swept, Usage, Watch, Write};
 
 use crate::failpoint::{self, hit};
 
@@ -76,6 +76,10 @@ impl Store for FailingStore {
 
     fn rules(&self, policy: u32) -> Answer<'_, Option<String>> {
         self.0.rules(policy)
+    }
+
+    fn usage(&self, tenant: &str) -> Usage {
+        self.0.usage(tenant)
     }
 
     fn stats(&self) -> Stats {

@@ -36,7 +36,7 @@ fn id(of: u64) -> RecordId {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let bounds = Bounds { records_max: 2_000_000, ..Bounds::default() };
+    let bounds = Bounds { records_max: 2_000_000 };
     let store = Memory::new(bounds, Clock::system());
     let facts = Facts {
         phase: Phase::Dispatched,

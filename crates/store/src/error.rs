@@ -25,9 +25,6 @@ pub enum Kind {
     /// At its bound: new claims are refused, nothing is evicted.
     #[error("the store is full: new claims are refused until records end")]
     Full,
-    /// This tenant is at its bound.
-    #[error("the tenant is at its limit of live records")]
-    Quota,
     /// A record's bytes are not those that were written.
     #[error("a record is damaged: {0}")]
     Damaged(String),

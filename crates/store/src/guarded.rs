@@ -12,7 +12,7 @@ use onceward_core::{
 };
 
 use crate::circuit::{Breaker, Circuit, Gate};
-use crate::{Answer, Filter, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Watch, Write};
+use crate::{Answer, Filter, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write};
 
 /// Pages and sweeps do many steps in one call.
 const MANY_STEPS: u32 = 20;
@@ -107,6 +107,10 @@ impl Store for Guarded {
 
     fn rules(&self, policy: u32) -> Answer<'_, Option<String>> {
         Box::pin(timely(self.deadline, StoreError::not_applied, self.inner.rules(policy)))
+    }
+
+    fn usage(&self, tenant: &str) -> Usage {
+        self.inner.usage(tenant)
     }
 
     fn stats(&self) -> Stats {

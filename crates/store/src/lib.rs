@@ -33,6 +33,7 @@
 //!   lease over, and it writes nothing more ([`Kind::SessionOver`]).
 //! - **S17** Fingerprint rules that are kept under a policy are found under it by every process of the
 //!   store, after a restart too, until [`RULES_MAX`] later ones have come.
+//! - **S18** [`Store::usage`] has each answered write in it, a tenant's own and no other's, after a restart too.
 //!
 //! # Layout
 //!
@@ -160,11 +161,22 @@ pub struct Swept {
     pub more: bool,
 }
 
+/// What a tenant takes up in a store; quotas are held against it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Its records, until a sweep has removed them.
+    pub records: u64,
+    /// Bytes that they take; of a store that rounds, at most a sixteenth too many.
+    pub bytes: u64,
+}
+
 /// A store's own figures, for metrics and readiness.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Records that have not ended, or have not been noticed to.
     pub records: u64,
+    /// New claims are refused at so many; `None` where nothing but memory or disk bounds them.
+    pub records_max: Option<u64>,
     /// In flight or unknown.
     pub open: u64,
     /// Bytes that records take, in memory or on disk.
@@ -211,6 +223,9 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
 
     /// The rules kept under `policy`.
     fn rules(&self, policy: u32) -> Answer<'_, Option<String>>;
+
+    /// What the records of a tenant take up, without I/O. Writes that are on their way may not be in it yet.
+    fn usage(&self, tenant: &str) -> Usage;
 
     /// The store's figures, without I/O.
     fn stats(&self) -> Stats;

@@ -23,7 +23,7 @@ use onceward_core::{
 };
 
 use crate::{
-    Answer, Filter, Insert, Kind, Page, RULES_MAX, Read, Stats, Store, StoreError, Swept, Watch, Write, watch::Watchers,
+    Answer, Filter, Insert, Kind, Page, RULES_MAX, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write, watch::Watchers,
 };
 
 /// How far a store's clock may be from where it was expected: beyond it, nothing is written.
@@ -60,13 +60,11 @@ impl Clock {
 pub struct Bounds {
     /// New claims are refused at so many records.
     pub records_max: usize,
-    /// New claims of a tenant are refused at so many of its records.
-    pub tenant_records_max: usize,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { records_max: 1_000_000, tenant_records_max: usize::MAX }
+        Self { records_max: 1_000_000 }
     }
 }
 
@@ -95,7 +93,7 @@ struct Inner {
     ends: BTreeSet<(Micros, RecordId)>,
     /// Those whose body ends before, by its end.
     body_ends: BTreeSet<(Micros, RecordId)>,
-    tenants: BTreeMap<String, usize>,
+    tenants: BTreeMap<String, Usage>,
     bytes: u64,
     open: u64,
     /// Larger than the fence of every record that is gone.
@@ -253,9 +251,6 @@ impl Memory {
         if ended.is_none() && inner.records.len() >= self.shared.bounds.records_max {
             return Err(StoreError::not_applied(Kind::Full));
         }
-        if inner.tenants.get(&facts.tenant).copied().unwrap_or(0) >= self.shared.bounds.tenant_records_max {
-            return Err(StoreError::not_applied(Kind::Quota));
-        }
         let record = cas::inserted(facts.clone(), lease, now, inner.mark, ended.map(|record| record.stored).as_ref());
         inner.write(id, &record);
         drop(inner);
@@ -310,7 +305,9 @@ impl Inner {
         codec::encode(record, &mut bytes);
         self.bytes += bytes.len() as u64;
         self.open += u64::from(record.facts.state == State::InFlight);
-        *self.tenants.entry(record.facts.tenant.clone()).or_default() += 1;
+        let usage = self.tenants.entry(record.facts.tenant.clone()).or_default();
+        usage.records += 1;
+        usage.bytes += bytes.len() as u64;
         if record.stored.keep_until != Micros::ZERO {
             self.ends.insert((record.stored.keep_until, id));
         }
@@ -323,17 +320,17 @@ impl Inner {
     /// Takes a record out, for another or for good.
     fn take(&mut self, id: &RecordId) {
         let Ok(Some(old)) = self.read(id) else { return };
-        if let Some(bytes) = self.records.remove(id) {
-            self.bytes -= bytes.len() as u64;
-        }
+        let len = self.records.remove(id).map_or(0, |bytes| bytes.len() as u64);
+        self.bytes -= len;
         self.ends.remove(&(old.stored.keep_until, *id));
         if let Some(end) = body_end(&old) {
             self.body_ends.remove(&(end, *id));
         }
         self.open -= u64::from(old.facts.state == State::InFlight);
-        if let Some(count) = self.tenants.get_mut(&old.facts.tenant) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(usage) = self.tenants.get_mut(&old.facts.tenant) {
+            usage.records -= 1;
+            usage.bytes = usage.bytes.saturating_sub(len);
+            if usage.records == 0 {
                 self.tenants.remove(&old.facts.tenant);
             }
         }
@@ -454,11 +451,16 @@ impl Store for Memory {
         Box::pin(std::future::ready(found))
     }
 
+    fn usage(&self, tenant: &str) -> Usage {
+        self.lock().tenants.get(tenant).copied().unwrap_or_default()
+    }
+
     fn stats(&self) -> Stats {
         let inner = self.lock();
         let full = inner.records.len() >= self.shared.bounds.records_max;
         Stats {
             records: inner.records.len() as u64,
+            records_max: Some(self.shared.bounds.records_max as u64),
             open: inner.open,
             bytes: inner.bytes,
             accepts_claims: !full,
@@ -482,7 +484,7 @@ mod tests {
 
     fn bounded(records_max: usize) -> (Memory, Arc<AtomicU64>) {
         let time = Arc::new(AtomicU64::new(1_750_000_000_000_000));
-        (Memory::new(Bounds { records_max, ..Bounds::default() }, Clock::Manual(Arc::clone(&time))), time)
+        (Memory::new(Bounds { records_max }, Clock::Manual(Arc::clone(&time))), time)
     }
 
     fn pass(time: &AtomicU64, span: Duration) {
@@ -588,7 +590,7 @@ mod tests {
         store.sweep(10).await.unwrap();
         let stats = store.stats();
         assert_eq!((stats.records, stats.open), (2, 2));
-        assert_eq!(store.lock().tenants.values().sum::<usize>(), 2);
+        assert_eq!(store.lock().tenants.values().map(|usage| usage.records).sum::<u64>(), 2);
     }
 
     #[tokio::test]

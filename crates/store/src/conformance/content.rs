@@ -4,10 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use onceward_core::{
+    cas::{Expect, FenceRule, Keep, Lease, Replacement},
     codec,
     key::{RecordId, Scope, Secret},
     outcome::Outcome,
-    record::{Fence, Seen},
+    record::{Facts, Fence, Seen, State},
 };
 
 use super::{
@@ -15,7 +16,7 @@ use super::{
     drive::{self, Driven, Said},
     script::{Answer, Look, Op, Span, Who, World, ask, claim, look, new_id},
 };
-use crate::{Applied, Filter, Kind, RULES_MAX, Write};
+use crate::{Applied, Filter, Insert, Kind, RULES_MAX, Usage, Write};
 
 /// The default limit of a recorded body.
 const RECORDED_BODY_BYTES: usize = 1024 * 1024;
@@ -31,6 +32,7 @@ pub(super) const CASES: &[Case] = &[
     Case::code("renewal_after_the_read_beats_the_takeover", "S5 S6", renewal_after_the_read_beats_the_takeover),
     Case::code("a_body_ends_before_its_fact", "core S11", a_body_ends_before_its_fact),
     Case::code("rules_are_found_under_their_policy", "S17", rules_are_found_under_their_policy),
+    Case::code("claim_quota_per_tenant", "S18", claim_quota_per_tenant),
 ];
 
 fn world(harness: &Harness) -> World {
@@ -61,6 +63,54 @@ fn rules_are_found_under_their_policy(harness: Harness) -> Run {
             left += usize::from(store.rules(policy).await.is_ok_and(|found| found.is_some()));
         }
         assert_eq!(left, RULES_MAX, "they are bounded");
+    })
+}
+
+/// What quotas are held against: each verb counts, and only for its own tenant.
+fn claim_quota_per_tenant(harness: Harness) -> Run {
+    Box::pin(async move {
+        let mut world = world(&harness);
+        let store = Arc::clone(&world.store);
+        world.act(claim(Who::A).op()).await;
+        let mut facts = world.holder(Who::A).facts.clone();
+        let own = facts.tenant.clone();
+        let before = store.usage(&own);
+        facts.tenant = "umbrella".into();
+        let lease = Duration::from_secs(60);
+        let mut fences = Vec::new();
+        for count in 1..=3 {
+            let id = new_id();
+            let Ok(Insert::Inserted { fence, .. }) = store.insert(id, &facts, lease).await else { panic!("inserting") };
+            assert!(matches!(store.insert(id, &facts, lease).await, Ok(Insert::Existing { .. })));
+            assert_eq!(store.usage("umbrella").records, count, "S18: a repeat counts, or a claim does not");
+            fences.push((id, fence));
+        }
+        let small = store.usage("umbrella").bytes;
+        assert!(small >= 3 * 160, "S18: three records in {small} bytes");
+        let [(first, first_fence), (second, second_fence), ..] = *fences else { panic!("three claims") };
+        let outcome = Outcome { status: 200, body: Bytes::from(vec![7; 10_000]), ..Outcome::default() };
+        let settled = Facts { state: State::Completed, outcome: Some(outcome), ..facts.clone() };
+        let write = Replacement {
+            expect: Expect::Holder(first_fence),
+            facts: settled,
+            keep: Keep::For(Duration::from_secs(3600)),
+            fence: FenceRule::Keep,
+            lease: Lease::Over,
+        };
+        assert!(matches!(store.replace(first, &write).await, Ok(Write::Applied { .. })));
+        let grown = store.usage("umbrella");
+        assert_eq!(grown.records, 3, "S18: a settled record counts");
+        let room = small + 10_000..=small + 11_000;
+        assert!(room.contains(&grown.bytes), "S18: {} bytes are not those of the answer", grown.bytes);
+        assert!(matches!(store.remove(second, Expect::Holder(second_fence)).await, Ok(Write::Applied { .. })));
+        assert_eq!(store.usage("umbrella").records, 2, "S18: a removed record counts");
+        assert_eq!(store.usage(&own), before, "S18: another tenant's records count");
+        assert_eq!(store.usage("nobody"), Usage::default());
+        if let Some(hand) = &harness.clock {
+            hand.turn(3_601_000_000);
+            while store.sweep(100).await.is_ok_and(|swept| swept.more) {}
+            assert_eq!(store.usage("umbrella").records, 1, "S18: a swept record counts");
+        }
     })
 }
 

@@ -21,7 +21,7 @@ use super::{
     drive::{self, Holder, Said},
     script::{Answer, Op, Span, Who, World, claim},
 };
-use crate::{Answer as StoreAnswer, Filter, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Watch, Write};
+use crate::{Answer as StoreAnswer, Filter, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write};
 
 pub(super) const CASES: &[Case] = &[
     Case::code("claim_reply_lost_then_retry_reentrant", "S8 S3", claim_reply_lost_then_retry_reentrant),
@@ -153,6 +153,10 @@ impl Store for Faulty {
 
     fn rules(&self, policy: u32) -> StoreAnswer<'_, Option<String>> {
         self.inner.rules(policy)
+    }
+
+    fn usage(&self, tenant: &str) -> Usage {
+        self.inner.usage(tenant)
     }
 
     fn stats(&self) -> Stats {

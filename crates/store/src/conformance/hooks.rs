@@ -10,7 +10,7 @@ use onceward_core::{
 use super::{
     Case, Hand, Harness, Run,
     drive::{self, Driven, Said},
-    script::{Answer, Look, Op, Span, Who, World, ask, claim, look, new_id, nothing},
+    script::{Answer, Look, Op, Span, Who, World, ask, claim, look, nothing},
     subject::StillClock,
 };
 use crate::{
@@ -49,7 +49,6 @@ pub(super) const CASES: &[Case] = &[
         "with Redis and Postgres: a replica, a standby",
         claim_on_replica_refused,
     ),
-    Case::hooks("claim_quota_per_tenant", "S14", "with each store that counts a tenant", claim_quota_per_tenant),
     Case::hooks(
         "fence_increases_across_epoch_after_meta_loss",
         "S4",
@@ -211,30 +210,6 @@ fn claim_on_replica_refused(_: Harness) -> Run {
         memory.set_replica(false);
         assert_eq!(shown(&memory, &other).await, nothing());
         assert_eq!(claims(&memory, &world, Who::B).await, Said::InFlight);
-    })
-}
-
-fn claim_quota_per_tenant(_: Harness) -> Run {
-    Box::pin(async {
-        let hand = StillClock::new();
-        let bounds = Bounds { tenant_records_max: 2, ..Bounds::default() };
-        let memory = Memory::new(bounds, hand.clock());
-        let (mut first, mut second, mut third) = (on(&memory, &hand), on(&memory, &hand), on(&memory, &hand));
-        first.act(claim(Who::A).op()).await;
-        second.act(claim(Who::A).op()).await;
-        let over = Said::Unavailable { kind: Kind::Quota, abandon: false };
-        assert_eq!(third.act(claim(Who::A).op()).await, over);
-        assert_eq!(shown(&memory, &third).await, nothing());
-        // Repeats are answered and holders finish as ever.
-        assert_eq!(first.act(claim(Who::B).op()).await, Said::InFlight);
-        assert_eq!(first.act(Op::Complete(Who::A, Answer::First, Span::Long)).await, Said::Completed);
-        assert_eq!(third.act(claim(Who::A).op()).await, over, "a settled record counts until its end");
-        // Another tenant is not concerned.
-        let mut facts = second.holder(Who::A).facts.clone();
-        facts.tenant = "umbrella".into();
-        assert!(memory.insert(new_id(), &facts, Duration::from_secs(1)).await.is_ok());
-        assert_eq!(second.act(Op::Release(Who::A)).await, Said::Released);
-        assert!(third.act(claim(Who::A).op()).await.is_done());
     })
 }
 

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use super::Inner;
 use super::clock::Started;
 use super::index::{Index, Open, Shard, Slot, half};
+use super::tenants::Tenants;
 use super::tidy::Tidy;
 use crate::log::{Done, Kind as FrameKind, NotWritten, Outcome, Placed, Position, Sink, lock};
 use crate::watch::Watchers;
@@ -24,6 +25,8 @@ pub(super) enum Change {
     /// The record is now another; it is held whole while it is open.
     Put {
         keep_until_s: u32,
+        /// The tag of its tenant.
+        tenant: u64,
         open: Option<Open>,
     },
     Remove,
@@ -104,6 +107,8 @@ pub(super) struct State {
     applied: AtomicU32,
     /// What counts of each segment.
     pub(super) live: Mutex<BTreeMap<u32, Live>>,
+    /// What each tenant takes up.
+    pub(super) tenants: Mutex<Tenants>,
     pub(super) watchers: Watchers,
     /// Told after each batch, for writes that met a full queue.
     pub(super) room: Arc<Notify>,
@@ -117,7 +122,7 @@ impl fmt::Debug for State {
 }
 
 impl State {
-    pub(super) fn new(index: Index, clock: Started, records_max: usize, mark: u64) -> Self {
+    pub(super) fn new(index: Index, tenants: Tenants, clock: Started, records_max: usize, mark: u64) -> Self {
         Self {
             index,
             clock,
@@ -128,6 +133,7 @@ impl State {
             mark: AtomicU64::new(mark),
             applied: AtomicU32::new(0),
             live: Mutex::default(),
+            tenants: Mutex::new(tenants),
             watchers: Watchers::default(),
             room: Arc::default(),
             tidy: Mutex::default(),
@@ -163,6 +169,7 @@ impl State {
             live.records = live.records.saturating_sub(1);
             live.bytes = live.bytes.saturating_sub(slot.len() as u64);
         }
+        lock(&self.tenants).take(slot.tenant, slot.len());
     }
 
     /// Whether an open record counts as a claim at work.
@@ -218,8 +225,13 @@ impl State {
 
     fn change(&self, id: &RecordId, change: Change, position: Position, len: usize) {
         let name = half(id);
-        let slot = Slot::new(name, position, len, change.keep_until_s());
         let mut shard = self.index.of(&name);
+        let tenant = match &change {
+            Change::Put { tenant, .. } => lock(&self.tenants).number(*tenant),
+            Change::Move { from } => from.tenant,
+            Change::Remove => 0,
+        };
+        let slot = Slot::new(name, position, len, change.keep_until_s()).of(tenant);
         let (before, after) = match change {
             Change::Move { from } if shard.get(&name) != Some(from) => (None, None),
             Change::Move { .. } => (shard.put(slot), Some(slot)),
@@ -245,6 +257,7 @@ impl State {
             let mut counted = Counted::default();
             counted.add(&slot);
             self.count(counted);
+            lock(&self.tenants).add(slot.tenant, slot.len());
         }
         if let Some(slot) = before {
             self.count_out(&slot);

@@ -1,4 +1,4 @@
-//! The index: where each record stands, in 28 bytes, in 256 tables by the id's first byte, so that growing never
+//! The index: where each record stands, in 32 bytes, in 256 tables by the id's first byte, so that growing never
 //! rehashes everything, and a scan in the order of the ids visits one table after another.
 
 use std::collections::HashMap;
@@ -38,12 +38,18 @@ pub(crate) struct Slot {
     place: u32,
     /// The second in which it ends, rounded up; 0: it has no end.
     pub(crate) keep_until_s: u32,
+    /// Whose it is, by the number that [`super::tenants`] gave.
+    pub(crate) tenant: u32,
 }
 
 impl Slot {
     pub(crate) fn new(id: Half, position: Position, len: usize, keep_until_s: u32) -> Self {
         let place = (position.offset / 16) << 10 | class_of(len);
-        Self { id, segment: position.segment, place, keep_until_s }
+        Self { id, segment: position.segment, place, keep_until_s, tenant: 0 }
+    }
+
+    pub(crate) fn of(self, tenant: u32) -> Self {
+        Self { tenant, ..self }
     }
 
     pub(crate) fn position(&self) -> Position {
@@ -217,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_length_class_holds_its_length_and_little_more() {
-        assert_eq!(size_of::<Slot>(), 28);
+        assert_eq!(size_of::<Slot>(), 32);
         for len in (0..100_000).chain([1 << 20, (1 << 24) + 31, 12_345_678]) {
             let class = class_of(len);
             assert!(class < 1 << 10);

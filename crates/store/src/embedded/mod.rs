@@ -11,7 +11,7 @@
 //!
 //! - `mod.rs`: opening, and the verbs · `write.rs`: how a write waits, is evaluated, queued and answered
 //! - `apply.rs`: what a finished batch changes · `tidy.rs`: sweeping, dropping segments, copying forward
-//! - `index.rs`: where records stand · `clock.rs`: the store's time
+//! - `index.rs`: where records stand · `tenants.rs`: what each tenant takes up · `clock.rs`: the store's time
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -27,6 +27,7 @@ mod apply;
 mod clock;
 mod index;
 mod rules;
+mod tenants;
 #[cfg(test)]
 mod tests;
 mod tidy;
@@ -48,9 +49,10 @@ use self::apply::{State, Ticket};
 pub use self::clock::Clock;
 use self::index::{Index, Slot, half};
 use self::rules::KeptRules;
+use self::tenants::Tenants;
 use self::write::{Evaluated, There, damaged};
-use crate::log::{self, Disk, Folder, Kind as FrameKind, LockFile, Log, OpenReport};
-use crate::{Answer, Filter, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Watch, Write};
+use crate::log::{self, Disk, Folder, Kind as FrameKind, LockFile, Log, OpenReport, lock};
+use crate::{Answer, Filter, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write};
 
 /// Batches that may be finished and not yet applied; the writer then waits.
 const BATCHES_MAX: usize = 16;
@@ -61,7 +63,7 @@ const BATCHES_MAX: usize = 16;
 pub struct Options {
     /// The log's.
     pub log: log::Options,
-    /// New claims are refused at so many records. About 48 bytes of memory each.
+    /// New claims are refused at so many records. About 55 bytes of memory each.
     pub records_max: usize,
     /// The store's clock.
     pub clock: Clock,
@@ -162,20 +164,22 @@ impl Embedded {
         runtime: &tokio::runtime::Handle,
     ) -> Result<Self, OpenError> {
         let index = Index::default();
+        let mut tenants = Tenants::default();
         let wall = options.clock.wall();
-        let opened = Log::<Ticket>::open(disk, options.log.clone(), &mut |entry| {
+        let of_log = log::Options { tag_of: tenants::tag_of, ..options.log.clone() };
+        let opened = Log::<Ticket>::open(disk, of_log, &mut |entry| {
             let mut shard = index.of(&entry.id);
             let slot = Slot::new(entry.id, entry.position, entry.len, entry.keep_until_s);
             // An ended record still takes the place of those before it.
             if entry.kind == FrameKind::Put && !slot.has_ended(wall) {
-                shard.put(slot);
+                shard.put(slot.of(tenants.number(entry.tag)));
             } else {
                 shard.take(&entry.id);
             }
         })?;
         let report = opened.report().clone();
         let clock = clock::Started::new(options.clock.clone(), Micros(report.time_us));
-        let state = Arc::new(State::new(index, clock, options.records_max, report.fence_mark));
+        let state = Arc::new(State::new(index, tenants, clock, options.records_max, report.fence_mark));
         let closing = Arc::new(AtomicBool::new(false));
         let (sender, receiver) = tokio::sync::mpsc::channel(BATCHES_MAX);
         let timed = Arc::clone(&state);
@@ -225,11 +229,13 @@ impl Inner {
         }
         let now = self.state.clock.now();
         let mut counted = apply::Counted::default();
+        let mut tenants = lock(&self.state.tenants);
         for first in 0..=u8::MAX {
             let mut shard = self.state.index.shard(first);
             let mut open = Vec::new();
             for slot in shard.slots() {
                 counted.add(slot);
+                tenants.add(slot.tenant, slot.len());
                 if slot.keep_until_s == 0 {
                     open.push(*slot);
                 }
@@ -427,6 +433,10 @@ impl Store for Embedded {
         Box::pin(std::future::ready(Ok(self.inner.rules.get(policy))))
     }
 
+    fn usage(&self, tenant: &str) -> Usage {
+        lock(&self.inner.state.tenants).usage(tenant)
+    }
+
     fn stats(&self) -> Stats {
         let state = &self.inner.state;
         let log = self.inner.log.stats();
@@ -442,6 +452,7 @@ impl Store for Embedded {
         }
         Stats {
             records: records as u64,
+            records_max: Some(state.records_max as u64),
             open: state.open.load(Ordering::Relaxed) as u64,
             bytes: (log.segments + log.spares) * u64::from(self.inner.log.segment_bytes()),
             accepts_claims: !self.inner.is_full() && !log.broken,

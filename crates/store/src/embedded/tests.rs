@@ -39,7 +39,7 @@ fn facts(claim: u64) -> Facts {
         fingerprint: [claim as u8; 32],
         fields: Vec::new(),
         route: "create-payment".into(),
-        tenant: "default".into(),
+        tenant: tenant(claim).into(),
         env: "test".into(),
         claimed_at: Micros(1),
         settled_at: Micros::ZERO,
@@ -48,6 +48,10 @@ fn facts(claim: u64) -> Facts {
         checkpoint: None,
         reason: String::new(),
     }
+}
+
+fn tenant(claim: u64) -> &'static str {
+    ["default", "acme", ""][claim as usize % 3]
 }
 
 fn body(claim: u64) -> Vec<u8> {
@@ -221,6 +225,10 @@ async fn it_answers_as_the_reference_does() {
                 };
                 let record = store.get(id(key)).await.unwrap().record;
                 let record = record.map(|record| (record.facts, record.stored.revision, record.stored.keep_until));
+                while store.sweep(100).await.unwrap().more {}
+                let (tenants, all) = (["default", "acme", ""], store.stats().records);
+                let usage = tenants.map(|tenant| store.usage(tenant).records);
+                assert_eq!(usage.iter().sum::<u64>(), all, "S18: seed {seed}, step {step}, after {shape}");
                 answers.push(format!("{shape} then {record:?}"));
             }
             assert_eq!(answers[0], answers[1], "seed {seed}, step {step}");
@@ -480,6 +488,31 @@ async fn script(bench: &Bench) -> Vec<(u64, Option<RecordState>)> {
         }
     }
     answered
+}
+
+#[tokio::test]
+async fn what_each_tenant_takes_up_is_known_after_a_restart() {
+    for crash in [Crash::Process, Crash::Power] {
+        let bench = fresh().await;
+        for key in 0..400 {
+            let fence = bench.insert(key).await.unwrap();
+            match key % 4 {
+                0 => {}
+                1 => _ = bench.store.remove(id(key), Expect::Holder(fence)).await.unwrap(),
+                2 => bench.complete(key, fence, Duration::from_secs(5)).await.unwrap(),
+                _ => bench.complete(key, fence, DAY).await.unwrap(),
+            }
+        }
+        bench.pass(10);
+        while bench.store.sweep(1000).await.unwrap().more {}
+        let usage = |bench: &Bench| ["default", "acme", "", "nobody"].map(|tenant| bench.store.usage(tenant));
+        let before = usage(&bench);
+        let expected = |which| (0..400).filter(|key| key % 4 != 1 && key % 4 != 2 && key % 3 == which).count() as u64;
+        assert_eq!(before.map(|usage| usage.records), [expected(0), expected(1), expected(2), 0]);
+        assert!(bench.store.inner.log.segments().len() > 3, "most of it is not in the last segment");
+        let bench = bench.restart(crash).await;
+        assert_eq!(usage(&bench), before, "{crash:?}");
+    }
 }
 
 #[tokio::test]

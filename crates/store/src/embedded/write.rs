@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use super::Inner;
 use super::apply::{Change, Failure, Ticket};
 use super::index::{Open, Slot, half, seconds};
+use super::tenants::tag_of;
 use crate::log::{self, AppendError, Frame};
 use crate::{Kind, StoreError};
 
@@ -139,7 +140,7 @@ impl Inner {
                 let is_open = stored.keep_until == Micros::ZERO;
                 let open =
                     is_open.then(|| Open { stored, state, bytes: Bytes::copy_from_slice(bytes), counted: false });
-                (Change::Put { keep_until_s: seconds(stored.keep_until), open }, answer)
+                (Change::Put { keep_until_s: seconds(stored.keep_until), tenant: tag_of(bytes), open }, answer)
             }
         };
         let (reply, done) = oneshot::channel();

@@ -144,7 +144,7 @@ impl<T> Keeper<T> {
         if let Some((segment, ending, sequence)) = slots.unhinted.pop_front() {
             drop(slots);
             let disk = &*self.shared.disk;
-            match write_hint(disk, &segment, &ending, sequence) {
+            match write_hint(disk, &segment, &ending, sequence, self.shared.options.tag_of) {
                 Ok(true) => {}
                 // Dropped meanwhile, or damaged: whoever reads it next will tell.
                 Ok(false) => tracing::debug!(segment = segment.number, "no hint for a segment that is not as it was"),

@@ -83,6 +83,9 @@ pub struct Options {
     pub reserve_bytes: u32,
     /// Opens a damaged log and lists what is lost; else it is refused.
     pub accept_loss: bool,
+    /// What a payload is tagged with: a number of the caller's, shown with each frame when the log is opened, also
+    /// where the payload is not read. A change of it needs a new folder.
+    pub tag_of: fn(&[u8]) -> u64,
 }
 
 impl Default for Options {
@@ -96,6 +99,7 @@ impl Default for Options {
             segments_max: u32::MAX,
             reserve_bytes: 16 << 20,
             accept_loss: false,
+            tag_of: |_| 0,
         }
     }
 }
@@ -129,6 +133,8 @@ pub struct Entry {
     pub position: Position,
     /// Its length in bytes, with header and padding.
     pub len: usize,
+    /// By [`Options::tag_of`]; 0 for a removal.
+    pub tag: u64,
 }
 
 /// A frame read back.
@@ -323,7 +329,7 @@ impl<T: Send + 'static> Log<T> {
         }
         let chain = recovery::open_chain(&*disk, size, options.accept_loss)?;
         keeper::clear(&*disk).map_err(|source| OpenError::io(&*disk, "", source))?;
-        let found = recovery::recover(&*disk, chain, options.accept_loss, show)?;
+        let found = recovery::recover(&*disk, chain, options.accept_loss, options.tag_of, show)?;
         let options = Options { segment_bytes: found.chain.segment_bytes, ..options };
         Ok(Opened { disk, options, found })
     }

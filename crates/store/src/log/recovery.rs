@@ -122,9 +122,10 @@ pub(crate) fn recover(
     disk: &dyn Disk,
     mut chain: Chain,
     accept_loss: bool,
+    tag_of: fn(&[u8]) -> u64,
     show: &mut dyn FnMut(Entry),
 ) -> Result<Found, OpenError> {
-    let mut judge = Judge::read(disk, accept_loss)?;
+    let mut judge = Judge::read(disk, accept_loss, tag_of)?;
     let mut slots = read_slots(disk, &mut chain, &mut judge)?;
     let mut found = Found {
         segments: Vec::new(),
@@ -314,6 +315,7 @@ struct Read {
 struct Judge<'a> {
     disk: &'a dyn Disk,
     accept_loss: bool,
+    tag_of: fn(&[u8]) -> u64,
     /// Accepted at an earlier start.
     known: Vec<Loss>,
     /// Accepted now.
@@ -322,9 +324,9 @@ struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    fn read(disk: &'a dyn Disk, accept_loss: bool) -> Result<Self, OpenError> {
+    fn read(disk: &'a dyn Disk, accept_loss: bool, tag_of: fn(&[u8]) -> u64) -> Result<Self, OpenError> {
         let known = read_losses(disk).map_err(|source| OpenError::io(disk, LOSSES, source))?;
-        Ok(Self { disk, accept_loss, known, new: Vec::new(), cut: None })
+        Ok(Self { disk, accept_loss, tag_of, known, new: Vec::new(), cut: None })
     }
 
     fn io(&self, name: &str, source: io::Error) -> OpenError {
@@ -365,7 +367,8 @@ impl<'a> Judge<'a> {
         let name = slot_name(carried.slot);
         let room = u64::from(header.segment_bytes - HEADER_ROOM);
         let limit = ending.map_or(room, |ending| ending.end);
-        let mut scan = Scan::new(&*carried.file, header.number, header.salt, limit, header.sequence);
+        let scan = Scan::new(&*carried.file, header.number, header.salt, limit, header.sequence);
+        let mut scan = scan.tagging(self.tag_of);
         scan.progress.time_us = header.time_us;
         scan.progress.fence_mark = header.fence_mark;
         scan.progress.oldest = header.oldest;

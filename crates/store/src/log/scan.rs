@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::batch::{ALIGN, BATCH_HEADER, BatchHead, array, digest_over, frames, mark_of};
+use super::batch::{ALIGN, BATCH_HEADER, BatchHead, FRAME_HEADER, Kind, array, digest_over, frames, mark_of};
 use super::file::DiskFile;
 use super::segment::HEADER_ROOM;
 use super::{Entry, Position};
@@ -70,6 +70,7 @@ pub(crate) struct Scan<'a> {
     window: Window<'a>,
     number: u32,
     salt: u64,
+    tag_of: fn(&[u8]) -> u64,
     pub(crate) progress: Progress,
 }
 
@@ -81,6 +82,7 @@ impl<'a> Scan<'a> {
             window: Window { file, buffer: Vec::new(), base: 0, limit },
             number,
             salt,
+            tag_of: |_| 0,
             progress: Progress {
                 end: start,
                 sequence,
@@ -92,6 +94,11 @@ impl<'a> Scan<'a> {
                 last_batch: None,
             },
         }
+    }
+
+    /// Tags the frames it shows.
+    pub(crate) fn tagging(self, tag_of: fn(&[u8]) -> u64) -> Self {
+        Self { tag_of, ..self }
     }
 
     /// Reads on while batches are valid and shows their frames, one batch after it was verified whole.
@@ -114,12 +121,18 @@ impl<'a> Scan<'a> {
             let base = at + BATCH_HEADER as u64;
             for (offset, frame) in frames(body) {
                 let [id, _] = split(&frame.id);
+                let payload = offset + FRAME_HEADER..offset + FRAME_HEADER + frame.payload;
+                let tag = match frame.kind {
+                    Kind::Put => (self.tag_of)(body.get(payload).unwrap_or_default()),
+                    Kind::Remove => 0,
+                };
                 show(Entry {
                     id,
                     kind: frame.kind,
                     keep_until_s: frame.keep_until_s,
                     position: Position::new(self.number, base + offset as u64),
                     len: frame.frame_len(),
+                    tag,
                 });
             }
             self.progress = Progress {

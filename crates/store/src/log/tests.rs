@@ -25,7 +25,12 @@ struct Bench {
 }
 
 fn options() -> Options {
-    Options { segment_bytes: SEGMENT, reserve_bytes: 0, ..Options::default() }
+    Options { segment_bytes: SEGMENT, reserve_bytes: 0, tag_of, ..Options::default() }
+}
+
+/// Something of the payload that a few of them share.
+fn tag_of(payload: &[u8]) -> u64 {
+    u64::from(payload.first().copied().unwrap_or_default() % 5)
 }
 
 fn open_with(disk: &Arc<Forgetful>, options: Options) -> Result<Bench, OpenError> {
@@ -190,6 +195,9 @@ fn check(bench: &Bench, expected: &Expected, context: &str) {
         let sure = expected.sure.get(&key).copied().flatten();
         let found = bench.version(key);
         let open = expected.open.get(&key).copied();
+        if let (Some(version), Some(entry)) = (found, bench.shown.get(&half(key))) {
+            assert_eq!(entry.tag, tag_of(&payload(key, version)), "key {key} is tagged as another; {context}");
+        }
         assert!(
             found == sure || open == Some(found),
             "key {key}: found {found:?}, acknowledged {sure:?}, open {open:?}; {context}\n{}",
