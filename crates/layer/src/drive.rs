@@ -27,6 +27,7 @@ use crate::{
     failpoint,
     metrics::{StoreResult, StoreVerb},
     probe::Books,
+    quota::Over,
     request::again::Again,
     wait::{News, NoSeat, Owner, Seat, Turn},
 };
@@ -47,6 +48,8 @@ pub(crate) enum Obtained {
     Unprotected,
     /// The upstream is busy, and the key is fresh: nothing was claimed.
     Overloaded,
+    /// The tenant is over its quota, and the key is fresh: nothing was claimed.
+    OverQuota(Over),
     /// There is no record, and none was to be made.
     Absent,
 }
@@ -121,24 +124,31 @@ pub(crate) async fn obtain(
             Action::Insert(facts) => {
                 if let Some(record) = shared.flights.unrecorded(&id) {
                     Event::Existing { now: record.stored.written_at, record: Box::new(Record::clone(&record)) }
-                } else if !has_permit(&mut permit, terms.in_flight) || terms.only_there {
-                    // Repeats are answered as ever: the key is only read.
-                    let started = Instant::now();
-                    match shared.store.get(id).await {
-                        Ok(Read { record: Some(record), now }) => {
-                            clock = StoreClock { said: now, at: started };
-                            Event::Existing { record: Box::new(record), now }
-                        }
-                        Ok(Read { record: None, .. }) if terms.only_there => return Obtained::Absent,
-                        Ok(Read { record: None, .. }) => return Obtained::Overloaded,
-                        Err(error) => failed(&error),
-                    }
                 } else {
-                    must_finish.store(true, Ordering::Relaxed);
-                    failpoint::hit(failpoint::CLAIM_BEGIN).await;
-                    let event = insert(engine, id, &facts, terms.lease, &mut clock).await;
-                    failpoint::hit(failpoint::CLAIM_END).await;
-                    event
+                    let may_claim = if terms.only_there {
+                        Err(Obtained::Absent)
+                    } else if has_permit(&mut permit, terms.in_flight) {
+                        shared.quotas.take(&facts.tenant, &*shared.store).map_err(Obtained::OverQuota)
+                    } else {
+                        Err(Obtained::Overloaded)
+                    };
+                    match may_claim {
+                        Ok(claiming) => {
+                            must_finish.store(true, Ordering::Relaxed);
+                            failpoint::hit(failpoint::CLAIM_BEGIN).await;
+                            let event = insert(engine, id, &facts, terms.lease, &mut clock).await;
+                            failpoint::hit(failpoint::CLAIM_END).await;
+                            if matches!(event, Event::Inserted { .. }) {
+                                claiming.spent();
+                            }
+                            event
+                        }
+                        // Repeats are answered as ever: the key is only read.
+                        Err(instead) => match read(engine, id, &mut clock).await {
+                            Some(event) => event,
+                            None => return instead,
+                        },
+                    }
                 }
             }
             Action::Replace(write)
@@ -290,6 +300,19 @@ fn has_permit(permit: &mut Option<OwnedSemaphorePermit>, in_flight: &Arc<Semapho
 
 fn existing(record: &Arc<Record>) -> Event {
     Event::Existing { now: record.stored.written_at, record: Box::new(Record::clone(record)) }
+}
+
+/// The record that is there, or that the store did not say; nothing where there is none.
+async fn read(engine: &Engine, id: RecordId, clock: &mut StoreClock) -> Option<Event> {
+    let started = Instant::now();
+    match engine.0.store.get(id).await {
+        Ok(Read { record, now }) => {
+            let record = Box::new(record?);
+            *clock = StoreClock { said: now, at: started };
+            Some(Event::Existing { record, now })
+        }
+        Err(error) => Some(failed(&error)),
+    }
 }
 
 async fn insert(engine: &Engine, id: RecordId, facts: &Facts, lease: Duration, clock: &mut StoreClock) -> Event {

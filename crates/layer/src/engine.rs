@@ -25,6 +25,7 @@ use crate::{
     metrics::Metrics,
     observe,
     policies::Policies,
+    quota::{Gate, Quotas},
     request::earlier::{self, Before, Earlier},
     route::Routes,
     settle::Settling,
@@ -81,6 +82,7 @@ pub(crate) struct Shared {
     pub(crate) routes: ArcSwap<Routes>,
     limits: ArcSwap<Limits>,
     pub(crate) session: SessionId,
+    pub(crate) quotas: Gate,
     pub(crate) flights: Arc<Flights>,
     pub(crate) tracker: TaskTracker,
     pub(crate) spool: SpoolBudget,
@@ -128,7 +130,10 @@ impl Engine {
     #[must_use]
     pub fn new(store: Arc<dyn Store>, secret: Secret, routes: Routes, limits: Limits, session: SessionId) -> Self {
         let metrics = Metrics::new(&routes, store.kind());
+        let quotas = Gate::default();
+        quotas.set(Quotas::default(), &routes, &*store);
         Self(Arc::new(Shared {
+            quotas,
             flights: Arc::new(Flights::default()),
             tracker: TaskTracker::new(),
             spool: SpoolBudget::new(limits.spool_bytes),
@@ -180,7 +185,13 @@ impl Engine {
     pub fn reconfigure(&self, routes: Routes, limits: Limits) {
         self.0.metrics.know(&routes);
         self.0.limits.store(Arc::new(limits));
+        self.0.quotas.set(self.0.quotas.quotas(), &routes, &*self.0.store);
         self.0.routes.store(Arc::new(routes));
+    }
+
+    /// From here on tenants may take so much.
+    pub fn limit_tenants(&self, quotas: Quotas) {
+        self.0.quotas.set(quotas, &self.routes(), &*self.0.store);
     }
 
     /// The install secret, for deriving record ids.

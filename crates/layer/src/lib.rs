@@ -29,7 +29,7 @@
 //!
 //! `service` is the route covered · `request` key, principal, bounded body, fingerprint · `auth` credentials checked by
 //! somebody else, [`ask`] how somebody else is asked · `drive`
-//! runs the claim against the store · `wait` where a duplicate in flight waits · `exchange` one
+//! runs the claim against the store · `quota` what a tenant may claim · `wait` where a duplicate in flight waits · `exchange` one
 //! execution · `capture` reads the answer · `replay` answers from a record · `refuse` the only
 //! place that says a status of our own · [`grpc`] what gRPC says otherwise · `detach` work that
 //! outlives its client · `observe` shadow mode, on the copies that `tee` makes · `run_once` jobs.
@@ -55,6 +55,7 @@ mod once;
 pub mod pattern;
 mod policies;
 mod probe;
+mod quota;
 mod refuse;
 mod rekey;
 mod replay;
@@ -86,6 +87,7 @@ pub use self::{
     layer::Layer,
     observe::Unanswered,
     probe::{InvalidProbeUrl, Probe, ProbeRules, ProbeUrl},
+    quota::{Quota, QuotaLimit, Quotas},
     refuse::{Details, Problem},
     rekey::Rekeyed,
     request::{PeerCertificate, TrustedPeer, earlier::Before},

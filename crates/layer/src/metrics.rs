@@ -9,7 +9,10 @@ use std::{
 use arc_swap::ArcSwap;
 use metrics::{Counter, Histogram, counter, gauge, histogram};
 
-use crate::route::{Mode, Route, Routes};
+use crate::{
+    quota::QuotaLimit,
+    route::{Mode, Route, Routes},
+};
 
 /// What became of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -91,6 +94,7 @@ pub(crate) struct Metrics {
     pub(crate) unrecorded: Counter,
     pub(crate) unrecorded_dropped: Counter,
     auth: [Counter; 4],
+    over_quota: [Counter; 3],
 }
 
 struct RouteMetrics {
@@ -187,6 +191,7 @@ impl Metrics {
             unrecorded_dropped: counter!("onceward_unrecorded_dropped_total"),
             auth: ["allowed", "cached", "refused", "unavailable"]
                 .map(|result| counter!("onceward_auth_checks_total", "result" => result)),
+            over_quota: QuotaLimit::ALL.map(|limit| counter!("onceward_over_quota_total", "limit" => limit.as_str())),
         };
         this.know(routes);
         this
@@ -256,6 +261,12 @@ impl Metrics {
         }
     }
 
+    pub(crate) fn over_quota(&self, limit: QuotaLimit) {
+        if let Some(counter) = self.over_quota.get(limit as usize) {
+            counter.increment(1);
+        }
+    }
+
     pub(crate) fn unknown_settled(&self, route: &str, by: &'static str) {
         counter!("onceward_unknown_outcomes_total", "route" => route.to_owned(), "settled_by" => by).increment(1);
     }
@@ -305,6 +316,7 @@ fn describe() {
     describe_counter!("onceward_unrecorded_answers_total", "Answers given before the store confirmed their record");
     describe_counter!("onceward_unrecorded_dropped_total", "Unrecorded answers that newer ones took the room of");
     describe_counter!("onceward_auth_checks_total", "Checks of credentials, by what became of them");
+    describe_counter!("onceward_over_quota_total", "Fresh claims refused by a tenant's quota, by its limit");
     describe_counter!("onceward_unknown_outcomes_total", "Unknown outcomes settled");
     describe_gauge!("onceward_unknown_open", "Outcomes that nobody knows, by route");
     describe_gauge!("onceward_unknown_oldest_seconds", Unit::Seconds, "How long the oldest of them has been unknown");

@@ -177,7 +177,7 @@ async fn claim(engine: &Engine, route: &Arc<Route>, asked: Box<Asked>, answer: E
             if waited { Outcome::Waited } else { Outcome::Replayed }
         }
         Obtained::Refused { refusal, .. } => outcome_of(refusal),
-        Obtained::Absent | Obtained::Overloaded => Outcome::Rejected,
+        Obtained::Absent | Obtained::Overloaded | Obtained::OverQuota(_) => Outcome::Rejected,
         Obtained::Unprotected => Outcome::Bypassed,
     };
     told(engine, route, id, &key, outcome);

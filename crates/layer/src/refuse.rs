@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::{
     body::Body,
     grpc::{self, Code},
+    quota::QuotaLimit,
     route::Route,
 };
 
@@ -51,6 +52,8 @@ pub enum Problem {
     UpstreamTimeout,
     /// The upstream is busy.
     Overloaded,
+    /// The tenant has reached a limit of its quota, for about so long.
+    OverQuota(QuotaLimit, Duration),
     /// This process is going.
     Draining,
 }
@@ -83,6 +86,7 @@ impl Problem {
             Self::BodyUnreadable => "body-unreadable",
             Self::NotOneMessage => "not-one-message",
             Self::SpoolFull | Self::Overloaded => "overloaded",
+            Self::OverQuota(..) => "quota-exceeded",
             Self::Draining => "draining",
             Self::UpstreamUnreachable => "upstream-unreachable",
             Self::UpstreamFailed => "upstream-failed",
@@ -112,6 +116,7 @@ impl Problem {
             | Self::InvalidPath
             | Self::BodyUnreadable => StatusCode::BAD_REQUEST,
             Self::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::OverQuota(..) => StatusCode::TOO_MANY_REQUESTS,
             Self::NotOneMessage => StatusCode::NOT_IMPLEMENTED,
             Self::UpstreamUnreachable | Self::UpstreamFailed => StatusCode::BAD_GATEWAY,
             Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
@@ -138,7 +143,7 @@ impl Problem {
             | Self::UntrustedHeader(_)
             | Self::InvalidPath
             | Self::BodyUnreadable => Code::InvalidArgument,
-            Self::BodyTooLarge(_) => Code::ResourceExhausted,
+            Self::BodyTooLarge(_) | Self::OverQuota(..) => Code::ResourceExhausted,
             Self::NotOneMessage => Code::Unimplemented,
             Self::UpstreamFailed => Code::Unknown,
             Self::UpstreamTimeout => Code::DeadlineExceeded,
@@ -207,6 +212,18 @@ impl Problem {
             Self::SpoolFull | Self::Overloaded => {
                 ("Too much at once", "Nothing was claimed or sent. Send the request again, with the same key.".into(), true)
             }
+            Self::OverQuota(limit, _) => (
+                "The tenant is over its quota",
+                format!(
+                    "{} Nothing was claimed or sent. Send the request again, with the same key, after the time in Retry-After; what was asked before is answered all the while.",
+                    match limit {
+                        QuotaLimit::Rate => "It makes new operations faster than its quota.claims_per_second.",
+                        QuotaLimit::Records => "It has as many live keys as its quota.live_records, or half of the store.",
+                        QuotaLimit::Bytes => "Its recorded answers take as much room as its quota.bytes.",
+                    }
+                ),
+                true,
+            ),
             Self::Draining => {
                 ("This process is shutting down", "Send the request again, with the same key.".into(), true)
             }
@@ -235,6 +252,7 @@ impl Problem {
             Self::Refused(Refusal::InFlight | Refusal::RetryLater(_), details) => {
                 Some(details.retry_after.unwrap_or(SOON))
             }
+            Self::OverQuota(_, after) => Some(*after),
             Self::Refused(Refusal::StoreUnavailable | Refusal::ClaimLost, _)
             | Self::SpoolFull
             | Self::Overloaded

@@ -16,6 +16,7 @@ use tokio::{sync::Semaphore, time::Instant};
 use crate::{
     drive::{self, Grant, Obtained, Recorded, Terms},
     engine::{Engine, new_claim_id},
+    quota::QuotaLimit,
 };
 
 /// A job's caller waits for the record anyway; after so long it is said in the log.
@@ -109,6 +110,9 @@ pub enum RunError<E: std::error::Error + 'static> {
     /// The store did not answer: nothing was run.
     #[error("the store is unavailable")]
     StoreUnavailable,
+    /// The tenant `default`, whose all jobs are, has reached this limit of its quota, for about so long: nothing was run.
+    #[error("the tenant is over its quota")]
+    OverQuota(QuotaLimit, std::time::Duration),
     /// The work panicked or was aborted: the outcome is unknown.
     #[error("the job panicked")]
     Panicked,
@@ -195,6 +199,10 @@ impl Jobs {
                 Refusal::ClaimLost => RunError::ClaimLost,
                 _ => RunError::StoreUnavailable,
             }),
+            Obtained::OverQuota(over) => {
+                self.engine.0.metrics.over_quota(over.limit);
+                Err(RunError::OverQuota(over.limit, over.after))
+            }
             Obtained::Absent | Obtained::Overloaded | Obtained::Unprotected => Err(RunError::StoreUnavailable),
         }
     }

@@ -300,6 +300,10 @@ where
             (outcome_of(refusal), exchange.refuse(&Problem::Refused(refusal, details)))
         }
         Obtained::Absent | Obtained::Overloaded => (Outcome::Rejected, exchange.refuse(&Problem::Overloaded)),
+        Obtained::OverQuota(over) => {
+            engine.0.metrics.over_quota(over.limit);
+            (Outcome::Rejected, exchange.refuse(&Problem::OverQuota(over.limit, over.after)))
+        }
         Obtained::Unprotected => {
             let response = match inner.call(request).await {
                 Ok(response) => {

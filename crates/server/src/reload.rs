@@ -167,6 +167,7 @@ impl Reload {
         // Remembered before it is in force: no record is made that the folder does not know the name of.
         identity::follow(&self.running, &next)?;
         self.engine.reconfigure(routes, assemble::limits(&next.limits));
+        self.engine.limit_tenants(next.quotas.clone());
         self.upstreams = upstreams;
         self.running = next;
         Ok(Reloaded::Changed)

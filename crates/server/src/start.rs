@@ -229,6 +229,7 @@ pub fn engine(
     let Identity { secret, before } = identity::settle(config, purpose)?;
     let routes = assemble::routes(config, upstreams)?;
     let engine = Engine::new(store, secret, routes, assemble::limits(&config.limits), Engine::new_session());
+    engine.limit_tenants(config.quotas.clone());
     engine.look_under(before);
     Ok(engine)
 }

@@ -167,6 +167,16 @@ fn a_wrong_file_says_what_where_and_how_to_mend_it() {
             r#"onceward.toml:5:1: "name" in [defaults] has no meaning: it belongs in a [[route]]"#,
         ),
         (
+            "[[quota.tenant]]\nname = \"acme\"\n[[quota.tenant]]\nname = \"acme\"\nbytes = \"1MiB\"\n",
+            r#"onceward.toml:7:1: two quotas are for the tenant "acme"; the first is at onceward.toml:5:1"#,
+        ),
+        ("[[quota.tenant]]\nbytes = \"1MiB\"\n", r#"onceward.toml:4:1: [[quota.tenant]] lacks "name""#),
+        ("[quota]\nburst = 10\n", r#"onceward.toml:5:1: "burst" needs "claims_per_second" beside it, or in [quota]"#),
+        (
+            "[quota]\nclaims_per_second = 0\n",
+            r#"onceward.toml:5:21: "claims_per_second" in [quota] must be from 1 to 10000000"#,
+        ),
+        (
             "[defaults]\non_cache_loss = \"quarantine\"\n",
             r#"onceward.toml:5:1: "on_cache_loss" in [defaults] is not available in this version (durability other than strict); leave it out"#,
         ),

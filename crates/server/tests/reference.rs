@@ -137,6 +137,7 @@ mod tests {
                     ("`[[upstream]]`", "upstream."),
                     ("`[limits]`", "limits."),
                     ("`[telemetry]`", "telemetry."),
+                    ("`[quota]`", "quota."),
                     ("## Routes", "route."),
                     ("What a `[[route]]`", "route."),
                 ] {

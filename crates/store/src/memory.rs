@@ -23,7 +23,8 @@ use onceward_core::{
 };
 
 use crate::{
-    Answer, Filter, Insert, Kind, Page, RULES_MAX, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write, watch::Watchers,
+    Answer, Filter, Insert, Kind, Page, RULES_MAX, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write,
+    watch::Watchers,
 };
 
 /// How far a store's clock may be from where it was expected: beyond it, nothing is written.

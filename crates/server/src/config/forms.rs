@@ -33,6 +33,15 @@ pub(super) fn plain_name(text: &str) -> Result<String, String> {
     }
 }
 
+/// A tenant, as a header names it or a route is fixed to.
+pub(super) fn tenant(text: &str) -> Result<String, String> {
+    if (1..=256).contains(&text.len()) && !text.contains(char::is_control) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("{} is not a tenant: 1 to 256 bytes without control characters", shown(text)))
+    }
+}
+
 pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
         format!(r#"{} is not an address and a port: write "127.0.0.1:8080", or "[::1]:8080""#, shown(text))

@@ -8,7 +8,7 @@
 //!
 //! - `tree`: TOML as a tree that remembers where each value stood; `overlay`: environment and flags
 //! - `schema`: every key there is; `about`: what each means; `json_schema`: both for editors; `check`: a tree held to it; `forms`, [`units`], [`secret`]: how single values are spelled
-//! - `read`, `read_route`, `route_tables`, `route_asks`: the checked tree as [`Config`] and [`route::RouteConfig`]; `tls`: certificate files; `align`: the
+//! - `read`, `read_route`, `route_tables`, `route_asks`: the checked tree as [`Config`] and [`route::RouteConfig`]; `tls`: certificate files; `quota`: what tenants may take; `align`: the
 //!   inequalities between a route's times
 //! - [`report`]: `config check`, `config timeouts` and `config example`
 //!
@@ -32,7 +32,7 @@ use std::{
 
 use http::Uri;
 use ipnet::IpNet;
-use onceward::store::circuit::Breaker;
+use onceward::{Quotas, store::circuit::Breaker};
 
 mod about;
 pub mod align;
@@ -41,6 +41,7 @@ pub(crate) mod forms;
 mod json_schema;
 mod overlay;
 mod problem;
+mod quota;
 mod read;
 mod read_route;
 pub mod report;
@@ -86,6 +87,8 @@ pub struct Config {
     pub default_route: RouteConfig,
     /// `[limits]`
     pub limits: Limits,
+    /// `[quota]`
+    pub quotas: Quotas,
     /// `[telemetry]`
     pub telemetry: Telemetry,
 }

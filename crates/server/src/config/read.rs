@@ -9,7 +9,7 @@ use onceward::store::circuit::Breaker;
 use super::{
     Admin, Config, Identity, Inputs, Limits, Listen, Secrets, Store, Telemetry, Upstream, forms,
     problem::{Origin, Problems},
-    read_route, schema,
+    quota, read_route, schema,
     secret::{self, InstallSecret, Secret},
     tls,
     tree::{Node, Value},
@@ -139,6 +139,7 @@ pub(super) fn config(root: &Node, inputs: &Inputs<'_>, problems: &mut Problems<'
         routes: routes.routes,
         default_route: routes.default,
         limits,
+        quotas: quota::quotas(section("quota"), problems),
         telemetry: telemetry(section("telemetry")),
     })
 }

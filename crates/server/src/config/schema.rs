@@ -22,7 +22,6 @@ pub const NOT_AVAILABLE: &[(&str, &str)] = &[
     (r#"route.durability = "journaled""#, "durability other than strict"),
     ("route.on_cache_loss", "durability other than strict"),
     (r#"route.on_store_outage = "fallback""#, "a fallback store"),
-    ("quota", "quotas"),
     ("maintenance", "maintenance windows"),
     ("regions", "regions"),
     ("encryption", "encryption of records"),
@@ -100,6 +99,10 @@ const ADDRESS: Kind = Kind::Text(|text| forms::address(text).map(drop), "an addr
 const PATH: Kind = Kind::Text(path, "a path");
 const SCOPE: Kind = Kind::Text(|text| forms::scope_part(text).map(drop), r#""fixed:VALUE" or "header:NAME""#);
 
+const CLAIMS_PER_SECOND: Kind = Kind::Integer(1, 10_000_000);
+const LIVE_RECORDS: Kind = Kind::Integer(1, 1_000_000_000);
+const QUOTA_BYTES: Kind = Kind::Size(1 << 10, 1024 * GIB);
+
 fn path(text: &str) -> Result<(), String> {
     if text.is_empty() || text.contains('\0') { Err("must name a path".to_owned()) } else { Ok(()) }
 }
@@ -166,7 +169,28 @@ pub(super) const ROOT: &[Key] = &[
             key("decode_ratio", Kind::Integer(1, 10_000)),
         ]),
     ),
-    key("quota", Kind::Any),
+    key(
+        "quota",
+        Kind::Table(&[
+            key("claims_per_second", CLAIMS_PER_SECOND),
+            key("burst", CLAIMS_PER_SECOND),
+            key("live_records", LIVE_RECORDS),
+            key("bytes", QUOTA_BYTES),
+            key(
+                "tenant",
+                Kind::List(
+                    10_000,
+                    &Kind::Table(&[
+                        key("name", Kind::Text(|text| forms::tenant(text).map(drop), "a tenant")),
+                        key("claims_per_second", CLAIMS_PER_SECOND),
+                        key("burst", CLAIMS_PER_SECOND),
+                        key("live_records", LIVE_RECORDS),
+                        key("bytes", QUOTA_BYTES),
+                    ]),
+                ),
+            ),
+        ]),
+    ),
     key("maintenance", Kind::Any),
     key(
         "telemetry",

@@ -32,6 +32,8 @@ mod probe;
 #[cfg(test)]
 mod process;
 #[cfg(test)]
+mod quotas;
+#[cfg(test)]
 mod recording;
 #[cfg(test)]
 mod reload;

@@ -23,6 +23,8 @@ fn config(auth: &Upstream) -> String {
 trusted = ["127.0.0.0/8"]
 [store]
 max_records = 6
+[quota]
+live_records = 100
 [defaults]
 in_flight = {{ wait = "0s" }}
 limits = {{ recorded_body = "1KiB" }}

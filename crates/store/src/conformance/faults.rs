@@ -21,7 +21,9 @@ use super::{
     drive::{self, Holder, Said},
     script::{Answer, Op, Span, Who, World, claim},
 };
-use crate::{Answer as StoreAnswer, Filter, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write};
+use crate::{
+    Answer as StoreAnswer, Filter, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write,
+};
 
 pub(super) const CASES: &[Case] = &[
     Case::code("claim_reply_lost_then_retry_reentrant", "S8 S3", claim_reply_lost_then_retry_reentrant),
