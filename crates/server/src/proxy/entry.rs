@@ -19,6 +19,7 @@ use tower::{Service, ServiceExt};
 
 use super::headers;
 use super::problem::{self, Asked, Problem};
+use super::request_body::RequestBody;
 use super::serve::Connection;
 use super::socket::OpenRequest;
 use super::tunnel;
@@ -36,17 +37,18 @@ const fn bad(detail: &'static str) -> Refusal {
 
 /// Answers one request of a client.
 pub(super) async fn answer<S, B>(
-    mut request: Request<Incoming>,
+    request: Request<Incoming>,
     service: S,
     connection: Arc<Connection>,
 ) -> Result<Response<AnswerBody<B>>, std::convert::Infallible>
 where
-    S: Service<Request<Incoming>, Response = Response<B>>,
+    S: Service<Request<RequestBody>, Response = Response<B>>,
     S::Error: Into<Box<dyn StdError + Send + Sync>>,
     B: Body<Data = Bytes>,
 {
     let open = connection.activity.open();
     let version = request.version();
+    let mut request = request.map(|body| RequestBody::new(body, version));
     // Where `framing` stopped following, whatever else the request says: this must be the connection's last.
     let blind = headers::names_websocket(request.headers());
     let websocket = match admit(&mut request, &connection) {

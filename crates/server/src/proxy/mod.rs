@@ -4,7 +4,7 @@
 //! # Layout
 //!
 //! A request comes through, in this order: `serve` (connections, limits, drain) · `socket` and `framing` (a stricter
-//! reading of HTTP/1, time limits) · `entry` (checks, one form, `headers` for what may cross) · **your service** ·
+//! reading of HTTP/1, time limits) · `entry` (checks, one form, `headers` for what may cross; `request_body`) · **your service** ·
 //! `upstream`, `pool`, `http2` and `connector` (at most one dispatch, and what is certain when it fails; `frames` reads
 //! HTTP/2 beside the library for it). `passthrough` is the service
 //! for what is not protected, `tls` certificates and their reloading, `stream` a connection with it or
@@ -36,6 +36,7 @@ mod passthrough;
 mod peer;
 mod pool;
 pub mod problem;
+mod request_body;
 mod serve;
 mod socket;
 mod stream;
@@ -46,6 +47,7 @@ mod upstream;
 pub use dispatch::{Dispatch, Target};
 pub use passthrough::{Passthrough, PassthroughBody, PassthroughBodyError, PassthroughFuture, PassthroughTimes};
 pub use peer::{NetworkError, Peer, Trusted};
+pub use request_body::RequestBody;
 pub use serve::{Limits, Report, serve, serve_tls};
 pub use tls::{
     CertAndKey, Certificates, ClientAuth, ClientTls, ListenerTls, ServerTls, TlsError, TlsErrors, UpstreamTls,

@@ -14,7 +14,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -27,6 +26,7 @@ use tower::Service;
 
 use super::entry;
 use super::peer::{Peer, PeerFields, Trusted};
+use super::request_body::RequestBody;
 use super::socket::{Activity, Socket, Times, signal};
 use super::stream::Stream;
 use super::tls::ServerTls;
@@ -166,7 +166,7 @@ pub async fn serve<S, B>(
     shutdown: impl Future<Output = ()>,
 ) -> Report
 where
-    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
+    S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
     S::Future: Send,
     S::Error: Into<Box<dyn StdError + Send + Sync>>,
     B: Body<Data = Bytes> + Send + 'static,
@@ -187,7 +187,7 @@ pub async fn serve_tls<S, B>(
     shutdown: impl Future<Output = ()>,
 ) -> Report
 where
-    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
+    S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
     S::Future: Send,
     S::Error: Into<Box<dyn StdError + Send + Sync>>,
     B: Body<Data = Bytes> + Send + 'static,
@@ -205,7 +205,7 @@ async fn serve_on<S, B>(
     shutdown: impl Future<Output = ()>,
 ) -> Report
 where
-    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
+    S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
     S::Future: Send,
     S::Error: Into<Box<dyn StdError + Send + Sync>>,
     B: Body<Data = Bytes> + Send + 'static,
@@ -380,7 +380,7 @@ fn protocol(limits: &Limits, tasks: &TaskTracker) -> auto::Builder<OnTracker> {
 /// Runs one connection to its end, or to the end of the drain.
 async fn run<S, B>(socket: Socket, service: S, connection: Arc<Connection>, protocol: Arc<auto::Builder<OnTracker>>)
 where
-    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
+    S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
     S::Future: Send,
     S::Error: Into<Box<dyn StdError + Send + Sync>>,
     B: Body<Data = Bytes> + Send + 'static,

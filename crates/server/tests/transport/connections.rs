@@ -243,3 +243,42 @@ async fn http2_without_requests_ends() {
 }
 
 use futures_util::StreamExt as _;
+
+/// curl before version 8 takes an answer for lost whose stream is reset while its request is on the way.
+#[tokio::test]
+async fn a_short_body_that_nobody_reads_does_not_reset_its_stream_and_a_long_one_does() {
+    let refuses = tower::service_fn(|_| async {
+        let response = http::Response::builder().status(400).body(Full::new(Bytes::from_static(b"no"))).unwrap();
+        Ok::<_, std::convert::Infallible>(response)
+    });
+    let proxy = Proxy::around(refuses, limits(), &[]).await;
+    let stream = TcpStream::connect(proxy.address).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let ask = |client: &mut h2::client::SendRequest<Bytes>, end| {
+        client.send_request(Request::post("http://a/").body(()).unwrap(), end).unwrap()
+    };
+    for _ in 0..2 {
+        let (answer, mut body) = ask(&mut client, false);
+        let mut answer = answer.await.unwrap();
+        assert_eq!(answer.status(), 400);
+        while answer.body_mut().data().await.is_some() {}
+        body.send_data(vec![b'x'; 1_000].into(), true).unwrap();
+        // Whatever the proxy makes of it comes before the answer to what is asked after it.
+        ask(&mut client, true).0.await.unwrap();
+        let reset = std::future::poll_fn(|context| body.poll_reset(context));
+        assert!(tokio::time::timeout(Duration::ZERO, reset).await.is_err());
+    }
+    let (answer, mut body) = ask(&mut client, false);
+    assert_eq!(answer.await.unwrap().status(), 400);
+    let endless = async {
+        loop {
+            body.reserve_capacity(16 << 10);
+            match std::future::poll_fn(|context| body.poll_capacity(context)).await {
+                Some(Ok(room)) => drop(body.send_data(vec![b'x'; room].into(), false)),
+                _ => break,
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, endless).await.expect("it is cut off");
+}

@@ -7,8 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use hyper::body::Incoming;
-use onceward_server::proxy::{self, Limits, Passthrough, PassthroughTimes, Report, Trusted, Upstream, UpstreamOptions};
+
+use onceward_server::proxy::{
+    self, Limits, Passthrough, PassthroughTimes, Report, RequestBody, Trusted, Upstream, UpstreamOptions,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
@@ -46,7 +48,7 @@ impl Proxy {
     /// The transport around any service.
     pub(crate) async fn around<S, B>(service: S, limits: Limits, trusted: &[&str]) -> Self
     where
-        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
         S::Future: Send,
         S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
         B: Body<Data = Bytes> + Send + 'static,

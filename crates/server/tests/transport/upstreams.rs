@@ -227,7 +227,7 @@ async fn a_client_that_leaves_mid_body_leaves_no_whole_request_upstream() {
 
 #[tokio::test]
 async fn a_service_that_fails_without_an_answer_is_a_500() {
-    let service = tower::service_fn(|_: Request<hyper::body::Incoming>| async {
+    let service = tower::service_fn(|_: Request<onceward_server::proxy::RequestBody>| async {
         Err::<http::Response<Full<Bytes>>, _>(std::io::Error::other("broken"))
     });
     let proxy = Proxy::around(service, crate::support::limits(), &[]).await;
@@ -238,7 +238,7 @@ async fn a_service_that_fails_without_an_answer_is_a_500() {
 
 #[tokio::test]
 async fn a_request_says_who_its_peer_is() {
-    let service = tower::service_fn(|request: Request<hyper::body::Incoming>| async move {
+    let service = tower::service_fn(|request: Request<onceward_server::proxy::RequestBody>| async move {
         let peer = request.extensions().get::<onceward_server::proxy::Peer>().copied();
         Ok::<_, Infallible>(http::Response::new(Full::<Bytes>::from(format!("{:?}", peer.map(|peer| peer.trusted)))))
     });

@@ -180,7 +180,7 @@ async fn clients_that_never_finish_their_handshake_end_and_hold_up_nobody() {
     let mut limits = onceward_server::proxy::Limits::default();
     limits.handshake_timeout = Duration::from_millis(300);
     limits.connections = 21;
-    let service = tower::service_fn(|_: http::Request<hyper::body::Incoming>| async {
+    let service = tower::service_fn(|_: http::Request<onceward_server::proxy::RequestBody>| async {
         Ok::<_, std::convert::Infallible>(http::Response::new(http_body_util::Full::new(bytes::Bytes::from("ok"))))
     });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
