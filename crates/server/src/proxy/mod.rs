@@ -4,7 +4,7 @@
 //! # Layout
 //!
 //! A request comes through, in this order: `serve` (connections, limits, drain) · `socket` and `framing` (a stricter
-//! reading of HTTP/1, time limits) · `entry` (checks, one form, `headers` for what may cross; `request_body`) · **your service** ·
+//! reading of HTTP/1, time limits; `refused` what it says of a message that is none) · `entry` (checks, one form, `headers` for what may cross; `request_body`) · **your service** ·
 //! `upstream`, `pool`, `http2` and `connector` (at most one dispatch, and what is certain when it fails; `frames` reads
 //! HTTP/2 beside the library for it). `passthrough` is the service
 //! for what is not protected, `tls` certificates and their reloading, `stream` a connection with it or
@@ -26,6 +26,7 @@
 //! ```
 
 mod connector;
+mod date;
 mod dispatch;
 mod entry;
 mod frames;
@@ -36,6 +37,7 @@ mod passthrough;
 mod peer;
 mod pool;
 pub mod problem;
+mod refused;
 mod request_body;
 mod serve;
 mod socket;

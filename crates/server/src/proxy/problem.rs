@@ -31,6 +31,22 @@ pub const BAD_REQUEST: Problem = Problem {
     title: "Malformed request",
     retryable: false,
 };
+/// A request target longer than the parser takes.
+pub const URI_TOO_LONG: Problem = Problem {
+    slug: "uri-too-long",
+    status: StatusCode::URI_TOO_LONG,
+    code: Code::InvalidArgument,
+    title: "Request target too long",
+    retryable: false,
+};
+/// A head over its limits.
+pub const HEADERS_TOO_LARGE: Problem = Problem {
+    slug: "headers-too-large",
+    status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+    code: Code::ResourceExhausted,
+    title: "Request head too large",
+    retryable: false,
+};
 /// `CONNECT`: this is a gateway, not a tunnel.
 pub const METHOD_NOT_ALLOWED: Problem = Problem {
     slug: "method-not-allowed",

@@ -358,6 +358,8 @@ fn protocol(limits: &Limits, tasks: &TaskTracker) -> auto::Builder<OnTracker> {
     let mut http1 = builder.http1();
     http1
         .timer(TokioTimer::new())
+        // `entry` says it, so that an answer of hyper's own is known by its want.
+        .auto_date_header(false)
         // The socket keeps the time of heads and of idle connections apart, with one timer for a connection.
         .header_read_timeout(None)
         // A head must fit into the read buffer, so this is its limit too.

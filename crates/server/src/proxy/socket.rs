@@ -8,11 +8,13 @@ use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::{Buf, Bytes};
 use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use super::framing::{Framing, Phase};
+use super::refused;
 use super::stream::Stream;
 
 /// Ends any head and any chunk line with a byte that hyper's parser refuses everywhere.
@@ -123,6 +125,8 @@ pub(super) struct Socket {
     /// An HTTP/2 connection was told to end for idleness.
     told_idle: bool,
     linger: Option<Linger>,
+    /// What is being written in place of hyper's own answer, and how long that is.
+    instead: Option<(Bytes, usize)>,
 }
 
 struct Linger {
@@ -145,6 +149,7 @@ impl Socket {
             write_timer: None,
             told_idle: false,
             linger: None,
+            instead: None,
         }
     }
 
@@ -214,6 +219,23 @@ impl Socket {
         }
     }
 
+    /// Writes what stands in place of hyper's answer, and says that the whole of that was written.
+    fn poll_write_instead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        while let Some((answer, len)) = &mut self.instead {
+            let len = *len;
+            if answer.is_empty() {
+                self.instead = None;
+                return Poll::Ready(Ok(len));
+            }
+            let written = Pin::new(&mut self.stream).poll_write(cx, answer);
+            let count = ready!(self.poll_written(cx, written))?;
+            if let Some((answer, _)) = &mut self.instead {
+                answer.advance(count);
+            }
+        }
+        Poll::Ready(Ok(0))
+    }
+
     fn poll_written<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.write_timer = None;
@@ -259,6 +281,12 @@ impl AsyncRead for Socket {
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.instead.is_none() {
+            this.instead = refused::in_place_of(bytes).map(|answer| (answer, bytes.len()));
+        }
+        if this.instead.is_some() {
+            return this.poll_write_instead(cx);
+        }
         let written = Pin::new(&mut this.stream).poll_write(cx, bytes);
         this.poll_written(cx, written)
     }
@@ -268,6 +296,9 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let [only] = slices {
+            return self.poll_write(cx, only);
+        }
         let this = self.get_mut();
         let written = Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
         this.poll_written(cx, written)

@@ -10,7 +10,7 @@
 
 use std::path::Path;
 
-use crate::support::{Proxy, Recorder};
+use crate::support::{Answer, Proxy, Recorder};
 
 #[derive(Debug)]
 struct Case {
@@ -87,6 +87,18 @@ fn unescape(text: &str) -> Vec<u8> {
     raw
 }
 
+/// The status of an answer; one that refuses says why.
+fn said(answer: &Answer) -> Result<u16, String> {
+    let problem = || serde_json::from_slice::<serde_json::Value>(&answer.body).unwrap_or_default();
+    if answer.status >= 400 && problem()["status"] != answer.status {
+        return Err(format!("a refusal without a problem: {answer:?}"));
+    }
+    if answer.status >= 200 && answer.field("date").len() != 1 {
+        return Err(format!("an answer without a date: {answer:?}"));
+    }
+    Ok(answer.status)
+}
+
 /// Sends `pieces` one after the other on a new connection, and says what is wrong with what came of it.
 async fn judge(case: &Case, pieces: &[&[u8]], proxy: &Proxy, recorder: &Recorder) -> Result<(), String> {
     let (before, cut_before) = recorder.with(|log| (log.requests.len(), log.cut));
@@ -101,7 +113,7 @@ async fn judge(case: &Case, pieces: &[&[u8]], proxy: &Proxy, recorder: &Recorder
     if case.open {
         while statuses.len() < case.statuses.len() {
             match client.answer().await {
-                Some(answer) => statuses.push(answer.status),
+                Some(answer) => statuses.push(said(&answer)?),
                 None => break,
             }
         }
@@ -115,7 +127,7 @@ async fn judge(case: &Case, pieces: &[&[u8]], proxy: &Proxy, recorder: &Recorder
         }
     } else {
         while let Some(answer) = client.answer().await {
-            statuses.push(answer.status);
+            statuses.push(said(&answer)?);
         }
     }
     if statuses != case.statuses {
