@@ -172,13 +172,14 @@ pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
     let hangup = hangup_signal()?;
     let certificates = upstreams.certificates().clone();
     let (file, running) = (args.config.clone(), config.clone());
+    let sample_api = flags.upstream.clone().filter(|_| demo.is_some());
     let reload = Reload::new(file, flags, environment, running, upstreams, engine.clone(), admin.clone());
     let telemetry = telemetry::start(&config.telemetry, &engine, metrics.clone());
     let mut background = Background::start(&engine, &store, &guarded, metrics, admin_listener, &admin);
     background.0.push(tokio::spawn(reload.run(hangup)));
     background.0.push(tokio::spawn(certificates.watch(CERTIFICATES_EVERY)));
     background.0.extend(telemetry);
-    announce(args, &config, demo.is_some(), address, admin_address)?;
+    announce(args, &config, sample_api, address, admin_address)?;
 
     let limits = transport_limits(&config);
     let trusted = proxy::Trusted::parse(config.listen.trusted.iter().map(ToString::to_string))
@@ -350,7 +351,7 @@ fn transport_limits(config: &Config) -> proxy::Limits {
 fn announce(
     args: &ProxyArgs,
     config: &Config,
-    is_demo: bool,
+    sample_api: Option<String>,
     address: SocketAddr,
     admin: SocketAddr,
 ) -> Result<(), StartError> {
@@ -358,11 +359,13 @@ fn announce(
     let mut out = io::stdout().lock();
     let scheme = if config.listen.tls.is_some() { "https" } else { "http" };
     writeln!(out, "onceward ready proxy={scheme}://{address} admin=http://{admin}").map_err(failed)?;
-    if is_demo {
+    if let Some(sample_api) = sample_api {
         let program = std::env::args_os().next().map_or_else(|| PathBuf::from("onceward"), PathBuf::from);
         let data = args.data.as_deref().unwrap_or(&config.store.path);
         writeln!(out).map_err(failed)?;
         write!(out, "{}", demo::commands(&program, address, admin, data, std::process::id())).map_err(failed)?;
+        writeln!(out, "\nThe sample API without Onceward before it, to compare: {sample_api}/v1/payments")
+            .map_err(failed)?;
     }
     out.flush().map_err(failed)
 }

@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
+use super::prove::ProveArgs;
 use crate::config::{Flags, secret::Secret, units};
 
 /// Each request takes effect once, and every repetition gets the first one's answer.
@@ -56,6 +57,8 @@ pub enum Command {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Attack an endpoint that claims to be idempotent, and print each double effect with what reproduces it
+    Prove(Box<ProveArgs>),
     /// Check and explain the configuration
     #[command(subcommand, after_help = "Example:\n  onceward config check onceward.toml")]
     Config(ConfigCommand),
@@ -475,6 +478,8 @@ mod tests {
             "onceward key explain --config f --json",
             "onceward audit --config f requests.ndjson --json",
             "onceward audit -",
+            "onceward prove http://h/p -X PUT -d {} --effects-url http://h/e --effects-pointer /count --attacks race,repeat",
+            "onceward prove https://h/p --effects-url https://h/{key} --effects-header X-Count --cacert f --junit j --json",
             "onceward config check f --json",
             "onceward config example",
             "onceward config timeouts f",
@@ -507,6 +512,12 @@ mod tests {
             "onceward keys resolve YKcJ --state unknown --as executed",
             "onceward keys resolve YKcJ --since 1h --as executed",
             "onceward config check",
+            "onceward prove http://h/p --effects-url http://h/e",
+            "onceward prove http://h/p --effects-pointer /count",
+            "onceward prove http://h/p --effects-url http://h/e --effects-pointer count",
+            "onceward prove http://h/p --effects-url http://h/e --effects-pointer /count --attacks magic",
+            "onceward prove http://h/p --effects-url http://h/e --effects-pointer /count --rounds 0",
+            "onceward prove http://h/p --effects-url http://h/e --effects-pointer /count --timeout 0s",
         ] {
             match parse(line) {
                 Ok(command) => panic!("{line} is taken: {command:?}"),

@@ -15,6 +15,7 @@ mod audit;
 mod explain;
 mod keys;
 mod log;
+pub mod prove;
 
 /// Something that ends a command: what to say on stderr, and the exit code.
 #[derive(Debug)]
@@ -119,6 +120,7 @@ async fn command(command: Command) -> Result<(), Failure> {
                 .map_err(|error| Failure::usage(format!("{} cannot be read: {error}", capture.display())))?;
             audit::run(&engine, std::io::BufReader::new(file), output.json)
         }
+        Command::Prove(args) => prove::run(&args).await,
         Command::Config(ConfigCommand::Check { file, output }) => {
             let report = report::check(&file, &Environment::of_process())?;
             if output.json {

@@ -51,6 +51,7 @@ pub use passthrough::{Passthrough, PassthroughBody, PassthroughBodyError, Passth
 pub use peer::{NetworkError, Peer, Trusted};
 pub use request_body::RequestBody;
 pub use serve::{Limits, Report, serve, serve_tls};
+pub(crate) use tls::http1_client;
 pub use tls::{
     CertAndKey, Certificates, ClientAuth, ClientTls, ListenerTls, ServerTls, TlsError, TlsErrors, UpstreamTls,
 };

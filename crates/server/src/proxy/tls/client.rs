@@ -109,6 +109,20 @@ fn load(said: &UpstreamTls) -> Result<Loaded<Configs>, TlsErrors> {
     Ok(Loaded { value: Configs { http1: Arc::new(http1), both: Arc::new(both) }, warning })
 }
 
+/// What asks a server over HTTP/1.1 that is no upstream. The authorities are those in the file `ca`, or the system's;
+/// none at all where `is_checked` is false, for a caller that sets another verifier.
+///
+/// # Errors
+///
+/// All that is wrong with the file.
+pub(crate) fn http1_client(ca: Option<PathBuf>, is_checked: bool) -> Result<ClientConfig, TlsErrors> {
+    let said = UpstreamTls { ca, client_cert: None };
+    let system = if is_checked { system_authorities } else { || Ok(RootCertStore::empty()) };
+    let Loaded { value: mut http1, .. } = config(&said, system)?;
+    http1.alpn_protocols = vec![HTTP_11.to_vec()];
+    Ok(http1)
+}
+
 fn config(
     said: &UpstreamTls,
     system: impl FnOnce() -> Result<RootCertStore, TlsError>,

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use rustls::crypto::CryptoProvider;
 
 pub use certificates::Certificates;
+pub(crate) use client::http1_client;
 pub use client::{CertAndKey, ClientTls, UpstreamTls};
 pub use files::{TlsError, TlsErrors};
 pub use server::{ClientAuth, ListenerTls, ServerTls};
