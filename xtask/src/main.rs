@@ -4,9 +4,11 @@
 //!
 //! [`checks`] the steps of `cargo xtask test`, [`step`] one command that is shown, timed and
 //! counted, [`install`] what the steps need from outside, [`contract`] the contract's rows with their
-//! tests, [`tidy`] the rules of the tree that no compiler knows, [`codegen`] what is generated from `proto/`, [`mod@bench`] the measurements.
+//! tests, [`tidy`] the rules of the tree that no compiler knows, [`codegen`] what is generated from `proto/`, [`mod@bench`] the measurements,
+//! [`chaos`] the crash checker.
 
 mod bench;
+mod chaos;
 mod checks;
 mod codegen;
 mod conformance;
@@ -27,7 +29,9 @@ usage: cargo xtask TASK
   codegen [--check]      makes crates/core/src/wire.rs from proto/, or says that it differs
   contract               each row of docs/protocol.md with the tests that show it, and their result
   conformance --list     where each case of the conformance list runs; fails where one runs nowhere
-  bench [--quick] [ROW…] the measurements P1, P2, P3 and P7, each beside its baseline";
+  bench [--quick] [ROW…] the measurements P1, P2, P3 and P7, each beside its baseline
+  chaos [--seed N] [--plan NAME] [--seconds N | --long MINUTES]
+                         kills, stops and damages real processes, and judges what clients and the upstream saw";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -40,6 +44,7 @@ fn main() -> ExitCode {
         ["conformance", "--list"] => conformance::list(),
         ["contract"] => contract::run(),
         ["bench", rest @ ..] => bench::run(rest),
+        ["chaos", rest @ ..] => chaos::run(rest, &mut step::Counts::default()),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);

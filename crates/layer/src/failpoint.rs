@@ -92,6 +92,8 @@ pub(crate) async fn hit(name: &str) {
         return;
     }
     if armed.pause {
+        // Whoever armed it learns that it was reached: the request itself will never say so.
+        tracing::warn!(failpoint = name, "stopped at a failpoint");
         std::future::pending::<()>().await;
     }
     std::process::abort();

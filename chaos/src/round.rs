@@ -1,0 +1,225 @@
+//! One round: a plan is carried out on a folder of its own, and everything that was seen is handed to the judge.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use tokio::task::JoinSet;
+
+use crate::clients::{self, Story};
+use crate::gateway::{Embedded, RETRY_MAX, Site};
+use crate::history::{self, Seen};
+use crate::judge::{self, Broken};
+use crate::ledger::Ledger;
+use crate::lives::{Done, Lives};
+use crate::plan::Plan;
+use crate::traffic::Traffic;
+
+/// Stories that are played at a time.
+const WORKERS: u64 = 20;
+/// Stories that are begun in the last, clean life.
+const STORIES_AFTER: u32 = 40;
+/// How long a key may take at the end to say how it stands: many times what any takes.
+const AUDIT: Duration = Duration::from_secs(30);
+/// Keys that are asked at the end at a time.
+const AUDITS_AT_ONCE: usize = 32;
+
+/// What a round, or several, came to.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Counts {
+    /// Rounds.
+    pub(crate) rounds: usize,
+    /// Times that the process was ended, by a signal or by a failpoint.
+    pub(crate) kills: usize,
+    /// Operations: keys of one caller on one route.
+    pub(crate) keys: usize,
+    /// Requests of clients.
+    pub(crate) requests: usize,
+    /// Requests whose key another had under way when the process was ended.
+    pub(crate) duplicates_at_a_kill: usize,
+    /// Requests that reached the upstream.
+    pub(crate) dispatches: usize,
+    /// Recorded answers that were given again.
+    pub(crate) replays: usize,
+    /// Keys whose outcome is unknown at the end.
+    pub(crate) unknowns: usize,
+    /// Keys within an interval that the process listed as lost.
+    pub(crate) given_up: usize,
+    /// Keys that took effect once too often.
+    pub(crate) duplicates: usize,
+    /// Other faults that happened, and how often, by name.
+    pub(crate) faults: BTreeMap<String, usize>,
+}
+
+impl Counts {
+    /// Adds another's.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.rounds += other.rounds;
+        self.kills += other.kills;
+        self.keys += other.keys;
+        self.requests += other.requests;
+        self.duplicates_at_a_kill += other.duplicates_at_a_kill;
+        self.dispatches += other.dispatches;
+        self.replays += other.replays;
+        self.unknowns += other.unknowns;
+        self.given_up += other.given_up;
+        self.duplicates += other.duplicates;
+        for (name, times) in &other.faults {
+            *self.faults.entry(name.clone()).or_default() += times;
+        }
+    }
+}
+
+impl std::fmt::Display for Counts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(
+            f,
+            "rounds {}  kills {}  keys {}  requests {}  duplicates in flight at a kill {}",
+            self.rounds, self.kills, self.keys, self.requests, self.duplicates_at_a_kill
+        )?;
+        writeln!(
+            f,
+            "dispatches {}  replays {}  unknown at the end {}  given up as lost {}  duplicates {}",
+            self.dispatches, self.replays, self.unknowns, self.given_up, self.duplicates
+        )?;
+        let faults: Vec<String> = self.faults.iter().map(|(name, times)| format!("{name} {times}")).collect();
+        write!(f, "faults: {}", faults.join(", "))
+    }
+}
+
+/// What is run.
+#[derive(Clone, Debug)]
+pub(crate) struct Programs {
+    /// The binary.
+    pub(crate) onceward: PathBuf,
+    /// A safety to take out of it.
+    pub(crate) mutant: Option<String>,
+}
+
+/// A round that was carried out.
+pub(crate) struct Judged {
+    /// What it came to.
+    pub(crate) counts: Counts,
+    /// Rules that were broken.
+    pub(crate) broken: Vec<Broken>,
+    /// Where everything is, if something was broken.
+    pub(crate) kept: Option<PathBuf>,
+}
+
+/// Carries `plan` out.
+///
+/// # Errors
+/// Where a fault of the plan did not happen, or the machine does not play along; nothing is judged then.
+pub(crate) async fn run(plan: &Plan, programs: &Programs) -> anyhow::Result<Judged> {
+    let folder = tempfile::Builder::new().prefix("onceward-chaos-").tempdir().context("a temporary folder")?;
+    match carry_out(plan, programs, folder.path()).await {
+        Ok((seen, counts)) => {
+            let broken = judge::judge(&seen);
+            let counts = Counts { duplicates: judge::duplicates(&broken), ..counts };
+            let kept = (!broken.is_empty()).then(|| folder.keep());
+            Ok(Judged { counts, broken, kept })
+        }
+        Err(error) => Err(error.context(format!("see {}", folder.keep().display()))),
+    }
+}
+
+async fn carry_out(plan: &Plan, programs: &Programs, folder: &Path) -> anyhow::Result<(Seen, Counts)> {
+    let ledger = Ledger::start(folder).await?;
+    let store = Embedded { folder: folder.join("data") };
+    let site = Site { program: programs.onceward.clone(), mutant: programs.mutant.clone(), folder: folder.to_owned() };
+    site.configure(&store, ledger.address)?;
+    let traffic = Arc::new(Traffic::default());
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut workers = JoinSet::new();
+    for worker in 0..WORKERS {
+        let (traffic, stop, seed) = (Arc::clone(&traffic), Arc::clone(&stop), plan.seed);
+        workers.spawn(async move {
+            let mut nth = worker;
+            while !stop.load(Ordering::Relaxed) {
+                clients::play(&traffic, Story::of(seed, nth)).await;
+                nth += WORKERS;
+            }
+        });
+    }
+    let mut lives = Lives::new(&site, &ledger, &traffic);
+    for life in &plan.lives {
+        lives.live(life).await.with_context(|| format!("{life:?} did not happen"))?;
+    }
+    // The last life goes on until all is over.
+    traffic.until(crate::PATIENCE, |figures| figures.answers >= STORIES_AFTER).await;
+    stop.store(true, Ordering::Relaxed);
+    workers.join_all().await;
+    audit(&traffic).await;
+    let Done { lives, counts, given_up } = lives.end().await?;
+    let ledger = ledger.end().await?;
+    let log = traffic.take();
+    let seen = Seen {
+        ledger,
+        events: log.events,
+        operations: log.operations,
+        lives,
+        retries: vec![("/again".to_owned(), RETRY_MAX)],
+        given_up: given_up.into_iter().collect(),
+    };
+    let counts = counted(&seen, counts);
+    ensure!(counts.keys > 0 && counts.dispatches > 0, "no client came through");
+    Ok((seen, counts))
+}
+
+/// Asks of each key, with each body that came under it, how it stands.
+async fn audit(traffic: &Arc<Traffic>) {
+    let mut audits = JoinSet::new();
+    for (number, operation, bodies) in traffic.asked() {
+        if audits.len() >= AUDITS_AT_ONCE {
+            audits.join_next().await;
+        }
+        let traffic = Arc::clone(traffic);
+        audits.spawn(async move {
+            for body in bodies {
+                clients::audit(&traffic, number, operation.clone(), body, AUDIT).await;
+            }
+        });
+    }
+    audits.join_all().await;
+}
+
+fn counted(seen: &Seen, counts: Counts) -> Counts {
+    let mut answers: BTreeMap<u64, usize> = BTreeMap::new();
+    let mut unknowns = std::collections::BTreeSet::new();
+    let mut audits: BTreeMap<usize, usize> = BTreeMap::new();
+    let mut requests = 0;
+    for event in &seen.events {
+        match event {
+            history::Event::Sent { request, operation, audit, .. } => {
+                requests += 1;
+                if *audit {
+                    audits.insert(*request, *operation);
+                }
+            }
+            history::Event::Ended { request, end: history::End::Answer(answer) } => {
+                if let Some(number) = answer.dispatch {
+                    *answers.entry(number).or_default() += 1;
+                }
+                if answer.problem.as_deref() == Some("outcome-unknown")
+                    && let Some(operation) = audits.get(request)
+                {
+                    unknowns.insert(*operation);
+                }
+            }
+            history::Event::Ended { .. } => {}
+        }
+    }
+    Counts {
+        rounds: 1,
+        keys: seen.operations.len(),
+        requests,
+        dispatches: seen.ledger.len(),
+        replays: answers.values().map(|times| times - 1).sum(),
+        unknowns: unknowns.len(),
+        given_up: seen.given_up.len(),
+        ..counts
+    }
+}
