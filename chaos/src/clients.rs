@@ -9,13 +9,15 @@ use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use crate::history::{Act, Answer, End, Operation, digest};
 use crate::ledger::{DISPATCH, LIFE, SCRIPT, Step};
+use crate::plan::Mix;
 use crate::traffic::Traffic;
 
-/// How often a client tries at most.
-const TRIES_MAX: u32 = 40;
+/// How long a client insists at most, from its first request on.
+const INSISTS: Duration = Duration::from_secs(12);
 /// How long a patient one waits for an answer.
 const PATIENT: Duration = Duration::from_secs(10);
 /// The pause before it tries again.
@@ -64,8 +66,24 @@ const ROUTES: &[&str] = &["/pay", "/pay", "/pay", "/two", "/again", "/again", "/
 impl Story {
     /// The nth story of a seed.
     #[must_use]
-    pub(crate) fn of(seed: u64, nth: u64) -> Self {
-        let mut rng = Rng::with_seed(seed ^ nth.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    pub(crate) fn of(mix: Mix, seed: u64, nth: u64) -> Self {
+        match mix {
+            Mix::All => Self::of_all(seed, nth),
+            Mix::Overtaken => Self::of_the_overtaken(seed, nth),
+        }
+    }
+
+    fn of_the_overtaken(seed: u64, nth: u64) -> Self {
+        let mut rng = rng(seed, nth);
+        let script = (0..2).map(|_| Step { act: Act::Ok, after_ms: rng.u64(600..1000) }).collect();
+        let body = format!("{{\"story\":{nth}}}");
+        let asker = |habit| Asker { caller: "Bearer anna", body: body.clone(), habit };
+        let askers = vec![asker(Habit::Patient), asker(Habit::Patient), asker(Habit::Impatient(rng.u64(100..300)))];
+        Self { route: "/brief", key: format!("key-{nth}"), script, askers }
+    }
+
+    fn of_all(seed: u64, nth: u64) -> Self {
+        let mut rng = rng(seed, nth);
         let route = rng.choice(ROUTES.iter().copied()).unwrap_or("/pay");
         let body = |variant: u32| format!("{{\"amount\":{variant},\"story\":{nth}}}");
         let mut askers = Vec::new();
@@ -94,6 +112,11 @@ impl Story {
         let (key, script) = (format!("key-{nth}"), script(&mut rng));
         Self { route, key, script, askers }
     }
+}
+
+/// Of one story.
+fn rng(seed: u64, nth: u64) -> Rng {
+    Rng::with_seed(seed ^ nth.wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
 fn habit(rng: &mut Rng) -> Habit {
@@ -174,32 +197,27 @@ async fn insist(traffic: Arc<Traffic>, letter: Letter, habit: Habit) {
         Habit::Impatient(ms) | Habit::GivesUp(ms) => Duration::from_millis(ms),
         Habit::Patient | Habit::BreaksOff => PATIENT,
     };
-    for tries in 0..TRIES_MAX {
+    let until = Instant::now() + INSISTS;
+    for tries in 1.. {
         // Who has learnt that an answer takes its time waits longer.
-        let end = ask(&traffic, &letter, patience * (tries + 1)).await;
-        if is_known(&end) || matches!(habit, Habit::GivesUp(_)) {
+        let end = ask(&traffic, &letter, patience * tries).await;
+        if is_known(&end) || matches!(habit, Habit::GivesUp(_)) || Instant::now() >= until {
             return;
         }
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-/// Asks how a key stands, for as long as `patience` in all.
-pub(crate) async fn audit(
-    traffic: &Arc<Traffic>,
-    number: usize,
-    operation: Operation,
-    body: String,
-    patience: Duration,
-) {
+/// Asks how a key stands until it says so, but not beyond `until`.
+pub(crate) async fn audit(traffic: &Arc<Traffic>, number: usize, operation: Operation, body: String, until: Instant) {
     let letter = Letter { operation, number, body, script: String::new(), audit: true };
     let asking = async {
-        while !is_known(&ask(traffic, &letter, patience).await) {
+        while !is_known(&ask(traffic, &letter, PATIENT).await) {
             tokio::time::sleep(PAUSE).await;
         }
     };
     // The judge sees what it said last.
-    let _late = tokio::time::timeout(patience, asking).await;
+    let _late = tokio::time::timeout_at(until, asking).await;
 }
 
 /// Whether asking again would tell nothing more.
@@ -282,8 +300,10 @@ mod tests {
 
     #[test]
     fn a_seed_is_the_same_stories_each_time_and_another_seed_others() {
-        let of = |seed| (0..50).map(|nth| Story::of(seed, nth)).collect::<Vec<_>>();
-        assert_eq!(of(7), of(7));
-        assert_ne!(of(7), of(8));
+        for mix in [Mix::All, Mix::Overtaken] {
+            let of = |seed| (0..50).map(|nth| Story::of(mix, seed, nth)).collect::<Vec<_>>();
+            assert_eq!(of(7), of(7));
+            assert_ne!(of(7), of(8));
+        }
     }
 }

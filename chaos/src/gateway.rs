@@ -30,18 +30,21 @@ impl StoreSetup for Embedded {
     }
 }
 
-/// How often `/again` runs an unknown outcome again.
+/// The routes that run an unknown outcome again.
+pub(crate) const RETRIES: [&str; 2] = ["/again", "/brief"];
+/// How often they run an unknown outcome again.
 pub(crate) const RETRY_MAX: u32 = 3;
 
 /// The routes, each with what is special about it.
 #[must_use]
 pub(crate) fn routes() -> String {
-    let mut text = String::from("[defaults]\nkey = { missing = \"required\" }\nin_flight = { wait = \"5s\" }\n");
+    let mut text = String::from("[defaults]\nkey = { missing = \"required\" }\nin_flight = { wait = \"2s\" }\n");
     for (name, says) in [
         // Renewed every tenth of a second, so that a stopped process soon sleeps through it.
         ("pay", "lease = \"400ms\"".to_owned()),
         ("two", "lease = \"400ms\"\ntwo_phase_dispatch = true".to_owned()),
         ("again", format!("on_unknown = [\"retry\"]\nretry_max = {RETRY_MAX}")),
+        ("brief", format!("on_unknown = [\"retry\"]\nretry_max = {RETRY_MAX}\nlease = \"400ms\"")),
         // Nobody waits for this lease: a process that is gone holds nothing.
         ("long", "lease = \"30m\"".to_owned()),
     ] {

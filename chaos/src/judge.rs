@@ -243,16 +243,20 @@ fn reuse_is_said_only_of_reuse(story: &Story<'_>) -> Option<String> {
     (told && bodies.len() < 2).then(|| "it was told to be reused, and has one body".to_owned())
 }
 
-/// An outcome that stays unknown has a reason: the upstream broke off, or the process was ended or stopped meanwhile.
+/// An outcome that stays unknown has a reason: the upstream broke off, the process was ended or stopped meanwhile, or
+/// `retry` came to its end.
 fn unknown_has_a_cause(story: &Story<'_>) -> Option<String> {
     let is_unknown = story.requests.iter().any(|request| {
         request.audit
             && request.answer().is_some_and(|(_, answer)| answer.problem.as_deref() == Some("outcome-unknown"))
     });
     let broke_off = story.dispatches.iter().any(|dispatch| dispatch.act.meaning() == Meaning::Unknown);
+    let ran_out =
+        matches!(story.policy, Policy::Retry(times) if story.dispatches.iter().any(|one| one.attempt > times));
     let faulty = |life: usize| story.seen.lives.get(life).is_some_and(|life| life.fault.is_some());
     let was_ended = story.requests.iter().any(|request| faulty(request.life));
-    (is_unknown && !broke_off && !was_ended).then(|| "its outcome is unknown, and nothing was done to it".to_owned())
+    (is_unknown && !broke_off && !ran_out && !was_ended)
+        .then(|| "its outcome is unknown, and nothing was done to it".to_owned())
 }
 
 /// When all faults are over, each key says within the bound what became of it.

@@ -55,6 +55,7 @@ impl<'a> Lives<'a> {
         let failpoint = match life {
             Life::Aborted { point, hit } => Some(format!("{point}:hit={hit}:abort")),
             Life::Paused { point, hit, .. } => Some(format!("{point}:hit={hit}:pause")),
+            Life::Unrenewed { .. } => Some("store.extend:hit=1+:pause".to_owned()),
             Life::Killed { .. } | Life::Stopped { .. } | Life::Clean => None,
         };
         let log = self.site.log_bytes();
@@ -86,6 +87,13 @@ impl<'a> Lives<'a> {
                 let answers = self.traffic.figures().answers;
                 self.answers(answers + after).await?;
                 self.kill(gateway).await?;
+            }
+            Life::Unrenewed { after } => {
+                self.said(log, "stopped at a failpoint").await?;
+                let enough = self.traffic.until(PATIENCE, |figures| figures.settled >= after).await;
+                ensure!(enough, "no {after} keys were answered");
+                self.kill(gateway).await?;
+                self.count("unrenewed");
             }
             Life::Clean => self.clean = Some(gateway),
         }

@@ -5,7 +5,8 @@
 //!
 //! [`plan`] what a seed means · [`round`] one plan carried out · [`lives`] faults, life by life · [`gateway`] the process
 //! under test · [`ledger`] the upstream, which knows the truth · [`clients`], [`traffic`] who asks, and what all of them
-//! saw · [`history`] what is judged · [`judge`] the rules
+//! saw · [`history`] what is judged · [`judge`] the rules · [`mutants`] the product
+//! without one of its safeties
 
 mod clients;
 mod gateway;
@@ -13,6 +14,7 @@ mod history;
 mod judge;
 mod ledger;
 mod lives;
+mod mutants;
 mod plan;
 mod round;
 mod traffic;
@@ -23,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use onceward_core::mutant::Mutant;
 
 use crate::plan::{NAMES, Plan};
 use crate::round::{Counts, Programs};
@@ -57,6 +60,18 @@ enum Command {
         #[arg(long, value_name = "MINUTES")]
         long: Option<u64>,
     },
+    /// Runs the same plans with each safety taken out: each must be found red
+    Mutants {
+        /// A binary with the feature `mutants`
+        #[arg(long)]
+        onceward: PathBuf,
+        /// The seed of the first plan; each further one has the next
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Only this mutant
+        #[arg(long)]
+        only: Option<String>,
+    },
     /// The upstream
     #[command(hide = true)]
     Ledger {
@@ -69,6 +84,7 @@ enum Command {
 async fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Ledger { file } => ledger::serve(&file).await.map(|()| true),
+        Command::Mutants { onceward, seed, only } => teeth(onceward, seed, only.as_deref()).await,
         Command::Run { onceward, seed, plan, seconds, long } => {
             let programs = Programs { onceward, mutant: None };
             let seconds = seconds.or(long.map(|minutes| minutes.saturating_mul(60)));
@@ -83,6 +99,18 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The plans of a run without end: each once, from this seed on.
+fn plans(seed: u64) -> Vec<Plan> {
+    NAMES.iter().zip(seed..).filter_map(|(name, seed)| Plan::of(name, seed)).collect()
+}
+
+async fn teeth(onceward: PathBuf, seed: u64, only: Option<&str>) -> anyhow::Result<bool> {
+    let names = || Mutant::ALL.map(Mutant::name);
+    let only =
+        only.map(|name| Mutant::named(name).with_context(|| format!("no mutant {name}; there are {:?}", names())));
+    mutants::all(&Programs { onceward, mutant: None }, &plans(seed), only.transpose()?).await
 }
 
 /// Carries plans out until one is found red. True: none was.

@@ -46,12 +46,26 @@ pub(crate) enum Life {
         /// How long it is stopped, in milliseconds: more than a lease.
         for_ms: u64,
     },
+    /// No lease is renewed, so that holders are overtaken while they work; `kill -9` after so many answers.
+    Unrenewed {
+        /// Answers of the upstream's.
+        after: u32,
+    },
     /// Nothing: what was left open must come to its end here.
     Clean,
 }
 
 /// The names of plans, in the order in which all are run.
-pub(crate) const NAMES: &[&str] = &["kills", "failpoints", "pauses", "stops"];
+pub(crate) const NAMES: &[&str] = &["kills", "failpoints", "pauses", "stops", "overtaken"];
+
+/// Which stories clients play.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mix {
+    /// Everything.
+    All,
+    /// Executions longer than their lease, on a route that runs what is unknown again, and clients that come back.
+    Overtaken,
+}
 
 /// What is done in one round: a folder, a ledger, clients, and several lives of the process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +74,8 @@ pub(crate) struct Plan {
     pub(crate) name: &'static str,
     /// Of faults and clients.
     pub(crate) seed: u64,
+    /// What clients ask.
+    pub(crate) mix: Mix,
     /// In order; the last one is clean.
     pub(crate) lives: Vec<Life>,
 }
@@ -74,10 +90,12 @@ impl Plan {
             "kills" => kills(&mut rng),
             "failpoints" => failpoints(&mut rng),
             "pauses" => pauses(&mut rng),
-            _ => stops(&mut rng),
+            "stops" => stops(&mut rng),
+            _ => vec![Life::Unrenewed { after: rng.u32(80..160) }],
         };
         lives.push(Life::Clean);
-        Some(Self { name, seed, lives })
+        let mix = if name == "overtaken" { Mix::Overtaken } else { Mix::All };
+        Some(Self { name, seed, mix, lives })
     }
 
     /// The command that runs it again.

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::clients::{self, Story};
-use crate::gateway::{Embedded, RETRY_MAX, Site};
+use crate::gateway::{Embedded, RETRIES, RETRY_MAX, Site};
 use crate::history::{self, Seen};
 use crate::judge::{self, Broken};
 use crate::ledger::Ledger;
@@ -20,12 +21,14 @@ use crate::traffic::Traffic;
 
 /// Stories that are played at a time.
 const WORKERS: u64 = 20;
-/// Stories that are begun in the last, clean life.
-const STORIES_AFTER: u32 = 40;
-/// How long a key may take at the end to say how it stands: many times what any takes.
-const AUDIT: Duration = Duration::from_secs(30);
+/// Answers that come in the last, clean life before no more stories are begun.
+const ANSWERS_AFTER: u32 = 100;
+/// How long the keys may take at the end to say how they stand, all of them: many times what they do.
+const AUDIT: Duration = Duration::from_secs(20);
+/// A dispatch while the one before it, of the same process, was not answered: its lease was over.
+const OVERTAKEN: &str = "overtaken";
 /// Keys that are asked at the end at a time.
-const AUDITS_AT_ONCE: usize = 32;
+const AUDITS_AT_ONCE: usize = 64;
 
 /// What a round, or several, came to.
 #[derive(Clone, Debug, Default)]
@@ -135,11 +138,11 @@ async fn carry_out(plan: &Plan, programs: &Programs, folder: &Path) -> anyhow::R
     let stop = Arc::new(AtomicBool::new(false));
     let mut workers = JoinSet::new();
     for worker in 0..WORKERS {
-        let (traffic, stop, seed) = (Arc::clone(&traffic), Arc::clone(&stop), plan.seed);
+        let (traffic, stop, mix, seed) = (Arc::clone(&traffic), Arc::clone(&stop), plan.mix, plan.seed);
         workers.spawn(async move {
             let mut nth = worker;
             while !stop.load(Ordering::Relaxed) {
-                clients::play(&traffic, Story::of(seed, nth)).await;
+                clients::play(&traffic, Story::of(mix, seed, nth)).await;
                 nth += WORKERS;
             }
         });
@@ -149,7 +152,7 @@ async fn carry_out(plan: &Plan, programs: &Programs, folder: &Path) -> anyhow::R
         lives.live(life).await.with_context(|| format!("{life:?} did not happen"))?;
     }
     // The last life goes on until all is over.
-    traffic.until(crate::PATIENCE, |figures| figures.answers >= STORIES_AFTER).await;
+    traffic.until(crate::PATIENCE, |figures| figures.answers >= ANSWERS_AFTER).await;
     stop.store(true, Ordering::Relaxed);
     workers.join_all().await;
     audit(&traffic).await;
@@ -161,10 +164,11 @@ async fn carry_out(plan: &Plan, programs: &Programs, folder: &Path) -> anyhow::R
         events: log.events,
         operations: log.operations,
         lives,
-        retries: vec![("/again".to_owned(), RETRY_MAX)],
+        retries: RETRIES.map(|route| (route.to_owned(), RETRY_MAX)).to_vec(),
         given_up: given_up.into_iter().collect(),
     };
     let counts = counted(&seen, counts);
+    ensure!(plan.name != "overtaken" || counts.faults.contains_key(OVERTAKEN), "no holder was overtaken");
     ensure!(counts.keys > 0 && counts.dispatches > 0, "no client came through");
     Ok((seen, counts))
 }
@@ -172,6 +176,7 @@ async fn carry_out(plan: &Plan, programs: &Programs, folder: &Path) -> anyhow::R
 /// Asks of each key, with each body that came under it, how it stands.
 async fn audit(traffic: &Arc<Traffic>) {
     let mut audits = JoinSet::new();
+    let until = Instant::now() + AUDIT;
     for (number, operation, bodies) in traffic.asked() {
         if audits.len() >= AUDITS_AT_ONCE {
             audits.join_next().await;
@@ -179,7 +184,7 @@ async fn audit(traffic: &Arc<Traffic>) {
         let traffic = Arc::clone(traffic);
         audits.spawn(async move {
             for body in bodies {
-                clients::audit(&traffic, number, operation.clone(), body, AUDIT).await;
+                clients::audit(&traffic, number, operation.clone(), body, until).await;
             }
         });
     }
@@ -212,6 +217,11 @@ fn counted(seen: &Seen, counts: Counts) -> Counts {
             history::Event::Ended { .. } => {}
         }
     }
+    let overtaken = overtaken(seen);
+    let mut counts = counts;
+    if overtaken > 0 {
+        counts.faults.insert(OVERTAKEN.to_owned(), overtaken);
+    }
     Counts {
         rounds: 1,
         keys: seen.operations.len(),
@@ -222,4 +232,17 @@ fn counted(seen: &Seen, counts: Counts) -> Counts {
         given_up: seen.given_up.len(),
         ..counts
     }
+}
+
+/// Dispatches whose key the same life of the process had dispatched before, to an upstream that answered whole.
+fn overtaken(seen: &Seen) -> usize {
+    let mut last: BTreeMap<&history::Operation, &history::Dispatch> = BTreeMap::new();
+    let mut overtaken = 0;
+    for dispatch in &seen.ledger {
+        if let Some(before) = last.insert(&dispatch.operation, dispatch) {
+            overtaken +=
+                usize::from(before.life == dispatch.life && before.act.meaning() == history::Meaning::Recorded);
+        }
+    }
+    overtaken
 }

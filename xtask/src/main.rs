@@ -31,7 +31,9 @@ usage: cargo xtask TASK
   conformance --list     where each case of the conformance list runs; fails where one runs nowhere
   bench [--quick] [ROW…] the measurements P1, P2, P3 and P7, each beside its baseline
   chaos [--seed N] [--plan NAME] [--seconds N | --long MINUTES]
-                         kills, stops and damages real processes, and judges what clients and the upstream saw";
+                         kills, stops and damages real processes, and judges what clients and the upstream saw
+  chaos --mutants [--seed N] [--only NAME]
+                         the same on builds with one safety taken out: each must be found red";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

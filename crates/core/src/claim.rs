@@ -42,6 +42,7 @@ use alloc::{boxed::Box, string::String, sync::Arc, vec::Vec};
 use crate::{
     cas::{Expect, Keep, Replacement},
     decide::{Ask, Decision, Found, Refusal, Verified, decide, probed},
+    mutant::{self, Mutant},
     outcome::Outcome,
     policy::{Class, Outage, Policy},
     record::{Attempt, Facts, Fence, Micros, NO_FINGERPRINT, Phase, Record, Revision, State, Stored},
@@ -380,6 +381,7 @@ impl Claim {
                 self.decide(record, now)
             }
             (At::TakingOver | At::Settling, Event::Lost { record: None, .. }) => self.look_again(),
+            (At::Waiting, Event::Woken) if mutant::is(Mutant::WaitersNotReading) => self.execute(),
             // Bounded by the driver's wait limit: a store may wake on every renewal.
             (At::Waiting | At::Probing, Event::Woken) => {
                 self.lost_tries = 0;
@@ -414,6 +416,9 @@ impl Claim {
                     Class::Record => transition::complete(&self.facts, self.fence, outcome, retention, now),
                     Class::Fail => transition::fail(&self.facts, self.fence, Some(outcome), retention, now),
                     Class::Release => transition::release(&self.facts, self.fence),
+                    Class::Unknown if mutant::is(Mutant::UnknownAsFailed) => {
+                        transition::release(&self.facts, self.fence)
+                    }
                     Class::Unknown => transition::unknown(&self.facts, self.fence),
                 };
                 self.record(write)
@@ -421,6 +426,7 @@ impl Claim {
             (At::Executing, Event::UpstreamFailed(sent)) => {
                 let write = match sent {
                     Sent::No => transition::release(&self.facts, self.fence),
+                    Sent::Maybe if mutant::is(Mutant::UnknownAsFailed) => transition::release(&self.facts, self.fence),
                     Sent::Maybe => transition::unknown(&self.facts, self.fence),
                 };
                 self.record(write)

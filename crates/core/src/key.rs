@@ -33,6 +33,7 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
 use crate::fingerprint::Fingerprint;
+use crate::mutant::{self, Mutant};
 
 /// The longest key, in bytes after unquoting.
 pub const KEY_BYTES_MAX: usize = 255;
@@ -321,7 +322,8 @@ impl RecordId {
     pub fn derive(secret: &Secret, scope: &Scope<'_>, key: &str) -> Self {
         let mut mac = secret.mac();
         mac.update(RECORD_DOMAIN);
-        for part in [scope.tenant, scope.env, scope.principal, scope.route, key] {
+        let principal = if mutant::is(Mutant::PrincipalLeftOut) { "" } else { scope.principal };
+        for part in [scope.tenant, scope.env, principal, scope.route, key] {
             // No part reaches 4 GiB: all come from a request head or a configuration file.
             mac.update(&u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes());
             mac.update(part.as_bytes());

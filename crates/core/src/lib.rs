@@ -12,6 +12,7 @@
 //! - [`policy`]: what a route wants; [`decide`]: the one place that decides
 //! - [`claim`]: the state machine of one request; [`transition`]: the writes of a holder or an operator
 //! - [`cas`]: the compare-and-set step that stores in one process share
+//! - [`mutant`]: safeties that the crash checker takes out, in builds of its own
 #![no_std]
 extern crate alloc;
 #[cfg(test)]
@@ -24,6 +25,7 @@ pub mod codec;
 pub mod decide;
 pub mod fingerprint;
 pub mod key;
+pub mod mutant;
 pub mod outcome;
 pub mod policy;
 pub mod record;

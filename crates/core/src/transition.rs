@@ -9,6 +9,7 @@ use core::time::Duration;
 
 use crate::{
     cas::{Expect, FenceRule, Keep, Lease, Replacement},
+    mutant::{self, Mutant},
     outcome::{Checkpoint, Outcome},
     record::{ClaimId, Facts, Fence, Micros, NO_FINGERPRINT, Phase, Record, Seen, SessionId, State},
 };
@@ -96,7 +97,8 @@ fn settle(
 /// The holder did nothing. Says nothing of an earlier attempt that may have done something.
 #[must_use]
 pub fn release(facts: &Facts, fence: Fence) -> Write {
-    if facts.ambiguous { unknown(facts, fence) } else { Write::Remove(Expect::Holder(fence)) }
+    let in_doubt = facts.ambiguous && !mutant::is(Mutant::ReleaseAfterUnknown);
+    if in_doubt { unknown(facts, fence) } else { Write::Remove(Expect::Holder(fence)) }
 }
 
 /// The holder did nothing, and the next attempt may come no earlier than `not_before`; the count

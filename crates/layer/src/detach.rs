@@ -15,6 +15,7 @@ use std::{
 };
 
 use http::Response;
+use onceward_core::mutant::{self, Mutant};
 use tokio_util::task::TaskTracker;
 
 use crate::body::Body;
@@ -113,7 +114,7 @@ where
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     fn drop(&mut self) {
-        if self.handoff.must_finish().load(Ordering::Relaxed) {
+        if self.handoff.must_finish().load(Ordering::Relaxed) && !mutant::is(Mutant::TiedToClient) {
             self.go_on_alone();
         }
     }

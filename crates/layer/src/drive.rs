@@ -13,6 +13,7 @@ use onceward_core::{
     claim::{Action, Applied, Claim, Event, SettledBy},
     decide::{Found, Refusal},
     key::RecordId,
+    mutant::{self, Mutant},
     record::{Facts, Fence, Micros, Record, Revision, State, Stored},
     transition::Write as Transition,
 };
@@ -438,6 +439,14 @@ pub(crate) async fn record(
     let mut backoff = *RECORD_BACKOFF.start();
     let mut action = first;
     failpoint::hit(failpoint::COMPLETE_BEGIN).await;
+    if mutant::is(Mutant::CompletionNotDurable)
+        && let Action::Replace(write) = &action
+        && let Some(record) = settled_record(write, claim.fence(), Revision(0), write.facts.settled_at)
+    {
+        record_later(engine, id, write.clone());
+        owner.settle(record);
+        return Recorded::Answer;
+    }
     loop {
         let mut written = None;
         let write = match action {
@@ -531,6 +540,15 @@ pub(crate) async fn record(
             return Recorded::Answer;
         }
     }
+}
+
+/// What [`Mutant::CompletionNotDurable`] does instead of recording an answer before it is given.
+fn record_later(engine: &Engine, id: RecordId, write: Box<Replacement>) {
+    let store = Arc::clone(&engine.0.store);
+    engine.0.tracker.spawn(async move {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        store.replace(id, &write).await
+    });
 }
 
 /// Who settles an unknown outcome by this write of its holder's: the late answer itself, or the route's list, which ran it

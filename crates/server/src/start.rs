@@ -35,6 +35,8 @@ use crate::{
 
 /// The admin token's file in the data folder.
 const TOKEN_FILE: &str = "admin.token";
+/// Takes a safety out, in builds for the crash checker.
+const MUTANT: &str = "ONCEWARD_MUTANT";
 /// How often ended records are swept.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const SWEEP_RECORDS_MAX: usize = 10_000;
@@ -63,6 +65,9 @@ pub enum StartError {
     /// `ONCEWARD_FAILPOINT` is no failpoint: exit code 2.
     #[error("ONCEWARD_FAILPOINT: {0}")]
     Failpoint(String),
+    /// `ONCEWARD_MUTANT` names nothing that can be taken out of this build: exit code 2.
+    #[error("ONCEWARD_MUTANT: {0}")]
+    Mutant(String),
     /// A certificate of the listener cannot be used: exit code 2.
     #[error("listen.tls: {0}")]
     Certificates(proxy::TlsErrors),
@@ -126,9 +131,12 @@ impl StartError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Rekeyed { .. } | Self::Failpoint(_) | Self::Certificates(_) | Self::Unusable(_) => {
-                2
-            }
+            Self::Config(_)
+            | Self::Rekeyed { .. }
+            | Self::Failpoint(_)
+            | Self::Mutant(_)
+            | Self::Certificates(_)
+            | Self::Unusable(_) => 2,
             _ => 1,
         }
     }
@@ -143,6 +151,7 @@ pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
         onceward::failpoint::check(&failpoint).map_err(StartError::Failpoint)?;
         tracing::warn!(failpoint, "a failpoint is armed: this process will fail on purpose");
     }
+    mutate()?;
     let mut flags = args.flags();
     let demo = if args.demo { Some(sample_api(&mut flags).await?) } else { None };
     let environment = Environment::of_process();
@@ -215,6 +224,27 @@ pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Takes a safety out where the crash checker asks for it.
+#[cfg(feature = "mutants")]
+fn mutate() -> Result<(), StartError> {
+    use onceward_core::mutant::{self, Mutant};
+    let Ok(name) = std::env::var(MUTANT) else { return Ok(()) };
+    let names = || Mutant::ALL.map(Mutant::name).join(", ");
+    let chosen = Mutant::named(&name).ok_or_else(|| StartError::Mutant(format!("{name:?} is none of {}", names())))?;
+    mutant::choose(chosen);
+    tracing::error!(mutant = name, "a safety is taken out of this process: it breaks its promises on purpose");
+    Ok(())
+}
+
+/// No safety can be taken out of this build, and whoever asks for it is told so.
+#[cfg(not(feature = "mutants"))]
+fn mutate() -> Result<(), StartError> {
+    match std::env::var_os(MUTANT) {
+        None => Ok(()),
+        Some(_) => Err(StartError::Mutant("this build has all safeties; unset it".to_owned())),
+    }
 }
 
 /// An engine over `store`, with the configuration's routes and the folder's secret.

@@ -43,6 +43,7 @@ use bytes::Bytes;
 use onceward_core::cas::{self, Expect, Replacement};
 use onceward_core::codec;
 use onceward_core::key::RecordId;
+use onceward_core::mutant::{self, Mutant};
 use onceward_core::record::{Facts, Fence, Micros, Record, State as RecordState, Stored};
 
 use self::apply::{State, Ticket};
@@ -244,7 +245,9 @@ impl Inner {
                 // One that is damaged says so at every read.
                 let Ok(frame) = self.log.read(slot.position(), slot.len(), &slot.id) else { continue };
                 let Ok(mut record) = codec::decode(&frame.payload) else { continue };
-                record.stored.lease_until = Micros::ZERO;
+                if !mutant::is(Mutant::StaleSession) {
+                    record.stored.lease_until = Micros::ZERO;
+                }
                 // Renewals were not written: what anybody saw before the restart must not come again.
                 record.stored.revision.0 = record.stored.revision.0.saturating_add(1).max(now.0);
                 let (stored, state) = (record.stored, record.facts.state);
@@ -344,6 +347,9 @@ impl Store for Embedded {
         Box::pin(self.inner.write(id, Vec::with_capacity(512), move |inner, there, now, bytes| {
             let existing = |record| Ok(Evaluated::Answer(Insert::Existing { record, now }));
             let ended = match there {
+                There::Open(open) if mutant::is(Mutant::LeaseDeletes) && open.stored.lease_until <= now => {
+                    Some(open.stored)
+                }
                 There::Open(open) => return existing(Box::new(open.record().map_err(damaged)?)),
                 There::Settled(record) => return existing(record),
                 There::None(ended) => ended,

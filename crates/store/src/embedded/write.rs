@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use onceward_core::codec::{self, DecodeError};
 use onceward_core::key::RecordId;
+use onceward_core::mutant::{self, Mutant};
 use onceward_core::record::{Micros, Record, State, Stored};
 use tokio::sync::futures::OwnedNotified;
 use tokio::sync::oneshot;
@@ -140,6 +141,12 @@ impl Inner {
                 let is_open = stored.keep_until == Micros::ZERO;
                 let open =
                     is_open.then(|| Open { stored, state, bytes: Bytes::copy_from_slice(bytes), counted: false });
+                if let Some(open) = open.clone().filter(|_| mutant::is(Mutant::ClaimNotDurable)) {
+                    shard.open.insert(*id, open);
+                    drop(shard);
+                    self.state.watchers.wake(id);
+                    return Tried::Over(Ok(answer));
+                }
                 (Change::Put { keep_until_s: seconds(stored.keep_until), tenant: tag_of(bytes), open }, answer)
             }
         };

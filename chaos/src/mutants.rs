@@ -1,0 +1,78 @@
+//! The checker's teeth: with each safety taken out of the product, the same plans under the same seeds must be red.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use onceward_core::mutant::Mutant;
+use tokio::task::JoinSet;
+
+use crate::plan::Plan;
+use crate::round::{self, Programs};
+
+/// Mutants that are looked for at a time: a round waits more than it computes.
+const AT_ONCE: usize = 2;
+
+/// Runs `plans` for each mutant until one is red. False: a mutant survived all of them.
+///
+/// # Errors
+/// Where a fault did not happen.
+pub(crate) async fn all(programs: &Programs, plans: &[Plan], only: Option<Mutant>) -> anyhow::Result<bool> {
+    let mut survivors = Vec::new();
+    let mut running = JoinSet::new();
+    let mut left = Mutant::ALL.into_iter().filter(|mutant| only.is_none_or(|only| only == *mutant));
+    loop {
+        while running.len() < AT_ONCE
+            && let Some(mutant) = left.next()
+        {
+            let programs = Programs { mutant: Some(mutant.name().to_owned()), ..programs.clone() };
+            let mut plans = plans.to_vec();
+            // What is expected to show it comes first; the others are run where it does not.
+            plans.sort_by_key(|plan| plan.name != shows(mutant));
+            running.spawn(async move { (mutant, is_found(&programs, &plans, mutant).await) });
+        }
+        match running.join_next().await {
+            None => break,
+            Some(ended) => {
+                let (mutant, found) = ended?;
+                if !found.with_context(|| mutant.name())? {
+                    survivors.push(mutant.name());
+                }
+            }
+        }
+    }
+    if survivors.is_empty() {
+        println!("every mutant was found");
+    } else {
+        println!("SURVIVED: {}", survivors.join(", "));
+    }
+    Ok(survivors.is_empty())
+}
+
+/// The plan that is most about it.
+fn shows(mutant: Mutant) -> &'static str {
+    match mutant {
+        Mutant::FenceNotCompared => "overtaken",
+        _ => "kills",
+    }
+}
+
+async fn is_found(programs: &Programs, plans: &[Plan], mutant: Mutant) -> anyhow::Result<bool> {
+    let began = Instant::now();
+    for plan in plans {
+        let judged = round::run(plan, programs).await?;
+        if let Some(kept) = &judged.kept {
+            // What is red on purpose is nothing to look into.
+            std::fs::remove_dir_all(kept)?;
+        }
+        let rules: BTreeSet<&str> = judged.broken.iter().map(|broken| broken.rule).collect();
+        if !rules.is_empty() {
+            let rules: Vec<&str> = rules.into_iter().collect();
+            let (name, seconds) = (mutant.name(), began.elapsed().as_secs_f64());
+            println!("{name:<24} red in {seconds:>4.1} s by {} under {}: {}", plan.name, plan.seed, rules.join(", "));
+            return Ok(true);
+        }
+    }
+    println!("{:<24} SURVIVED", mutant.name());
+    Ok(false)
+}
