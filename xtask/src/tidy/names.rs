@@ -73,6 +73,36 @@ fn defines(text: &str, name: &str) -> bool {
     kinds || text.lines().any(|line| line.trim().trim_end_matches([',', '{', ' ']) == name)
 }
 
+/// Tests that the tables of promises name in their last column and that are not there: functions of Rust and Python, and
+/// the cases of the conformance list.
+pub(super) fn tests(texts: &[Text]) -> Vec<String> {
+    let is_code = |text: &&Text| text.path.ends_with(".rs") || text.path.ends_with(".py");
+    let code: Vec<&Text> = texts.iter().filter(is_code).collect();
+    let is_there = |name: &str| {
+        let spellings = [format!("fn {name}("), format!("def {name}("), format!("\"{name}\"")];
+        code.iter().any(|text| spellings.iter().any(|spelling| text.text.contains(spelling.as_str())))
+    };
+    let mut found = Vec::new();
+    for path in ["docs/guarantees.md", "docs/security.md"] {
+        let Some(document) = file(texts, path) else {
+            found.push(format!("{path} is gone"));
+            continue;
+        };
+        for (at, line) in document.text.lines().enumerate().filter(|(_, line)| line.starts_with('|')) {
+            let last = line.trim_end_matches('|').rsplit('|').next().unwrap_or_default();
+            let is_test = |name: &&str| {
+                name.matches('_').count() >= 2 && name.chars().all(|char| char.is_ascii_alphanumeric() || char == '_')
+            };
+            for name in quoted(last).filter(is_test) {
+                if !is_there(name) {
+                    found.push(format!("{path}:{}: no test is named `{name}`", at + 1));
+                }
+            }
+        }
+    }
+    found
+}
+
 /// Metrics that a document names and no code makes, and the other way round.
 pub(super) fn metrics(texts: &[Text]) -> Vec<String> {
     let is_document = |path: &str| {
@@ -194,6 +224,22 @@ mod tests {
         assert_eq!(architecture(&tree("`crates/gone/`")).len(), 1);
         assert_eq!(architecture(&tree("`gone.md`")).len(), 1);
         assert_eq!(architecture(&[]), ["ARCHITECTURE.md is gone"]);
+    }
+
+    #[test]
+    fn a_promise_names_tests_that_are_there() {
+        let tree = |line: &str| {
+            let row = format!("| fault | what_may_be_any_word | {line} |\n");
+            vec![
+                Text::new("docs/guarantees.md", &row),
+                Text::new("docs/security.md", "`in_no_table`"),
+                Text::new("crates/a/tests/a.rs", "fn a_test_is_here() {}\nCase::code(\"a_case_is_there\")"),
+                Text::new("clients/python/test_a.py", "def test_a_client_(case):\n    def test_it_all(case):"),
+            ]
+        };
+        assert_eq!(tests(&tree("`a_test_is_here`, `a_case_is_there` and `test_it_all`; `x/y.rs`, `lease`")), [""; 0]);
+        assert_eq!(tests(&tree("`a_test_is_gone`")), ["docs/guarantees.md:1: no test is named `a_test_is_gone`"]);
+        assert_eq!(tests(&[]).len(), 2);
     }
 
     #[test]

@@ -33,13 +33,6 @@ async fn send(gateway: &Gateway, path: &str, key: &str, coding: &str, body: impl
     gateway.ask(request("POST", path, &headers, body)).await
 }
 
-/// The most memory that it ever had, in bytes.
-fn resident_max(gateway: &Gateway) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
-}
-
 const DECODE: &str = "[[route]]\nname = \"plain\"\nmatch = { path = \"/plain\" }\nfingerprint = { decode = true }\n";
 
 #[tokio::test]
@@ -83,7 +76,7 @@ async fn the_same_content_under_two_codings_is_the_same_request_where_a_route_de
 async fn what_does_not_decode_within_bounds_is_compared_as_sent_and_a_bomb_costs_little() {
     let upstream = Upstream::charging().await;
     let gateway = Start::before(&upstream).config(DECODE).start().await;
-    let before = resident_max(&gateway);
+    let before = gateway.resident_max();
     // Ninety members of ten MiB each, in less than one MiB.
     let bomb = gzip(&vec![0; 10 << 20]).repeat(90);
     assert!((500_000..1 << 20).contains(&bomb.len()), "{}", bomb.len());
@@ -108,7 +101,7 @@ async fn what_does_not_decode_within_bounds_is_compared_as_sent_and_a_bomb_costs
     }
     let counted = metric(&gateway.metrics().await, "onceward_fingerprint_undecoded_total");
     assert!(counted >= 18.0, "{counted}");
-    let grown = resident_max(&gateway) - before;
+    let grown = gateway.resident_max() - before;
     assert!(grown < 64 << 20, "{grown} bytes more");
 }
 
@@ -162,6 +155,6 @@ async fn sixty_four_callers_with_ten_mebibytes_each_share_one_budget() {
         "a boundary does not count: one request"
     );
     assert_eq!(upstream.received().len(), 1);
-    let resident = resident_max(&gateway);
+    let resident = gateway.resident_max();
     assert!(resident < 320 << 20, "{} MiB", resident >> 20);
 }

@@ -6,6 +6,8 @@
 #[cfg(test)]
 mod answers;
 #[cfg(test)]
+mod attacks;
+#[cfg(test)]
 mod auth;
 #[cfg(test)]
 mod balancers;

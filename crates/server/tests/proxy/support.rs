@@ -249,6 +249,13 @@ impl Gateway {
         self.child.as_ref().expect("it runs").id()
     }
 
+    /// The most memory that it ever had, in bytes.
+    pub(crate) fn resident_max(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    }
+
     pub(crate) fn token(&self) -> String {
         std::fs::read_to_string(self.start.data().join("admin.token")).unwrap().trim().to_owned()
     }
