@@ -1,4 +1,4 @@
-//! Measurements side by side with baselines: `cargo xtask bench [--quick] [ROW…]`.
+//! Measurements side by side with baselines: `cargo xtask bench [--quick] [--json=FILE] [ROW…]`.
 //!
 //! Load comes from wrk; upstream and proxies are processes of their own on loopback. Targets and
 //! baselines take turns, round by round; what is printed are medians, of the rounds' ratios too. A
@@ -8,15 +8,20 @@
 //! # Layout
 //!
 //! [`rows`] what is measured against what, [`load`] one round of wrk, [`process`] the processes and
-//! their CPU time, [`servers`] the upstream and the plain proxy.
+//! their CPU time, [`servers`] the upstream and the plain proxy; [`inside`] what needs no process, [`growth`] a store of
+//! ten million records; [`report`] what is printed.
 //!
 //! A figure that misses its aim is printed and is no error; a row that cannot be measured is.
 
+mod growth;
+mod inside;
 mod load;
 mod process;
+mod report;
 mod rows;
 mod servers;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -26,12 +31,14 @@ fn main() -> ExitCode {
     let done = match words.as_slice() {
         ["upstream"] => servers::upstream(),
         ["plain-proxy", upstream] => servers::plain_proxy(upstream),
+        ["grown", folder, records] => grown(folder, records),
         rest => {
             let quick = rest.contains(&"--quick");
-            let (seconds, count) = if quick { (1, 3) } else { (3, 5) };
-            let rounds = rows::Rounds { span: Duration::from_secs(seconds), count };
-            let names: Vec<&str> = rest.iter().copied().filter(|word| *word != "--quick").collect();
-            rows::run(&names, rounds)
+            let (seconds, count, records) = if quick { (1, 3, 1_000_000) } else { (3, 5, 10_000_000) };
+            let rounds = rows::Rounds { span: Duration::from_secs(seconds), count, records };
+            let json = rest.iter().find_map(|word| word.strip_prefix("--json=")).map(Path::new);
+            let names: Vec<&str> = rest.iter().copied().filter(|word| !word.starts_with("--")).collect();
+            rows::run(&names, rounds, json)
         }
     };
     match done {
@@ -41,4 +48,9 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn grown(folder: &str, records: &str) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(growth::grown(folder, records.parse()?))
 }

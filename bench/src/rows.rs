@@ -8,12 +8,16 @@ use anyhow::{Context, bail, ensure};
 
 use crate::load::{self, Figures, Keys, Round};
 use crate::process::Server;
+use crate::report::{Line, aim, median};
+use crate::{growth, inside, report};
 
 /// How long, and how often.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rounds {
     pub(crate) span: Duration,
     pub(crate) count: u32,
+    /// Of the large store of P8.
+    pub(crate) records: u64,
 }
 
 /// Requests through Onceward beside a baseline.
@@ -74,34 +78,57 @@ const ROWS: &[Row] = &[
     },
 ];
 
+/// Rows of other modules.
+const OTHERS: &[&str] = &[P7, "P8", "P9", "P12", "P13"];
+
 /// Durable claims beside a bare log, which the store's own example measures.
 const P7: &str = "P7";
 const P7_CALLERS: &str = "64";
 const P7_MIN: f64 = 0.8;
 
-/// Measures the rows whose names begin with one of `names`, or all.
+/// Measures the rows whose names begin with one of `names`, or all, and writes their figures to `json` too.
 ///
 /// # Errors
 /// Where a row cannot be measured, or there is none of a name.
-pub(crate) fn run(names: &[&str], rounds: Rounds) -> anyhow::Result<()> {
-    let wanted = |row: &str| names.is_empty() || names.iter().any(|name| row.starts_with(name));
+pub(crate) fn run(names: &[&str], rounds: Rounds, json: Option<&Path>) -> anyhow::Result<()> {
+    let all: Vec<&str> = ROWS.iter().map(|row| row.name).chain(OTHERS.iter().copied()).collect();
+    let is_named = |row: &str, name: &str| row == name || row.starts_with(&format!("{name}-"));
+    let wanted = |row: &str| names.is_empty() || names.iter().any(|name| is_named(row, name));
     for name in names {
-        let known = ROWS.iter().any(|row| row.name.starts_with(name)) || P7.starts_with(name);
-        ensure!(known, "no row {name}; there are P1 P2 P3-64 P3-256 P7");
+        ensure!(all.iter().any(|row| is_named(row, name)), "no row {name}; there are {}", all.join(" "));
     }
     let folder = Folder::new()?;
     let rows: Vec<&Row> = ROWS.iter().filter(|row| wanted(row.name)).collect();
     println!("{} rounds of {} s each, in turns; medians", rounds.count, rounds.span.as_secs());
+    let mut lines = Vec::new();
+    let mut tell = |line: Line| {
+        line.print();
+        lines.push(line);
+    };
     if !rows.is_empty() {
         let servers = Servers::start(&folder.0)?;
         for row in rows {
-            println!("{}", measure(row, &servers, rounds, &folder.0).with_context(|| row.name)?);
+            tell(measure(row, &servers, rounds, &folder.0).with_context(|| row.name)?);
         }
     }
     if wanted(P7) {
-        println!("{}", claims(&folder.0, rounds).context(P7)?);
+        tell(claims(&folder.0, rounds).context(P7)?);
     }
-    Ok(())
+    if wanted("P8") {
+        tell(growth::measure(&folder.0, rounds, rounds.records).context("P8")?);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    if wanted("P9") {
+        tell(runtime.block_on(inside::waiters(rounds)).context("P9")?);
+    }
+    if wanted("P12") {
+        tell(inside::record_size().context("P12")?);
+    }
+    if wanted("P13") {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        tell(runtime.block_on(inside::layer_in_axum(rounds)).context("P13")?);
+    }
+    json.map_or(Ok(()), |path| report::write_json(path, &lines))
 }
 
 /// Where everything is written, on the disk of the binaries; gone afterwards.
@@ -148,7 +175,7 @@ impl Servers {
     }
 }
 
-fn measure(row: &Row, servers: &Servers, rounds: Rounds, folder: &Path) -> anyhow::Result<String> {
+fn measure(row: &Row, servers: &Servers, rounds: Rounds, folder: &Path) -> anyhow::Result<Line> {
     let baseline = match row.baseline {
         Baseline::Nginx => &servers.nginx,
         Baseline::PlainProxy => &servers.plain_proxy,
@@ -172,7 +199,7 @@ fn measure(row: &Row, servers: &Servers, rounds: Rounds, folder: &Path) -> anyho
 }
 
 /// A row's line: its ratios with their aims, then the figures that they come from.
-fn line(row: &Row, ours: &[Figures], theirs: &[Figures]) -> String {
+fn line(row: &Row, ours: &[Figures], theirs: &[Figures]) -> Line {
     let ratio =
         |of: fn(&Figures) -> f64| median(ours.iter().zip(theirs).map(|(own, other)| of(own) / of(other)).collect());
     let (cpu, rate) = (ratio(|figures| figures.cpu_us), ratio(|figures| figures.per_second));
@@ -190,21 +217,22 @@ fn line(row: &Row, ours: &[Figures], theirs: &[Figures]) -> String {
             of(|figures| figures.p99_us)
         )
     };
-    let (name, what) = (row.name, row.what);
-    format!("{name:<7} {what}: CPU {cpu:.2}x{cpu_aim}, rate {rate:.2}x{rate_aim}; {} / {}", shown(ours), shown(theirs))
-}
-
-fn aim(word: &str, bound: f64, met: bool) -> String {
-    format!(" ({word} {bound}{})", if met { "" } else { ", missed" })
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    let (ours_cpu, p99) =
+        (median(ours.iter().map(|own| own.cpu_us).collect()), median(ours.iter().map(|own| own.p99_us).collect()));
+    Line {
+        name: row.name,
+        text: format!(
+            "{}: CPU {cpu:.2}x{cpu_aim}, rate {rate:.2}x{rate_aim}; {} / {}",
+            row.what,
+            shown(ours),
+            shown(theirs)
+        ),
+        figures: vec![("cpu", cpu), ("rate", rate), ("cpu_us", ours_cpu), ("p99_us", p99)],
+    }
 }
 
 /// P7, by the store's example, which has the bare log.
-fn claims(folder: &Path, rounds: Rounds) -> anyhow::Result<String> {
+fn claims(folder: &Path, rounds: Rounds) -> anyhow::Result<Line> {
     let mut command = Command::new(binaries()?.join("examples/log_speed"));
     command.arg(folder.join("log")).arg(P7_CALLERS);
     command.args([rounds.span.as_secs().to_string(), rounds.count.to_string()]);
@@ -213,9 +241,13 @@ fn claims(folder: &Path, rounds: Rounds) -> anyhow::Result<String> {
     ensure!(output.status.success(), "{command:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
     let Some((ratio, rest)) = claims_ratio(&printed) else { bail!("{command:?} printed no ratio:\n{printed}") };
     let aim = aim("at least", P7_MIN, ratio >= P7_MIN);
-    Ok(format!(
-        "{P7:<7} durable claims at 64 callers / bare log with group commit: rate {ratio:.2}x{aim}; rounds {rest}"
-    ))
+    Ok(Line {
+        name: P7,
+        text: format!(
+            "durable claims at 64 callers / bare log with group commit: rate {ratio:.2}x{aim}; rounds {rest}"
+        ),
+        figures: vec![("rate", ratio)],
+    })
 }
 
 /// The median and the rounds, from `embedded / bare: median 0.91 of [0.90, 0.91] (…)`.
@@ -239,7 +271,7 @@ mod tests {
         let row = ROWS.first().unwrap();
         let theirs = [figures(100.0, 10.0), figures(50.0, 10.0), figures(100.0, 20.0)];
         let ours = [figures(200.0, 7.0), figures(100.0, 9.0), figures(400.0, 30.0)];
-        let line = line(row, &ours, &theirs);
+        let line = line(row, &ours, &theirs).text;
         assert!(line.contains("CPU 0.90x (at most 0.75, missed), rate 2.00x (at least 1.5);"), "{line}");
         assert_eq!(line.matches("3 FAILED").count(), 2, "{line}");
     }

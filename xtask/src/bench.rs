@@ -13,7 +13,7 @@ pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
     let mut counts = Counts::default();
     // One command, so that what they share is built once.
     let packages = "--package onceward-server --package onceward-store --package bench";
-    Shown::new(&format!("cargo build --release {packages} --bins --example log_speed")).run(&mut counts)?;
-    let bench = tree::shown(&tree::target().join("release/bench"));
+    Shown::new(&format!("cargo build --profile dist {packages} --bins --example log_speed")).run(&mut counts)?;
+    let bench = tree::shown(&tree::target().join("dist/bench"));
     Shown::new(&format!("{bench} {}", arguments.join(" "))).run(&mut counts)
 }

@@ -29,7 +29,8 @@ usage: cargo xtask TASK
   codegen [--check]      makes crates/core/src/wire.rs from proto/, or says that it differs
   contract               each row of docs/protocol.md with the tests that show it, and their result
   conformance --list     where each case of the conformance list runs; fails where one runs nowhere
-  bench [--quick] [ROW…] the measurements P1, P2, P3 and P7, each beside its baseline
+  bench [--quick] [ROW…] the measurements P1 to P3, P7 to P9, P12 and P13, each beside its baseline;
+                         --json=FILE writes the figures too
   chaos [--seed N] [--plan NAME] [--seconds N | --long MINUTES]
                          kills, stops and damages real processes, and judges what clients and the upstream saw
   chaos --mutants [--seed N] [--only NAME]
