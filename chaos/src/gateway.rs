@@ -144,6 +144,19 @@ impl Site {
     }
 }
 
+impl Site {
+    /// Starts it where it is to refuse: its exit code.
+    ///
+    /// # Errors
+    /// Where it gets ready.
+    pub(crate) async fn refused(&self, start: &Start) -> anyhow::Result<i32> {
+        let mut child = self.command(start)?.stdout(Stdio::null()).spawn().context("the binary does not start")?;
+        let ended =
+            tokio::time::timeout(PATIENCE, child.wait()).await.context("it was to refuse to start, and runs")??;
+        ended.code().context("it was to refuse to start, and was killed")
+    }
+}
+
 /// One life of the process; killed when dropped.
 pub(crate) struct Gateway {
     child: Child,

@@ -51,12 +51,40 @@ pub(crate) enum Life {
         /// Answers of the upstream's.
         after: u32,
     },
+    /// The wall clock is off at the start and jumps meanwhile; `kill -9` at the end.
+    Jumped {
+        /// Seconds from the right time at the start.
+        start_s: i64,
+        /// Seconds from the right time after so many answers.
+        then_s: i64,
+        /// Answers.
+        after: u32,
+    },
+    /// `kill -9` after so many answers, and the end of the last batch is lost while it is down.
+    Torn {
+        /// Answers.
+        after: u32,
+    },
+    /// `kill -9` after so many answers, and a bit flips while it is down: the next start is to refuse, and to list what
+    /// is lost where that is accepted.
+    Flipped {
+        /// Answers.
+        after: u32,
+    },
+    /// The disk is full from the first start on until so many requests were refused for it, and has space again.
+    Full {
+        /// Refusals.
+        refusals: u32,
+    },
     /// Nothing: what was left open must come to its end here.
     Clean,
 }
 
+const HOUR_S: i64 = 3600;
+const DAY_S: i64 = 24 * HOUR_S;
+
 /// The names of plans, in the order in which all are run.
-pub(crate) const NAMES: &[&str] = &["kills", "failpoints", "pauses", "stops", "overtaken"];
+pub(crate) const NAMES: &[&str] = &["kills", "failpoints", "pauses", "stops", "overtaken", "clock", "damage", "disk"];
 
 /// Which stories clients play.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +119,10 @@ impl Plan {
             "failpoints" => failpoints(&mut rng),
             "pauses" => pauses(&mut rng),
             "stops" => stops(&mut rng),
-            _ => vec![Life::Unrenewed { after: rng.u32(80..160) }],
+            "overtaken" => vec![Life::Unrenewed { after: rng.u32(80..160) }],
+            "clock" => clock(&mut rng),
+            "damage" => damage(&mut rng),
+            _ => vec![Life::Full { refusals: rng.u32(10..40) }, Life::Killed { after: rng.u32(20..60) }],
         };
         lives.push(Life::Clean);
         let mix = if name == "overtaken" { Mix::Overtaken } else { Mix::All };
@@ -126,6 +157,16 @@ fn pauses(rng: &mut Rng) -> Vec<Life> {
 
 fn stops(rng: &mut Rng) -> Vec<Life> {
     (0..2).map(|_| Life::Stopped { after: rng.u32(10..40), for_ms: rng.u64(500..900) }).collect()
+}
+
+/// Jumps at a start stay well below the retention: a wall clock that is further ahead ends records early, as promised.
+fn clock(rng: &mut Rng) -> Vec<Life> {
+    let mut life = |start_s| Life::Jumped { start_s, then_s: rng.i64(-40..40) * DAY_S, after: rng.u32(10..40) };
+    vec![life(0), life(-3 * DAY_S), life(4 * HOUR_S), life(-HOUR_S)]
+}
+
+fn damage(rng: &mut Rng) -> Vec<Life> {
+    vec![Life::Torn { after: rng.u32(60..120) }, Life::Flipped { after: rng.u32(60..100) }]
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::clients::{self, Story};
+use crate::disk::SmallDisk;
 use crate::gateway::{Embedded, RETRIES, RETRY_MAX, Site};
 use crate::history::{self, Seen};
 use crate::judge::{self, Broken};
@@ -131,6 +132,7 @@ pub(crate) async fn run(plan: &Plan, programs: &Programs) -> anyhow::Result<Judg
 
 async fn carry_out(plan: &Plan, programs: &Programs, folder: &Path) -> anyhow::Result<(Seen, Counts)> {
     let ledger = Ledger::start(folder).await?;
+    let disk = (plan.name == "disk").then(|| SmallDisk::mount(&folder.join("data"))).transpose()?;
     let store = Embedded { folder: folder.join("data") };
     let site = Site { program: programs.onceward.clone(), mutant: programs.mutant.clone(), folder: folder.to_owned() };
     site.configure(&store, ledger.address)?;
@@ -147,7 +149,7 @@ async fn carry_out(plan: &Plan, programs: &Programs, folder: &Path) -> anyhow::R
             }
         });
     }
-    let mut lives = Lives::new(&site, &ledger, &traffic);
+    let mut lives = Lives::new(&site, (&store, disk.as_ref()), &ledger, &traffic, plan.seed);
     for life in &plan.lives {
         lives.live(life).await.with_context(|| format!("{life:?} did not happen"))?;
     }

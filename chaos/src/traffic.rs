@@ -1,6 +1,6 @@
 //! What all clients share: where the process is now, the log of what they did and saw, and what is under way.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -141,11 +141,9 @@ impl Traffic {
     /// It ended.
     pub(crate) fn ended(&self, request: usize, operation: usize, end: End) {
         let (answers, settled, unavailable) = match &end {
-            End::Answer(answer) => (
-                1,
-                u32::from(answer.dispatch.is_some() && matches!(answer.status, 201 | 500)),
-                u32::from(answer.problem.as_deref() == Some("store-unavailable")),
-            ),
+            End::Answer(answer) => {
+                (1, u32::from(is_settled(&end)), u32::from(answer.problem.as_deref() == Some("store-unavailable")))
+            }
             End::Broken | End::Left => (0, 0, 0),
         };
         let mut log = self.lock();
@@ -174,11 +172,41 @@ impl Traffic {
         asked.map(|(at, (operation, bodies))| (at, operation.clone(), bodies.clone())).collect()
     }
 
+    /// Operations that may have been written to the store between two times of the wall clock, in microseconds: those
+    /// that were begun before its end, and of which no answer was known before its beginning.
+    #[must_use]
+    pub(crate) fn written_between(&self, from_us: u64, to_us: u64) -> Vec<Operation> {
+        let log = self.lock();
+        let mut of: HashMap<usize, usize> = HashMap::new();
+        let (mut begun, mut known) = (BTreeSet::new(), BTreeSet::new());
+        for (event, at) in log.events.iter().zip(&log.times_us) {
+            match event {
+                Event::Sent { request, operation, .. } => {
+                    of.insert(*request, *operation);
+                    if *at <= to_us {
+                        begun.insert(*operation);
+                    }
+                }
+                Event::Ended { request, end } if is_settled(end) && *at < from_us => {
+                    known.extend(of.get(request));
+                }
+                Event::Ended { .. } => {}
+            }
+        }
+        begun.difference(&known).filter_map(|operation| log.operations.get(*operation)).cloned().collect()
+    }
+
     /// The whole log, when all clients have gone.
     #[must_use]
     pub(crate) fn take(&self) -> Log {
         std::mem::take(&mut *self.lock())
     }
+}
+
+/// An answer of the upstream's that is the key's.
+fn is_settled(end: &End) -> bool {
+    let End::Answer(answer) = end else { return false };
+    answer.dispatch.is_some() && matches!(answer.status, 201 | 500) && !answer.unrecorded
 }
 
 impl Log {

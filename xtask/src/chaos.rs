@@ -3,13 +3,15 @@
 use anyhow::Context as _;
 
 use crate::step::{Counts, Shown};
-use crate::tree;
+use crate::{install, tree};
 
 /// Builds what is needed, and runs the checker.
 ///
 /// # Errors
 /// Where something does not build, a fault did not happen, or a rule was broken.
 pub(crate) fn run(arguments: &[&str], counts: &mut Counts) -> anyhow::Result<()> {
+    // What moves the clock of a process.
+    install::program("faketime", "faketime")?;
     if let Some(at) = arguments.iter().position(|argument| *argument == "--mutants") {
         let (before, after) = arguments.split_at(at);
         return mutants(&[before, after.get(1..).unwrap_or_default()].concat(), counts);

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::bail;
 
 use crate::step::{Counts, Shown};
-use crate::{contract, install, tree};
+use crate::{chaos, contract, install, tree};
 
 /// A step's name and what runs it.
 type Step = (&'static str, fn(&mut Counts) -> anyhow::Result<()>);
@@ -28,6 +28,10 @@ const STEPS: &[Step] = &[
     ("conformance", |counts| Shown::new("cargo xtask conformance --list").run(counts)),
     ("codegen", |counts| Shown::new("cargo xtask codegen --check").run(counts)),
     ("clients", clients),
+    ("chaos", |counts| {
+        chaos::run(&[], counts)?;
+        chaos::run(&["--mutants"], counts)
+    }),
 ];
 
 /// Runs the named steps, or all.

@@ -24,7 +24,7 @@ const USAGE: &str = "\
 usage: cargo xtask TASK
 
   test [STEP…]           everything that must hold before a change lands, or some steps of it:
-                         fmt clippy features docs tests contract doctests tidy conformance codegen clients
+                         fmt clippy features docs tests contract doctests tidy conformance codegen clients chaos
   tidy                   the rules of the tree that no compiler knows
   codegen [--check]      makes crates/core/src/wire.rs from proto/, or says that it differs
   contract               each row of docs/protocol.md with the tests that show it, and their result
