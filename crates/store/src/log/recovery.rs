@@ -175,6 +175,11 @@ pub(crate) fn recover(
     found.free = slots.free;
     found.report.cut = judge.cut.take();
     found.report.losses = judge.finish()?;
+    // Only now that the losses are written down: what is wiped could not be missed any more.
+    for (slot, file) in slots.given_up {
+        Header::wipe(&*file, found.chain.segment_bytes)
+            .map_err(|source| OpenError::io(disk, &slot_name(slot), source))?;
+    }
     Ok(found)
 }
 
@@ -197,12 +202,22 @@ fn make_certain(carried: &Carried, progress: &Progress) -> io::Result<()> {
 struct Slots {
     carried: BTreeMap<u32, Carried>,
     free: Vec<(u32, Arc<dyn DiskFile>)>,
+    /// Those of the free ones that would be damage again at the next start.
+    given_up: Vec<(u32, Arc<dyn DiskFile>)>,
     slot_next: u32,
     number_next: u32,
 }
 
+impl Slots {
+    fn give_up(&mut self, slot: u32, file: Arc<dyn DiskFile>) {
+        self.given_up.push((slot, Arc::clone(&file)));
+        self.free.push((slot, file));
+    }
+}
+
 fn read_slots(disk: &dyn Disk, chain: &mut Chain, judge: &mut Judge<'_>) -> Result<Slots, OpenError> {
-    let mut slots = Slots { carried: BTreeMap::new(), free: Vec::new(), slot_next: 0, number_next: 1 };
+    let mut slots =
+        Slots { carried: BTreeMap::new(), free: Vec::new(), given_up: Vec::new(), slot_next: 0, number_next: 1 };
     let mut names = disk.list().map_err(|source| OpenError::io(disk, "", source))?;
     names.sort_by(|one, other| one.name.cmp(&other.name));
     for entry in names {
@@ -228,7 +243,8 @@ fn read_slots(disk: &dyn Disk, chain: &mut Chain, judge: &mut Judge<'_>) -> Resu
             (HeaderCopy::Blank, HeaderCopy::Blank | HeaderCopy::Bad) => None,
             (HeaderCopy::Bad, HeaderCopy::Blank | HeaderCopy::Bad) => {
                 judge.refuse(&entry.name, 0, "both headers of a segment are damaged")?;
-                None
+                slots.give_up(slot, file);
+                continue;
             }
         };
         let Some((header, half)) = header else {
@@ -246,7 +262,7 @@ fn read_slots(disk: &dyn Disk, chain: &mut Chain, judge: &mut Judge<'_>) -> Resu
         slots.number_next = slots.number_next.max(header.number + 1);
         if slots.carried.contains_key(&header.number) {
             judge.refuse(&entry.name, 0, "two segments of the same number")?;
-            slots.free.push((slot, file));
+            slots.give_up(slot, file);
             continue;
         }
         slots.carried.insert(header.number, Carried { slot, header, file, half });
@@ -272,7 +288,7 @@ fn link(
                 if let Some(other) = other {
                     let what = "a segment that is not the one its successor names";
                     judge.refuse(&slot_name(other.slot), 0, what)?;
-                    slots.free.push((other.slot, other.file));
+                    slots.give_up(other.slot, other.file);
                 }
                 let below = slots.carried.range(oldest..wanted.number).next_back().map(|(number, _)| *number);
                 let below = below.and_then(|number| slots.carried.remove(&number));
@@ -298,6 +314,8 @@ fn link(
                 u64::from(HEADER_ROOM),
                 "batches in a segment that the chain does not name",
             )?;
+            slots.give_up(rest.slot, rest.file);
+            continue;
         }
         slots.free.push((rest.slot, rest.file));
     }

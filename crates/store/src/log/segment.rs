@@ -147,6 +147,16 @@ impl Header {
         file.write_synced_at(&bytes, 0)
     }
 
+    /// Blanks both copies, so that the slot carries no segment any more.
+    pub(crate) fn wipe(file: &dyn DiskFile, segment_bytes: u32) -> io::Result<()> {
+        for at in [0, u64::from(segment_bytes - HEADER_ROOM)] {
+            // What is not there is blank.
+            let there = read_vec(file, at, HEADER)?.len();
+            file.write_at(&vec![0; there], at)?;
+        }
+        file.sync()
+    }
+
     /// Reads both copies: the one at the front, then the one at the end.
     pub(crate) fn read(file: &dyn DiskFile, segment_bytes: u32) -> io::Result<(HeaderCopy, HeaderCopy)> {
         let front = read_vec(file, 0, HEADER)?;

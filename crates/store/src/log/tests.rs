@@ -434,6 +434,27 @@ fn one_bad_header_copy_does_no_harm_and_two_refuse() {
         }
         let error = refused(&disk);
         assert!(error.contains("both headers"), "{error}");
+        let accepted = open_with(&disk, Options { accept_loss: true, ..options() }).unwrap();
+        assert_eq!(accepted.report.losses.len(), 1, "{name}");
+        drop(accepted);
+        assert_eq!(open(&disk).unwrap_or_else(|error| panic!("{name}: {error}")).report.losses, []);
+    }
+}
+
+#[test]
+fn a_segment_that_does_not_belong_is_given_up_for_good_once_its_loss_is_accepted() {
+    let (disk, _) = filled(4);
+    let doubled = disk.after(Crash::Process);
+    let copy = doubled.content("segment-00001");
+    doubled.replace("segment-00031", copy);
+    assert!(refused(&doubled).contains("two segments of the same number"), "{}", refused(&doubled));
+    let cut = disk.after(Crash::Process);
+    // Its successor is gone, and with it the way to it: batches that nobody names.
+    cut.delete("segment-00002");
+    for disk in [doubled, cut] {
+        let error = refused(&disk);
+        drop(open_with(&disk, Options { accept_loss: true, ..options() }).unwrap());
+        drop(open(&disk).unwrap_or_else(|again| panic!("{error}; accepted, and again: {again}")));
     }
 }
 
