@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::bail;
 
 use crate::step::{Counts, Shown};
-use crate::{chaos, contract, install, tree};
+use crate::{chaos, contract, fuzz, install, tree};
 
 /// A step's name and what runs it.
 type Step = (&'static str, fn(&mut Counts) -> anyhow::Result<()>);
@@ -32,6 +32,7 @@ const STEPS: &[Step] = &[
         chaos::run(&[], counts)?;
         chaos::run(&["--mutants"], counts)
     }),
+    ("fuzz", |_| fuzz::run(&["--seconds", &fuzz::SECONDS.to_string()])),
 ];
 
 /// Runs the named steps, or all.

@@ -5,7 +5,7 @@
 //! [`checks`] the steps of `cargo xtask test`, [`step`] one command that is shown, timed and
 //! counted, [`install`] what the steps need from outside, [`contract`] the contract's rows with their
 //! tests, [`tidy`] the rules of the tree that no compiler knows, [`codegen`] what is generated from `proto/`, [`mod@bench`] the measurements,
-//! [`chaos`] the crash checker.
+//! [`chaos`] the crash checker, [`fuzz`] what comes from outside.
 
 mod bench;
 mod chaos;
@@ -13,6 +13,7 @@ mod checks;
 mod codegen;
 mod conformance;
 mod contract;
+mod fuzz;
 mod install;
 mod step;
 mod tidy;
@@ -25,6 +26,7 @@ usage: cargo xtask TASK
 
   test [STEP…]           everything that must hold before a change lands, or some steps of it:
                          fmt clippy features docs tests contract doctests tidy conformance codegen clients chaos
+                         fuzz
   tidy                   the rules of the tree that no compiler knows
   codegen [--check]      makes crates/core/src/wire.rs from proto/, or says that it differs
   contract               each row of docs/protocol.md with the tests that show it, and their result
@@ -34,7 +36,9 @@ usage: cargo xtask TASK
   chaos [--seed N] [--plan NAME] [--seconds N | --long MINUTES]
                          kills, stops and damages real processes, and judges what clients and the upstream saw
   chaos --mutants [--seed N] [--only NAME]
-                         the same on builds with one safety taken out: each must be found red";
+                         the same on builds with one safety taken out: each must be found red
+  fuzz [--seconds N] [--seed N] [--guided] [TARGET…]
+                         what comes from outside, in forms that nobody thought of; --guided is led by coverage";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -48,6 +52,7 @@ fn main() -> ExitCode {
         ["contract"] => contract::run(),
         ["bench", rest @ ..] => bench::run(rest),
         ["chaos", rest @ ..] => chaos::run(rest, &mut step::Counts::default()),
+        ["fuzz", rest @ ..] => fuzz::run(rest),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
