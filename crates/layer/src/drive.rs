@@ -29,6 +29,7 @@ use crate::{
     metrics::{StoreResult, StoreVerb},
     probe::Books,
     quota::Over,
+    replay::UNRECORDED,
     request::again::Again,
     wait::{News, NoSeat, Owner, Seat, Turn},
 };
@@ -441,7 +442,7 @@ pub(crate) async fn record(
     failpoint::hit(failpoint::COMPLETE_BEGIN).await;
     if mutant::is(Mutant::CompletionNotDurable)
         && let Action::Replace(write) = &action
-        && let Some(record) = settled_record(write, claim.fence(), Revision(0), write.facts.settled_at)
+        && let Some(record) = settled_record(write, claim.fence(), Revision(1), write.facts.settled_at)
     {
         record_later(engine, id, write.clone());
         owner.settle(record);
@@ -571,7 +572,7 @@ fn settles(write: &Transition, facts: &Facts, is_late: bool) -> Option<SettledBy
 fn keep_unrecorded(engine: &Engine, owner: &Owner, write: &Transition, claim: &Claim) {
     engine.0.metrics.unrecorded.increment(1);
     let Transition::Replace(write) = write else { return };
-    let Some(record) = settled_record(write, claim.fence(), Revision(0), write.facts.settled_at) else { return };
+    let Some(record) = settled_record(write, claim.fence(), UNRECORDED, write.facts.settled_at) else { return };
     let gone = owner.settle_unrecorded(record, engine.0.limits().unrecorded_bytes);
     engine.0.metrics.unrecorded_dropped.increment(gone as u64);
 }

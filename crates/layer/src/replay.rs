@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use onceward_core::{
     outcome::{Field, Outcome},
-    record::{Micros, Record},
+    record::{Micros, Record, Revision},
 };
 
 use crate::{body::Body, caller::Caller, coding, grpc, route::Route};
@@ -15,6 +15,8 @@ use crate::{body::Body, caller::Caller, coding, grpc, route::Route};
 pub(crate) const EXPIRES: HeaderName = HeaderName::from_static("idempotency-expires");
 /// Says that an answer is unprotected, or not yet recorded.
 pub(crate) const STATUS: HeaderName = HeaderName::from_static("idempotency-status");
+/// The revision of an answer that no store has confirmed; those of stores begin at 1.
+pub(crate) const UNRECORDED: Revision = Revision(0);
 /// The upstream's word on what to do with its answer.
 pub(crate) const OUTCOME: HeaderName = HeaderName::from_static("idempotency-outcome");
 /// Says that the key was derived from the request.
@@ -111,6 +113,10 @@ pub(crate) fn response(
     let headers = response.headers_mut();
     headers.insert(route.replay_header.clone(), HeaderValue::from_static("true"));
     headers.insert(REQUEST_ID, request_id.clone());
+    if record.stored.revision == UNRECORDED {
+        // Replayed from memory, it promises no more than it did the first time.
+        headers.insert(STATUS, HeaderValue::from_static("unrecorded"));
+    }
     if let Some(expires) = expires {
         headers.insert(EXPIRES, expires);
     }

@@ -34,6 +34,7 @@ pub(crate) struct Flights {
     shards: [Mutex<Shard>; 16],
     waiting: AtomicUsize,
     unrecorded: AtomicUsize,
+    holders: AtomicU64,
     kept: Mutex<Kept>,
 }
 
@@ -50,6 +51,8 @@ type Shard = HashMap<RecordId, Flight, BuildHasherDefault<IdHasher>>;
 struct Flight {
     /// Whether somebody executes it, or has the turn to look again.
     owned: bool,
+    /// Who executes it, or did last: whoever had it before was overtaken.
+    holder: u64,
     /// The record, while the store has not confirmed it.
     unrecorded: Option<Arc<Record>>,
     waiters: VecDeque<oneshot::Sender<News>>,
@@ -79,6 +82,7 @@ pub(crate) struct Owner {
     flights: Arc<Flights>,
     id: RecordId,
     live: bool,
+    holder: u64,
     /// Until when the claim was last renewed, in store time: beyond it others see an unknown outcome.
     leased_until: AtomicU64,
 }
@@ -116,8 +120,13 @@ impl Flights {
             // The flight is there, with the others that wait.
             turn.0.live = false;
         }
-        self.shard(&id).entry(id).or_default().owned = true;
-        Owner { flights: Arc::clone(self), id, live: true, leased_until: AtomicU64::new(0) }
+        let holder = self.holders.fetch_add(1, Ordering::Relaxed) + 1;
+        {
+            let mut shard = self.shard(&id);
+            let flight = shard.entry(id).or_default();
+            (flight.owned, flight.holder) = (true, holder);
+        }
+        Owner { flights: Arc::clone(self), id, live: true, holder, leased_until: AtomicU64::new(0) }
     }
 
     /// A place among those who wait for `id`.
@@ -232,7 +241,9 @@ impl Flights {
                 };
                 waiter
             };
-            let turn = Turn(Owner { flights: Arc::clone(self), id: *id, live: true, leased_until: AtomicU64::new(0) });
+            // Whoever has it holds nothing until he was granted the key.
+            let leased_until = AtomicU64::new(0);
+            let turn = Turn(Owner { flights: Arc::clone(self), id: *id, live: true, holder: 0, leased_until });
             match waiter.send(News::YourTurn(turn)) {
                 Ok(()) => return,
                 // Its client has gone; the turn must not pass itself on while we loop.
@@ -265,14 +276,15 @@ impl Owner {
 
     /// The key has its record, and the store does not confirm it: waiters and later repeats are
     /// answered from memory until it does, or until `bytes_max` of newer ones need its room. Returns
-    /// how many older ones had to go.
+    /// how many older ones had to go. The answer of an owner that was overtaken is perhaps not the
+    /// key's, and answers nobody.
     pub(crate) fn settle_unrecorded(&self, record: Record, bytes_max: usize) -> usize {
         const OVERHEAD_BYTES: usize = 1024;
         let bytes = record.facts.outcome.as_ref().map_or(0, |outcome| outcome.body.len()) + OVERHEAD_BYTES;
         let record = Arc::new(record);
         let waiters = {
             let mut shard = self.flights.shard(&self.id);
-            let flight = shard.entry(self.id).or_default();
+            let Some(flight) = shard.get_mut(&self.id).filter(|flight| flight.holder == self.holder) else { return 0 };
             flight.unrecorded = Some(Arc::clone(&record));
             std::mem::take(&mut flight.waiters)
         };
@@ -411,6 +423,20 @@ mod tests {
         assert!(flights.unrecorded(&ID).is_some());
         drop(owner);
         assert!(flights.unrecorded(&ID).is_none());
+    }
+
+    #[test]
+    fn the_unrecorded_answer_of_an_owner_that_was_overtaken_is_nobodys() {
+        let flights = Arc::new(Flights::default());
+        let overtaken = flights.own(ID, None);
+        let owner = flights.own(ID, None);
+        let seat = flights.join(&ID, 10, 10).unwrap();
+        assert_eq!(overtaken.settle_unrecorded(record(), 1 << 20), 0);
+        assert!(flights.unrecorded(&ID).is_none());
+        owner.settle(record());
+        assert_eq!(overtaken.settle_unrecorded(record(), 1 << 20), 0);
+        assert!(flights.unrecorded(&ID).is_none() && matches!(flights.join(&ID, 10, 10), Err(NoSeat::NotHere)));
+        drop(seat);
     }
 
     #[test]

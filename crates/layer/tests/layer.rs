@@ -623,9 +623,12 @@ async fn an_answer_is_not_withheld_for_a_store_that_does_not_confirm_it() {
     // This process still knows the answer.
     let again = rig.post("k", "{}").await;
     assert!(again.is_replay(), "{again:?}");
+    // And says no more of it than it did the first time.
+    assert_eq!(again.headers["idempotency-status"].to_str().unwrap(), "unrecorded");
     rig.memory.set_replica(false);
     assert_eq!(rig.engine.drain(Duration::from_secs(60)).await, 0);
-    assert!(rig.post("k", "{}").await.is_replay());
+    let recorded = rig.post("k", "{}").await;
+    assert!(recorded.is_replay() && !recorded.headers.contains_key("idempotency-status"), "{recorded:?}");
     assert_eq!(rig.upstream.calls(), 1);
 }
 

@@ -17,6 +17,7 @@ async fn an_answer_is_not_withheld_for_a_record_that_is_not_confirmed() {
     assert_eq!((first.status, first.header("idempotency-status")), (201, Some("unrecorded")));
     let replay = gateway.post("/pay", "k-1", "{}").await;
     assert!(replay.is_replay() && replay.essence() == first.essence(), "from memory: {replay:?}");
+    assert_eq!(replay.header("idempotency-status"), Some("unrecorded"));
     assert_eq!(gateway.records().await[0]["state"], "in_flight", "the store does not have it");
     assert!(gateway.metrics().await.contains("onceward_unrecorded_answers_total 1"));
     // A process that did not see it does not know, and says so.
