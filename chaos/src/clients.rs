@@ -16,6 +16,8 @@ use crate::ledger::{DISPATCH, LIFE, SCRIPT, Step};
 use crate::plan::Mix;
 use crate::traffic::Traffic;
 
+/// Says that an answer is not recorded.
+const STATUS: &str = "idempotency-status";
 /// How long a client insists at most, from its first request on.
 const INSISTS: Duration = Duration::from_secs(12);
 /// How long a patient one waits for an answer.
@@ -254,6 +256,8 @@ async fn exchange(address: std::net::SocketAddr, letter: &Letter, life: usize) -
     let request = hyper::Request::post(&letter.operation.route)
         .header("host", "api.test")
         .header("content-type", "application/json")
+        .header("connection", "te")
+        .header("te", "trailers")
         .header("authorization", &letter.operation.caller)
         .header("idempotency-key", &letter.operation.key)
         .header(SCRIPT, &letter.script)
@@ -261,7 +265,9 @@ async fn exchange(address: std::net::SocketAddr, letter: &Letter, life: usize) -
         .body(Full::new(Bytes::from(letter.body.clone())))
         .ok()?;
     let (head, body) = sender.send_request(request).await.ok()?.into_parts();
-    let body = body.collect().await.ok()?.to_bytes();
+    let collected = body.collect().await.ok()?;
+    let trailers = collected.trailers().cloned().unwrap_or_default();
+    let body = collected.to_bytes();
     let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
     let is_problem = header("content-type").is_some_and(|kind| kind.starts_with("application/problem+json"));
     Some(Answer {
@@ -269,7 +275,8 @@ async fn exchange(address: std::net::SocketAddr, letter: &Letter, life: usize) -
         body: digest(&body),
         dispatch: header(DISPATCH).and_then(|number| number.parse().ok()),
         problem: if is_problem { slug(&body) } else { None },
-        unrecorded: header("idempotency-status") == Some("unrecorded"),
+        // What streams can say so only at its end.
+        unrecorded: header(STATUS).or(trailers.get(STATUS).and_then(|value| value.to_str().ok())) == Some("unrecorded"),
     })
 }
 

@@ -108,6 +108,13 @@ impl<'a> Lives<'a> {
                 self.count("unrenewed");
                 self.kill(gateway).await
             }
+            Life::Unconfirmed { after } => {
+                let gateway = self.begin(life, &at("store.replace:hit=1+:pause".to_owned())).await?;
+                let came = self.traffic.until(PATIENCE, |figures| figures.unrecorded >= after).await;
+                ensure!(came, "no {after} answers came that are marked as not recorded");
+                self.count("unconfirmed");
+                self.kill(gateway).await
+            }
             Life::Jumped { start_s, then_s, after } => self.jump(life, start_s, then_s, after).await,
             Life::Torn { after } => self.tear(life, after).await,
             Life::Flipped { after } => self.flip(life, after).await,

@@ -51,6 +51,11 @@ pub(crate) enum Life {
         /// Answers of the upstream's.
         after: u32,
     },
+    /// The store confirms no answer, so that they go out marked; `kill -9` after so many answers of the upstream's.
+    Unconfirmed {
+        /// Answers.
+        after: u32,
+    },
     /// The wall clock is off at the start and jumps meanwhile; `kill -9` at the end.
     Jumped {
         /// Seconds from the right time at the start.
@@ -84,7 +89,8 @@ const HOUR_S: i64 = 3600;
 const DAY_S: i64 = 24 * HOUR_S;
 
 /// The names of plans, in the order in which all are run.
-pub(crate) const NAMES: &[&str] = &["kills", "failpoints", "pauses", "stops", "overtaken", "clock", "damage", "disk"];
+pub(crate) const NAMES: &[&str] =
+    &["kills", "failpoints", "pauses", "stops", "overtaken", "unconfirmed", "clock", "damage", "disk"];
 
 /// Which stories clients play.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +126,7 @@ impl Plan {
             "pauses" => pauses(&mut rng),
             "stops" => stops(&mut rng),
             "overtaken" => vec![Life::Unrenewed { after: rng.u32(80..160) }],
+            "unconfirmed" => vec![Life::Unconfirmed { after: rng.u32(30..60) }],
             "clock" => clock(&mut rng),
             "damage" => damage(&mut rng),
             _ => vec![Life::Full { refusals: rng.u32(10..40) }, Life::Killed { after: rng.u32(20..60) }],

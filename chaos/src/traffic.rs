@@ -25,6 +25,8 @@ pub(crate) struct Figures {
     pub(crate) answers: u32,
     /// Answers of the upstream that are a key's, in this life.
     pub(crate) settled: u32,
+    /// Answers that say that they are not recorded, in this life.
+    pub(crate) unrecorded: u32,
     /// Refusals because the store was not there, in this life.
     pub(crate) unavailable: u32,
     /// Requests under way whose key another request under way has too.
@@ -72,7 +74,9 @@ impl Traffic {
 
     /// The process is up: a new life.
     pub(crate) fn is_up(&self, address: SocketAddr, life: usize) {
-        self.figures.send_modify(|figures| *figures = Figures { answers: 0, settled: 0, unavailable: 0, ..*figures });
+        self.figures.send_modify(|figures| {
+            *figures = Figures { open: figures.open, duplicates: figures.duplicates, ..Figures::default() }
+        });
         let _before = self.place.send_replace(Place { address: Some(address), life });
     }
 
@@ -140,11 +144,14 @@ impl Traffic {
 
     /// It ended.
     pub(crate) fn ended(&self, request: usize, operation: usize, end: End) {
-        let (answers, settled, unavailable) = match &end {
-            End::Answer(answer) => {
-                (1, u32::from(is_settled(&end)), u32::from(answer.problem.as_deref() == Some("store-unavailable")))
-            }
-            End::Broken | End::Left => (0, 0, 0),
+        let (answers, settled, unrecorded, unavailable) = match &end {
+            End::Answer(answer) => (
+                1,
+                u32::from(is_settled(&end)),
+                u32::from(answer.unrecorded),
+                u32::from(answer.problem.as_deref() == Some("store-unavailable")),
+            ),
+            End::Broken | End::Left => (0, 0, 0, 0),
         };
         let mut log = self.lock();
         log.push(Event::Ended { request, end });
@@ -158,6 +165,7 @@ impl Traffic {
         self.figures.send_modify(|figures| {
             figures.answers += answers;
             figures.settled += settled;
+            figures.unrecorded += unrecorded;
             figures.unavailable += unavailable;
             figures.open = figures.open.saturating_sub(1);
             figures.duplicates = figures.duplicates.saturating_sub(usize::from(was_duplicate));
