@@ -139,7 +139,7 @@ async fn run(programs: &Programs, seed: u64, plan: Option<&str>, goes_on: Option
         for name in &names {
             let plan = Plan::of(name, seed).with_context(|| format!("no plan {name}; there are {NAMES:?}"))?;
             if !one(&plan, programs, &mut counts).await? {
-                println!("\n{counts}\nRED");
+                println!("\n{counts}\nRED\n{} passed, 1 failed", counts.rounds - 1);
                 return Ok(false);
             }
             seed += 1;
@@ -149,6 +149,7 @@ async fn run(programs: &Programs, seed: u64, plan: Option<&str>, goes_on: Option
         }
     }
     println!("\n{counts}\ngreen in {:.0} s", began.elapsed().as_secs_f64());
+    println!("{} passed, 0 failed", counts.rounds);
     Ok(true)
 }
 

@@ -41,11 +41,13 @@ pub(crate) async fn all(programs: &Programs, plans: &[Plan], only: Option<Mutant
             }
         }
     }
+    let all = Mutant::ALL.into_iter().filter(|mutant| only.is_none_or(|only| only == *mutant)).count();
     if survivors.is_empty() {
         println!("every mutant was found");
     } else {
         println!("SURVIVED: {}", survivors.join(", "));
     }
+    println!("{} passed, {} failed", all - survivors.len(), survivors.len());
     Ok(survivors.is_empty())
 }
 
