@@ -65,6 +65,7 @@ mod run_once;
 mod service;
 mod settle;
 mod spool;
+mod sync;
 mod tee;
 mod told;
 mod wait;

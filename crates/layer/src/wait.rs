@@ -7,10 +7,6 @@
 use std::{
     collections::{HashMap, VecDeque},
     hash::{BuildHasherDefault, Hasher},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
 };
 
 use onceward_core::{
@@ -18,6 +14,11 @@ use onceward_core::{
     record::{Micros, Record},
 };
 use tokio::sync::oneshot;
+
+use crate::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU64, AtomicUsize, Ordering},
+};
 
 /// What a waiter hears.
 #[derive(Debug)]
@@ -34,6 +35,7 @@ pub(crate) struct Flights {
     shards: [Mutex<Shard>; 16],
     waiting: AtomicUsize,
     unrecorded: AtomicUsize,
+    /// The number of the last holder.
     holders: AtomicU64,
     kept: Mutex<Kept>,
 }
@@ -49,9 +51,7 @@ type Shard = HashMap<RecordId, Flight, BuildHasherDefault<IdHasher>>;
 
 #[derive(Debug, Default)]
 struct Flight {
-    /// Whether somebody executes it, or has the turn to look again.
-    owned: bool,
-    /// Who executes it, or did last: whoever had it before was overtaken.
+    /// Who executes it, or has the turn to look again: whoever had it before was overtaken.
     holder: u64,
     /// The record, while the store has not confirmed it.
     unrecorded: Option<Arc<Record>>,
@@ -82,6 +82,7 @@ pub(crate) struct Owner {
     flights: Arc<Flights>,
     id: RecordId,
     live: bool,
+    /// Its number. A turn may find the key taken by a request that nobody woke, and the flight with it.
     holder: u64,
     /// Until when the claim was last renewed, in store time: beyond it others see an unknown outcome.
     leased_until: AtomicU64,
@@ -120,12 +121,22 @@ impl Flights {
             // The flight is there, with the others that wait.
             turn.0.live = false;
         }
-        let holder = self.holders.fetch_add(1, Ordering::Relaxed) + 1;
-        {
+        let owner = self.owner(id);
+        let kept = {
             let mut shard = self.shard(&id);
             let flight = shard.entry(id).or_default();
-            (flight.owned, flight.holder) = (true, holder);
+            flight.holder = owner.holder;
+            // Of one that was overtaken just now: perhaps not the key's answer.
+            flight.unrecorded.take()
+        };
+        if kept.is_some() {
+            self.release(&id);
         }
+        owner
+    }
+
+    fn owner(self: &Arc<Self>, id: RecordId) -> Owner {
+        let holder = self.holders.fetch_add(1, Ordering::Relaxed) + 1;
         Owner { flights: Arc::clone(self), id, live: true, holder, leased_until: AtomicU64::new(0) }
     }
 
@@ -140,9 +151,6 @@ impl Flights {
         let Some(flight) = shard.get_mut(id) else { return Err(NoSeat::NotHere) };
         if let Some(record) = &flight.unrecorded {
             return Err(NoSeat::Settled(Arc::clone(record)));
-        }
-        if !flight.owned {
-            return Err(NoSeat::NotHere);
         }
         if flight.waiters.len() >= per_key_max {
             flight.waiters.retain(|waiter| !waiter.is_closed());
@@ -201,7 +209,7 @@ impl Flights {
 
     /// Whether somebody in this process executes `id`, or is about to look again.
     pub(crate) fn is_owned(&self, id: &RecordId) -> bool {
-        self.shard(id).get(id).is_some_and(|flight| flight.owned)
+        self.shard(id).get(id).is_some()
     }
 
     /// A place among those who wait for something else than a flight.
@@ -225,25 +233,26 @@ impl Flights {
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The owner let go: the first waiter that is still there gets the turn.
-    fn pass(self: &Arc<Self>, id: &RecordId) {
+    /// This holder let go: the first waiter that is still there gets the turn. Where somebody else holds the flight by
+    /// now, nobody is woken, and what he keeps stays.
+    fn pass(self: &Arc<Self>, id: &RecordId, mut holder: u64) {
         loop {
-            let waiter = {
+            let (kept, next) = {
                 let mut shard = self.shard(id);
-                let Some(flight) = shard.get_mut(id) else { return };
-                let Some(waiter) = flight.waiters.pop_front() else {
-                    if flight.unrecorded.is_none() {
-                        shard.remove(id);
-                    } else {
-                        flight.owned = false;
-                    }
-                    return;
-                };
-                waiter
+                let Some(flight) = shard.get_mut(id).filter(|flight| flight.holder == holder) else { return };
+                let kept = flight.unrecorded.take();
+                let next = flight.waiters.pop_front().map(|waiter| (waiter, Turn(self.owner(*id))));
+                match &next {
+                    Some((_, turn)) => flight.holder = turn.0.holder,
+                    None => drop(shard.remove(id)),
+                }
+                (kept, next)
             };
-            // Whoever has it holds nothing until he was granted the key.
-            let leased_until = AtomicU64::new(0);
-            let turn = Turn(Owner { flights: Arc::clone(self), id: *id, live: true, holder: 0, leased_until });
+            if kept.is_some() {
+                self.release(id);
+            }
+            let Some((waiter, turn)) = next else { return };
+            holder = turn.0.holder;
             match waiter.send(News::YourTurn(turn)) {
                 Ok(()) => return,
                 // Its client has gone; the turn must not pass itself on while we loop.
@@ -311,8 +320,7 @@ fn tell(waiters: VecDeque<oneshot::Sender<News>>, record: &Arc<Record>) {
 impl Drop for Owner {
     fn drop(&mut self) {
         if self.live {
-            self.forget_unrecorded();
-            self.flights.pass(&self.id);
+            self.flights.pass(&self.id, self.holder);
         }
     }
 }
@@ -403,6 +411,29 @@ mod tests {
         drop(gone_after);
         assert!(matches!(last.news().await, Some(News::YourTurn(_))));
         assert_eq!(flights.waiting(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_finds_the_key_taken_wakes_nobody_and_forgets_nothing() {
+        let flights = Arc::new(Flights::default());
+        let owner = flights.own(ID, None);
+        let seat = flights.join(&ID, 10, 10).unwrap();
+        drop(owner);
+        let Some(News::YourTurn(turn)) = seat.news().await else { panic!("no turn") };
+        // A request that nobody woke was faster.
+        let faster = flights.own(ID, None);
+        let mut waiting = flights.join(&ID, 10, 10).unwrap();
+        drop(turn);
+        assert!(waiting.news.try_recv().is_err(), "woken for a key that is executed");
+        assert!(flights.is_owned(&ID));
+        drop(faster);
+        let Some(News::YourTurn(turn)) = waiting.news().await else { panic!("no turn") };
+        let faster = flights.own(ID, None);
+        faster.settle_unrecorded(record(), 1 << 20);
+        drop(turn);
+        assert!(flights.unrecorded(&ID).is_some(), "another's answer is forgotten");
+        drop(faster);
+        assert!(!flights.is_owned(&ID) && flights.unrecorded(&ID).is_none());
     }
 
     #[test]

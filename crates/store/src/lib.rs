@@ -61,6 +61,7 @@ pub mod guarded;
 #[cfg(feature = "embedded")]
 pub mod log;
 pub mod memory;
+mod sync;
 mod watch;
 
 /// How many fingerprint rules a store keeps; the oldest go first.

@@ -4,15 +4,16 @@ use std::{
     collections::HashMap,
     future::Future,
     pin::Pin,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
     task::{Context, Poll},
 };
 
 use onceward_core::key::RecordId;
 use tokio::sync::{Notify, futures::OwnedNotified};
+
+use crate::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicUsize, Ordering},
+};
 
 /// Resolves after the next write to the key it was made for.
 pub struct Watch(Option<Waiting>);

@@ -1,7 +1,7 @@
 //! The keeper: what can be done in the background. Spare segments, hints, and giving back what is not needed.
 
+use crate::sync::{Arc, PoisonError};
 use std::io;
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::file::{Disk, DiskFile};

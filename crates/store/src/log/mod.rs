@@ -35,9 +35,9 @@ mod shared;
 mod tests;
 mod writer;
 
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -287,7 +287,7 @@ impl Opened {
     pub fn start<T: Send + 'static>(self, clock: Clock, open: Arc<AtomicUsize>, sink: Sink<T>) -> io::Result<Log<T>> {
         let (log, mut writer, mut keeper) = self.prepare(clock, open, sink)?;
         writer.waits_for_spares(true);
-        let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let named = |name: &str| crate::sync::thread::Builder::new().name(name.to_owned());
         let threads = vec![
             named("onceward-log").spawn(move || writer.run())?,
             named("onceward-keeper").spawn(move || keeper.run())?,
@@ -312,7 +312,7 @@ impl Opened {
 /// A log that is written. Dropping it writes what is queued and ends its threads.
 pub struct Log<T: Send + 'static> {
     shared: Arc<Shared<T>>,
-    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    threads: Mutex<Vec<crate::sync::thread::JoinHandle<()>>>,
 }
 
 impl<T: Send + 'static> Log<T> {

@@ -5,10 +5,10 @@
 //! chain, both headers of a segment bad) is damage and refuses to open, with file and offset. Accepting the loss opens
 //! what is left, lists the intervals whose keys may run again, and writes them down, so that the next start knows them.
 
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicU32, AtomicU64};
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use super::file::{Disk, DiskFile, read_vec};
 use super::hint::read_hint;

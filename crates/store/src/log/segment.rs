@@ -7,10 +7,10 @@
 //!
 //! The chain file says what the folder is and which segment was opened last, so that a lost last segment is noticed.
 
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{Arc, PoisonError, RwLock};
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -326,11 +326,11 @@ impl Table {
         self.read().len()
     }
 
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<u32, Arc<Segment>>> {
+    fn read(&self) -> crate::sync::RwLockReadGuard<'_, BTreeMap<u32, Arc<Segment>>> {
         self.segments.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<u32, Arc<Segment>>> {
+    fn write(&self) -> crate::sync::RwLockWriteGuard<'_, BTreeMap<u32, Arc<Segment>>> {
         self.segments.write().unwrap_or_else(PoisonError::into_inner)
     }
 }

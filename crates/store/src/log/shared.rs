@@ -1,9 +1,9 @@
 //! What the log's handle, its writer and its keeper share: the queue, the segments, and the counts.
 
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Arc, Condvar, Mutex};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
 
 use super::batch::{Frame, PAYLOAD_BYTES_MAX, encode_frame, frame_len};
 use super::file::{Disk, DiskFile};
