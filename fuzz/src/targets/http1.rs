@@ -32,6 +32,8 @@ pub(crate) const TARGET: Target = Target {
         "Content-Length: 5\r\n",
         "Content-Length: 0\r\n",
         "Transfer-Encoding: chunked\r\n",
+        "Transfer-Encoding:chunked\r\n",
+        "Content-Length:5\r\n",
         "transfer-encoding : chunked\r\n",
         "0\r\n\r\n",
         "5\r\nhello\r\n",
@@ -56,6 +58,9 @@ pub(crate) const TARGET: Target = Target {
     ],
 };
 
+/// A further request, behind what ends between two messages.
+const PROBE: &[u8] = b"GET /probe HTTP/1.1\r\nHost: a\r\n\r\n";
+
 /// What was let through, and how it ends.
 #[derive(Debug, PartialEq, Eq)]
 struct Read {
@@ -76,20 +81,30 @@ fn run(input: &[u8]) -> u64 {
     let mut stream = input[..read.refused_at.unwrap_or(input.len())].to_vec();
     if read.refused_at.is_some() {
         stream.extend(b"\0\r\n\r\n");
+    } else if read.phase == Phase::Boundary {
+        stream.extend(PROBE);
     }
-    let theirs = hyper_reads(&stream);
+    let mut theirs = hyper_reads(&stream);
+    // One that comes through as itself tells that both readers stood at the same place.
+    if read.phase == Phase::Boundary && theirs.pop_if(|(line, _)| line == "GET /probe").is_some() {
+        assert_eq!(theirs.len(), read.complete.len(), "hyper reads other messages: {theirs:?}");
+    }
     // hyper answers a request at its head; its body is read behind that.
     let seen = theirs.len();
     assert!(seen <= read.begun, "hyper sees {seen} requests, {} were let through: {theirs:?}", read.begun);
-    for (at, (ours, (line, is_whole))) in read.complete.iter().zip(&theirs).enumerate() {
+    for (at, (ours, (line, body))) in read.complete.iter().zip(&theirs).enumerate() {
         // A target in absolute form is spelled anew by hyper.
         if ours.split_once(' ').is_some_and(|(_, target)| target.starts_with('/')) {
             assert_eq!(ours, line, "another request");
         }
-        // It may refuse a body, and then reads no further.
-        assert!(*is_whole || at + 1 == seen, "a body that was let through whole is cut, and another request seen");
+        // It may refuse a body, and then reads no further; it must not wait for more of one that was let through whole.
+        let ended = at + 1 == seen;
+        assert!(
+            *body == Body::Whole || (*body == Body::Refused && ended),
+            "a body that was let through whole: {body:?}"
+        );
     }
-    let whole = theirs.iter().filter(|(_, is_whole)| *is_whole).count();
+    let whole = theirs.iter().filter(|(_, body)| *body == Body::Whole).count();
     assert!(whole <= read.complete.len(), "hyper sees {whole} whole requests, {} came", read.complete.len());
     shape((read.complete.len().min(4), seen.min(4), read.refused_at.is_some(), read.phase == Phase::Body))
 }
@@ -143,11 +158,20 @@ fn line_of(message: &[u8]) -> String {
     line.rsplit_once(' ').map_or_else(String::new, |(line, _)| line.to_owned())
 }
 
-/// The requests that hyper sees, and whether each came to its end.
-fn hyper_reads(stream: &[u8]) -> Vec<(String, bool)> {
+/// How a body ended for hyper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Body {
+    Whole,
+    /// It waited for more.
+    Cut,
+    Refused,
+}
+
+/// The requests that hyper sees, and how the body of each ended.
+fn hyper_reads(stream: &[u8]) -> Vec<(String, Body)> {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     let runtime = RUNTIME.get_or_init(|| Builder::new_current_thread().build().expect("a runtime"));
-    let seen: Arc<Mutex<Vec<(String, bool)>>> = Arc::default();
+    let seen: Arc<Mutex<Vec<(String, Body)>>> = Arc::default();
     runtime.block_on(async {
         let (mut near, far) = tokio::io::duplex(1 << 16);
         let seen = Arc::clone(&seen);
@@ -156,11 +180,15 @@ fn hyper_reads(stream: &[u8]) -> Vec<(String, bool)> {
             async move {
                 let at = {
                     let mut seen = seen.lock().expect("not poisoned");
-                    seen.push((format!("{} {}", request.method(), request.uri()), false));
+                    seen.push((format!("{} {}", request.method(), request.uri()), Body::Cut));
                     seen.len() - 1
                 };
-                let is_whole = request.into_body().collect().await.is_ok();
-                seen.lock().expect("not poisoned")[at].1 = is_whole;
+                let ended = match request.into_body().collect().await {
+                    Ok(_) => Body::Whole,
+                    Err(error) if was_cut(&error) => Body::Cut,
+                    Err(_) => Body::Refused,
+                };
+                seen.lock().expect("not poisoned")[at].1 = ended;
                 Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
             }
         });
@@ -177,4 +205,10 @@ fn hyper_reads(stream: &[u8]) -> Vec<(String, bool)> {
         let (_served, ()) = tokio::join!(serve, feed);
     });
     std::mem::take(&mut *seen.lock().expect("not poisoned"))
+}
+
+/// Whether a body only ended too early.
+fn was_cut(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    error.is_incomplete_message() || cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::UnexpectedEof)
 }
