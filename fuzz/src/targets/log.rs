@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 
-use onceward_store::log::{Disk, DiskFile, Done, Entry, Frame, Kind, Log, Name, OpenReport, Options, ReadError};
+use onceward_store::log::{
+    Disk, DiskFile, Done, Entry, Frame, Kind, Log, Name, OpenReport, Options, Outcome, ReadError,
+};
 
 use crate::{Target, shape};
 
@@ -182,8 +184,11 @@ impl Open {
     fn write(&self, kind: Kind, key: u64, version: u64) -> bool {
         let payload = if kind == Kind::Put { payload(key, version) } else { Vec::new() };
         let frame = Frame { kind, id: &id_of(key), keep_until_s: 9, payload: &payload };
-        self.log.append(&frame, ()).is_ok()
-            && matches!(self.done.recv().map(|done| done.outcome), Ok(onceward_store::log::Outcome::Durable { .. }))
+        // A machine that is busy may take longer over the next segment than the log waits for it.
+        (0..5).any(|_| {
+            self.log.append(&frame, ()).is_ok()
+                && matches!(self.done.recv().map(|done| done.outcome), Ok(Outcome::Durable { .. }))
+        })
     }
 }
 
