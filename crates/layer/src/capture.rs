@@ -240,7 +240,8 @@ where
     let taken = Arc::new(Semaphore::new(0));
     let client = Body::channel(ChannelBody { frames, taken: Arc::clone(&taken), left: length });
     stream(Response::from_parts(parts, client));
-    tee(body, length, sender, &taken, plan.keeps(), bounds).await
+    // On the heap, so that a short answer does not carry the room of a stream.
+    Box::pin(tee(body, length, sender, &taken, plan.keeps(), bounds)).await
 }
 
 async fn hold<R>(parts: Parts, body: R, bounds: Bounds) -> Captured

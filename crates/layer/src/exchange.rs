@@ -74,7 +74,7 @@ impl Exchange {
     /// over before.
     pub(crate) async fn run<S, R>(
         &self,
-        mut claim: Claim,
+        mut claim: Box<Claim>,
         grant: Grant,
         inner: S,
         request: Request<Body>,

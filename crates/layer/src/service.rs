@@ -226,7 +226,9 @@ where
     let (id, claim, obtained) = match found {
         Some(found) => found,
         None => {
-            let (mut claim, first) = Claim::new(policy, ask, belongs, fields);
+            let (claim, first) = Claim::new(policy, ask, belongs, fields);
+            // On the heap, since it is handed on from future to future.
+            let mut claim = Box::new(claim);
             let must_finish = handoff.must_finish();
             let obtained = drive::obtain(&engine, id, &mut claim, first, terms, Some(&mut again), must_finish).await;
             (id, claim, obtained)
@@ -359,7 +361,7 @@ async fn obtain_earlier(
     terms: Terms<'_>,
     again: &mut Again<'_>,
     handoff: &Handoff,
-) -> Option<(key::RecordId, Claim, Obtained)> {
+) -> Option<(key::RecordId, Box<Claim>, Obtained)> {
     let engine = again.engine;
     let all = engine.0.earlier.load_full();
     for name in names {
@@ -371,7 +373,8 @@ async fn obtain_earlier(
         let mut again = Again { engine, request: &mut *again.request, memory: again.memory, fingerprinter };
         let ask = name.ask(ask, &mut again, &route.fingerprint).await;
         // What the record says of where it belongs stays.
-        let (mut claim, first) = Claim::new(Arc::clone(policy), ask, belongs.clone(), Vec::new());
+        let (claim, first) = Claim::new(Arc::clone(policy), ask, belongs.clone(), Vec::new());
+        let mut claim = Box::new(claim);
         // The books of the present route may know nothing of what an earlier one did, and that would be taken for "not
         // executed": they are not asked.
         let terms = Terms { only_there: true, books: None, ..terms };
