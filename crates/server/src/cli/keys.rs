@@ -240,14 +240,7 @@ fn encoded(query: &ListQuery) -> String {
         ("limit", &limit),
     ] {
         if let Some(value) = value {
-            let value: String = value
-                .bytes()
-                .map(|byte| match byte {
-                    b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
-                    byte => format!("%{byte:02X}"),
-                })
-                .collect();
-            pairs.push(format!("{name}={value}"));
+            pairs.push(format!("{name}={}", super::percent_encoded(value)));
         }
     }
     pairs.join("&")

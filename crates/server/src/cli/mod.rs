@@ -155,3 +155,12 @@ async fn command(command: Command) -> Result<(), Failure> {
         }
     }
 }
+
+/// A text as it may stand anywhere in a URL: all but the unreserved characters of RFC 3986 section 2.3 by their bytes.
+fn percent_encoded(text: &str) -> String {
+    let encoded = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+        byte => format!("%{byte:02X}"),
+    };
+    text.bytes().map(encoded).collect()
+}

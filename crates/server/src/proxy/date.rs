@@ -3,10 +3,16 @@
 use std::cell::RefCell;
 use std::time::SystemTime;
 
-use http::HeaderValue;
+use http::{HeaderValue, Response, header};
+
+/// An answer with a date: the upstream's, or now.
+pub(super) fn dated<B>(mut response: Response<B>) -> Response<B> {
+    response.headers_mut().entry(header::DATE).or_insert_with(now);
+    response
+}
 
 /// The time of day as RFC 9110 section 6.6.1 has it, written anew once a second.
-pub(super) fn now() -> HeaderValue {
+fn now() -> HeaderValue {
     thread_local! {
         static SAID: RefCell<(u64, HeaderValue)> = const { RefCell::new((0, HeaderValue::from_static(""))) };
     }

@@ -17,7 +17,6 @@ use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use tower::{Service, ServiceExt};
 
-use super::date;
 use super::headers;
 use super::problem::{self, Asked, Problem};
 use super::request_body::RequestBody;
@@ -36,23 +35,8 @@ const fn bad(detail: &'static str) -> Refusal {
     Refusal { problem: problem::BAD_REQUEST, detail }
 }
 
-/// Answers one request of a client; every answer has a date.
+/// Answers one request of a client.
 pub(super) async fn answer<S, B>(
-    request: Request<Incoming>,
-    service: S,
-    connection: Arc<Connection>,
-) -> Result<Response<AnswerBody<B>>, std::convert::Infallible>
-where
-    S: Service<Request<RequestBody>, Response = Response<B>>,
-    S::Error: Into<Box<dyn StdError + Send + Sync>>,
-    B: Body<Data = Bytes>,
-{
-    let mut response = answer_undated(request, service, connection).await?;
-    response.headers_mut().entry(header::DATE).or_insert_with(date::now);
-    Ok(response)
-}
-
-async fn answer_undated<S, B>(
     request: Request<Incoming>,
     service: S,
     connection: Arc<Connection>,

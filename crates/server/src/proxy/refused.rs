@@ -1,11 +1,11 @@
 //! What a client is told whose message is no HTTP/1 that this proxy reads.
 //!
 //! hyper answers such a message itself, with a head alone, and nothing of ours is asked. The socket knows that head by
-//! what it lacks: every other answer is dated by `entry`, and only that one is not. What is written in its place says
-//! what is wrong.
+//! what it lacks (every other answer is dated by `date`) and by when it comes: while nothing of an answer is on its way,
+//! since a body may hold the same bytes. What is written in its place says what is wrong.
 
 use bytes::Bytes;
-use http::{StatusCode, header};
+use http::StatusCode;
 
 use super::date;
 use super::problem::{self, Asked, Problem};
@@ -21,8 +21,7 @@ pub(super) fn in_place_of(written: &[u8]) -> Option<Bytes> {
     let (line, fields) = std::str::from_utf8(written).ok()?.strip_suffix("\r\n\r\n")?.split_once("\r\n")?;
     let is_bare = fields.split("\r\n").all(|field| matches!(field, "content-length: 0" | "connection: close"));
     let (problem, detail) = told(line.get(9..12).filter(|_| is_bare)?)?;
-    let mut answer = problem.response(detail, &Asked::default());
-    answer.headers_mut().insert(header::DATE, date::now());
+    let answer = date::dated(problem.response(detail, &Asked::default()));
     let head = answer.headers().iter().fold(format!("{line}\r\n"), |head, (name, value)| {
         head + name.as_str() + ": " + value.to_str().unwrap_or_default() + "\r\n"
     });

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
+use super::date;
 use super::entry;
 use super::peer::{Peer, PeerFields, Trusted};
 use super::request_body::RequestBody;
@@ -358,7 +359,7 @@ fn protocol(limits: &Limits, tasks: &TaskTracker) -> auto::Builder<OnTracker> {
     let mut http1 = builder.http1();
     http1
         .timer(TokioTimer::new())
-        // `entry` says it, so that an answer of hyper's own is known by its want.
+        // `date` says it, so that an answer of hyper's own is known by its want.
         .auto_date_header(false)
         // The socket keeps the time of heads and of idle connections apart, with one timer for a connection.
         .header_read_timeout(None)
@@ -390,7 +391,10 @@ where
 {
     let server = Arc::clone(&connection.server);
     let activity = Arc::clone(&connection.activity);
-    let answer = service_fn(move |request| entry::answer(request, service.clone(), Arc::clone(&connection)));
+    let answer = service_fn(move |request| {
+        let answered = entry::answer(request, service.clone(), Arc::clone(&connection));
+        async move { answered.await.map(date::dated) }
+    });
     let mut exchange = pin!(protocol.serve_connection_with_upgrades(TokioIo::new(socket), answer));
     let mut told = false;
     let cut = poll_fn(|cx| {

@@ -125,6 +125,9 @@ pub(super) struct Socket {
     /// An HTTP/2 connection was told to end for idleness.
     told_idle: bool,
     linger: Option<Linger>,
+    /// Nothing of an answer is on its way: what was written is flushed, and no request is open. Only then can what comes
+    /// be an answer of hyper's own; at any other time the same bytes may be part of a body.
+    between: bool,
     /// What is being written in place of hyper's own answer, and how long that is.
     instead: Option<(Bytes, usize)>,
 }
@@ -149,6 +152,7 @@ impl Socket {
             write_timer: None,
             told_idle: false,
             linger: None,
+            between: true,
             instead: None,
         }
     }
@@ -281,9 +285,10 @@ impl AsyncRead for Socket {
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.instead.is_none() {
+        if this.between && this.framing.phase() != Phase::Http2 {
             this.instead = refused::in_place_of(bytes).map(|answer| (answer, bytes.len()));
         }
+        this.between = false;
         if this.instead.is_some() {
             return this.poll_write_instead(cx);
         }
@@ -300,6 +305,7 @@ impl AsyncWrite for Socket {
             return self.poll_write(cx, only);
         }
         let this = self.get_mut();
+        this.between = false;
         let written = Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
         this.poll_written(cx, written)
     }
@@ -312,7 +318,9 @@ impl AsyncWrite for Socket {
         let this = self.get_mut();
         let flushed = Pin::new(&mut this.stream).poll_flush(cx);
         // Without TLS there is nothing to flush, and it says nothing about a write that is blocked.
-        if this.stream.is_tls() { this.poll_written(cx, flushed) } else { flushed }
+        let flushed = if this.stream.is_tls() { this.poll_written(cx, flushed) } else { flushed };
+        this.between = matches!(flushed, Poll::Ready(Ok(()))) && this.activity.open.load(Ordering::Relaxed) == 0;
+        flushed
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -12,8 +12,10 @@ use super::serve::Connection;
 pub(super) fn splice(client_side: OnUpgrade, upstream_side: OnUpgrade, connection: &Arc<Connection>) {
     let connection = Arc::clone(connection);
     let server = Arc::clone(&connection.server);
+    // For the client's socket, the request goes on.
+    let open = connection.activity.open();
     server.tasks.spawn(async move {
-        let _counted = Counted::new();
+        let (_counted, _open) = (Counted::new(), open);
         let joined = async {
             let (client, upstream) = tokio::try_join!(client_side, upstream_side)?;
             let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));

@@ -282,3 +282,27 @@ async fn a_short_body_that_nobody_reads_does_not_reset_its_stream_and_a_long_one
     };
     tokio::time::timeout(PATIENCE, endless).await.expect("it is cut off");
 }
+
+/// What the proxy writes in place of a refusal of hyper's must never take the place of an answer's own bytes.
+#[tokio::test]
+async fn a_body_that_looks_like_a_bare_refusal_is_passed_on_as_it_is() {
+    const TEXT: &str = "HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
+    let echoes = tower::service_fn(|_| async {
+        // The head goes out before the body is there, so that this is a write of its own.
+        let body = StreamBody::new(futures_util::stream::once(async {
+            tokio::time::sleep(SHORT).await;
+            Ok::<_, std::convert::Infallible>(http_body::Frame::data(Bytes::from_static(TEXT.as_bytes())))
+        }));
+        let response = http::Response::builder().header("content-length", TEXT.len()).body(body).unwrap();
+        Ok::<_, std::convert::Infallible>(response)
+    });
+    let proxy = Proxy::around(echoes, limits(), &[]).await;
+    let mut client = proxy.connect().await;
+    for _ in 0..2 {
+        client.send(GET).await;
+        assert_eq!(String::from_utf8_lossy(&client.answer().await.unwrap().body), TEXT);
+    }
+    client.send("GARBAGE\r\n\r\n").await;
+    let refused = client.answer().await.unwrap();
+    assert!(refused.status == 400 && refused.field("content-type") == ["application/problem+json"], "{refused:?}");
+}

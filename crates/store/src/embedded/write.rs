@@ -141,8 +141,10 @@ impl Inner {
                 let is_open = stored.keep_until == Micros::ZERO;
                 let open =
                     is_open.then(|| Open { stored, state, bytes: Bytes::copy_from_slice(bytes), counted: false });
-                if let Some(open) = open.clone().filter(|_| mutant::is(Mutant::ClaimNotDurable)) {
-                    shard.open.insert(*id, open);
+                if mutant::is(Mutant::ClaimNotDurable)
+                    && let Some(open) = &open
+                {
+                    shard.open.insert(*id, open.clone());
                     drop(shard);
                     self.state.watchers.wake(id);
                     return Tried::Over(Ok(answer));

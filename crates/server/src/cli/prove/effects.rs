@@ -65,14 +65,7 @@ impl Counter {
 
     /// The URL that is asked for a key.
     pub(super) fn url_of(&self, key: &str) -> Url {
-        let escaped: String = key
-            .bytes()
-            .map(|byte| match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
-                byte => format!("%{byte:02X}"),
-            })
-            .collect();
-        self.url.with(KEY, &escaped)
+        self.url.with(KEY, &crate::cli::percent_encoded(key))
     }
 
     /// What the number is of, in words.
