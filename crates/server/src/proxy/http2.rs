@@ -28,6 +28,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::connector::UpstreamSocket;
 use super::frames::Wire;
@@ -91,6 +92,8 @@ struct Connection<B> {
     number: u64,
     sender: SendRequest<B>,
     wire: Arc<Wire>,
+    /// Cancelled once the library has done with it.
+    ended: CancellationToken,
     streams: u32,
     /// When the last stream ended.
     since: Instant,
@@ -101,8 +104,8 @@ struct Connection<B> {
 pub(super) struct Place<B> {
     pool: Arc<Pool<B>>,
     number: u64,
-    sender: SendRequest<B>,
     wire: Arc<Wire>,
+    ended: CancellationToken,
     /// The highest stream that was written when the place was taken.
     opened_before: u32,
 }
@@ -151,8 +154,20 @@ where
         form(&mut request, self.scheme())?;
         let mut last = None;
         for _ in 0..ATTEMPTS_MAX {
-            let Some(mut place) = self.place().await? else { return Ok(Exchanged::Http1Only(request)) };
-            match place.sender.try_send_request(request).await {
+            let Some((place, mut sender)) = self.place().await? else { return Ok(Exchanged::Http1Only(request)) };
+            let mut answer = std::pin::pin!(sender.try_send_request(request));
+            drop(sender);
+            let answer = tokio::select! {
+                biased;
+                answer = &mut answer => answer,
+                () = place.ended.cancelled() => {
+                    // A request that came just as the connection ended lies in its channel, where nobody looks, until
+                    // the last of its senders is gone. Then it is given back, as is the error of any other.
+                    place.leave();
+                    answer.await
+                }
+            };
+            match answer {
                 Ok(response) => return Ok(Exchanged::Answered(response, place)),
                 Err(mut error) => match error.take_message() {
                     Some(whole) => {
@@ -169,7 +184,7 @@ where
     }
 
     /// Waits for a place on a connection, and opens one where need be. `None` where the upstream speaks HTTP/1.1 only.
-    async fn place(self: &Arc<Self>) -> Result<Option<Place<B>>, UpstreamError> {
+    async fn place(self: &Arc<Self>) -> Result<Option<(Place<B>, SendRequest<B>)>, UpstreamError> {
         loop {
             // Made before the look, so that no end is missed between.
             let freed = self.http2.freed.notified();
@@ -177,13 +192,14 @@ where
                 let mut state = lock(&self.http2.state);
                 if let Some(connection) = state.take() {
                     connection.streams += 1;
-                    return Ok(Some(Place {
+                    let place = Place {
                         pool: Arc::clone(self),
                         number: connection.number,
-                        sender: connection.sender.clone(),
                         wire: Arc::clone(&connection.wire),
+                        ended: connection.ended.clone(),
                         opened_before: connection.wire.opened(),
-                    }));
+                    };
+                    return Ok(Some((place, connection.sender.clone())));
                 }
                 if state.http1_until.is_some_and(|until| Instant::now() < until) {
                     return Ok(None);
@@ -215,10 +231,10 @@ where
                 let mut state = lock(&pool.http2.state);
                 state.opening = None;
                 connected.map(|connected| match connected {
-                    Connected::Http2(sender, wire) => {
+                    Connected::Http2(sender, wire, ended) => {
                         let number = state.numbered;
                         state.numbered += 1;
-                        state.open.push(Connection { number, sender, wire, streams: 0, since: Instant::now() });
+                        state.open.push(Connection { number, sender, wire, ended, streams: 0, since: Instant::now() });
                         None
                     }
                     Connected::Http1(sender) => {
@@ -250,7 +266,7 @@ where
 
 /// A connection that came about.
 enum Connected<B> {
-    Http2(SendRequest<B>, Arc<Wire>),
+    Http2(SendRequest<B>, Arc<Wire>, CancellationToken),
     Http1(hyper::client::conn::http1::SendRequest<B>),
 }
 
@@ -275,13 +291,16 @@ where
         .handshake(TokioIo::new(socket))
         .await?;
     // Ends when its senders are dropped and its last exchange is over.
+    let ended = CancellationToken::new();
+    let end = ended.clone().drop_guard();
     let mut running = tokio::spawn(async move {
+        let _end = end;
         if let Err(error) = connection.await {
             tracing::debug!(%error, "a connection to the upstream ended early");
         }
     });
     tokio::select! {
-        () = wire.greeted() => Ok(Connected::Http2(sender, wire)),
+        () = wire.greeted() => Ok(Connected::Http2(sender, wire, ended)),
         _ = &mut running => Err("it ended before the upstream began HTTP/2: does it speak HTTP/2 without an upgrade?".into()),
         () = tokio::time::sleep_until(until) => Err("the upstream did not begin HTTP/2 in time".into()),
     }
