@@ -32,6 +32,29 @@ pub(crate) fn load_balancers() -> anyhow::Result<()> {
     program("haproxy", "haproxy")
 }
 
+/// PostgreSQL and PgBouncer, which tests start themselves.
+///
+/// # Errors
+/// Where one is missing and cannot be installed.
+pub(crate) fn databases() -> anyhow::Result<()> {
+    let is_there = || {
+        let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+        versions.into_iter().any(|version| version.path().join("bin/initdb").is_file())
+    };
+    if !is_there() {
+        let settings = Path::new("/etc/postgresql-common/createcluster.conf");
+        if !settings.exists() {
+            system_package("postgresql-common").context("PostgreSQL is missing")?;
+            // The package would make a server for the whole machine, and start it.
+            let said = std::fs::read_to_string(settings).unwrap_or_default() + "\ncreate_main_cluster = false\n";
+            std::fs::write(settings, said).with_context(|| settings.display().to_string())?;
+        }
+        system_package("postgresql-15").context("PostgreSQL is missing")?;
+        ensure!(is_there(), "PostgreSQL is still missing after the package postgresql-15 was installed");
+    }
+    program("pgbouncer", "pgbouncer")
+}
+
 /// Where a program is: on the path, or where Debian keeps servers.
 pub(crate) fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
