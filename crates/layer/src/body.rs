@@ -20,15 +20,16 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// A request's or an answer's body: in memory, spooled to disk, or streaming.
 pub struct Body(Kind);
 
+/// What is rare or large is on the heap: a request moves many times on its way, and its body with it.
 enum Kind {
     /// Frames that are at hand.
-    Frames { frames: VecDeque<Bytes>, left: u64, trailers: Option<HeaderMap> },
+    Frames { next: Bytes, rest: VecDeque<Bytes>, left: u64, trailers: Option<Box<HeaderMap>> },
     /// Another body, as it comes.
     Stream(Pin<Box<dyn HttpBody<Data = Bytes, Error = BoxError> + Send>>),
     /// A request that was spooled.
-    Spooled { reader: SpoolReader, trailers: Option<HeaderMap> },
+    Spooled { reader: Box<SpoolReader>, trailers: Option<Box<HeaderMap>> },
     /// An answer that is read elsewhere, at its own speed.
-    Channel(ChannelBody),
+    Channel(Box<ChannelBody>),
 }
 
 /// The client's end of an answer that a capture reads.
@@ -72,13 +73,15 @@ impl Body {
     }
 
     pub(crate) fn frames(frames: impl IntoIterator<Item = Bytes>, trailers: Option<HeaderMap>) -> Self {
-        let frames: VecDeque<Bytes> = frames.into_iter().filter(|bytes| !bytes.is_empty()).collect();
-        let left = frames.iter().map(|bytes| bytes.len() as u64).sum();
-        Self(Kind::Frames { frames, left, trailers })
+        let mut frames = frames.into_iter().filter(|bytes| !bytes.is_empty());
+        let next = frames.next().unwrap_or_default();
+        let rest: VecDeque<Bytes> = frames.collect();
+        let left = rest.iter().chain([&next]).map(|bytes| bytes.len() as u64).sum();
+        Self(Kind::Frames { next, rest, left, trailers: trailers.map(Box::new) })
     }
 
     pub(crate) fn spooled(reader: SpoolReader, trailers: Option<HeaderMap>) -> Self {
-        Self(Kind::Spooled { reader, trailers })
+        Self(Kind::Spooled { reader: Box::new(reader), trailers: trailers.map(Box::new) })
     }
 
     /// The spooled body that nobody has begun to read.
@@ -90,7 +93,7 @@ impl Body {
     }
 
     pub(crate) fn channel(body: ChannelBody) -> Self {
-        Self(Kind::Channel(body))
+        Self(Kind::Channel(Box::new(body)))
     }
 }
 
@@ -118,18 +121,20 @@ impl HttpBody for Body {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match &mut self.0 {
-            Kind::Frames { frames, left, trailers } => {
-                if let Some(bytes) = frames.pop_front() {
+            Kind::Frames { next, rest, left, trailers } => {
+                if !next.is_empty() {
+                    let following = rest.pop_front().unwrap_or_default();
+                    let bytes = std::mem::replace(next, following);
                     *left -= bytes.len() as u64;
                     return Poll::Ready(Some(Ok(Frame::data(bytes))));
                 }
-                Poll::Ready(trailers.take().map(|trailers| Ok(Frame::trailers(trailers))))
+                Poll::Ready(trailers.take().map(|trailers| Ok(Frame::trailers(*trailers))))
             }
             Kind::Stream(body) => body.as_mut().poll_frame(cx),
             Kind::Spooled { reader, trailers } => match std::task::ready!(reader.poll_next(cx)) {
                 Some(Ok(bytes)) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
                 Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
-                None => Poll::Ready(trailers.take().map(|trailers| Ok(Frame::trailers(trailers)))),
+                None => Poll::Ready(trailers.take().map(|trailers| Ok(Frame::trailers(*trailers)))),
             },
             Kind::Channel(body) => {
                 let frame = std::task::ready!(body.frames.poll_recv(cx));
@@ -146,7 +151,7 @@ impl HttpBody for Body {
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
-            Kind::Frames { frames, trailers, .. } => frames.is_empty() && trailers.is_none(),
+            Kind::Frames { next, trailers, .. } => next.is_empty() && trailers.is_none(),
             Kind::Stream(body) => body.is_end_stream(),
             Kind::Spooled { .. } => false,
             // Only the end of the channel says that the answer is complete.

@@ -218,7 +218,8 @@ impl Tail {
 
 /// Reads an answer. `stream` is given the head of one that streams, at once.
 pub(crate) async fn capture<R>(
-    response: Response<R>,
+    mut parts: Parts,
+    body: R,
     plan: &Plan,
     bounds: Bounds,
     stream: impl FnOnce(Response<Body>),
@@ -227,10 +228,12 @@ where
     R: HttpBody<Data = Bytes> + Send + 'static,
     R::Error: Into<BoxError>,
 {
-    let (mut parts, body) = response.into_parts();
     let length = body.size_hint().exact();
     if length.is_some_and(|length| length <= bounds.held_bytes) && !plan.is_event_stream {
-        return hold(parts, body, bounds).await;
+        let (frames, trailers, complete) = hold(body, bounds).await;
+        let body = joined(&frames);
+        let has_body = !body.is_empty();
+        return Captured { has_body, body: Some(body), trailers, complete, rest: Rest::Held(parts, frames) };
     }
     let length = if bounds.in_chunks { None } else { length };
     if length.is_none() {
@@ -244,7 +247,8 @@ where
     Box::pin(tee(body, length, sender, &taken, plan.keeps(), bounds)).await
 }
 
-async fn hold<R>(parts: Parts, body: R, bounds: Bounds) -> Captured
+/// Reads a short answer: its frames, its trailers, and whether it came to its end.
+async fn hold<R>(body: R, bounds: Bounds) -> (Vec<Bytes>, Option<HeaderMap>, Result<(), BoxError>)
 where
     R: HttpBody<Data = Bytes> + Send + 'static,
     R::Error: Into<BoxError>,
@@ -262,8 +266,7 @@ where
             Err(error) => break Err(error),
         }
     };
-    let body = joined(&frames);
-    Captured { has_body: !body.is_empty(), body: Some(body), trailers, complete, rest: Rest::Held(parts, frames) }
+    (frames, trailers, complete)
 }
 
 async fn tee<R>(

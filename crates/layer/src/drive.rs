@@ -474,12 +474,11 @@ pub(crate) async fn record(
                 return Recorded::Lost;
             }
         };
-        let call: Answer<'_, Write> = match &write {
+        let mut call: Answer<'_, Write> = match &write {
             Transition::Replace(write) => shared.store.replace(id, write),
             Transition::Remove(expect) => shared.store.remove(id, *expect),
         };
         let call_started = Instant::now();
-        let mut call = std::pin::pin!(call);
         let result = loop {
             let Some(at) = slow_at else { break call.as_mut().await };
             tokio::select! {
@@ -494,6 +493,7 @@ pub(crate) async fn record(
                 }
             }
         };
+        drop(call);
         let operation = if matches!(write, Transition::Replace(_)) { StoreVerb::Replace } else { StoreVerb::Remove };
         shared.metrics.store_operation(operation, result_of(&result), call_started.elapsed());
         let event = match result {
@@ -502,7 +502,7 @@ pub(crate) async fn record(
                     engine.count_settled(&claim.facts().route, by);
                 }
                 if let Transition::Replace(write) = &write {
-                    written = settled_record(write, fence, revision, now);
+                    written = settled_block(write, fence, revision, now);
                 }
                 Event::Applied { fence, revision, now }
             }
@@ -533,10 +533,10 @@ pub(crate) async fn record(
         action = claim.on(event);
         if action == Action::Answer {
             failpoint::hit(failpoint::COMPLETE_END).await;
-            match written {
-                Some(record) => owner.settle(record),
+            match (written, write) {
+                (Some(stored), Transition::Replace(write)) => owner.settle(Record { stored, facts: write.facts }),
                 // Released, or unknown: one waiter looks again.
-                None => drop(owner),
+                _ => drop(owner),
             }
             return Recorded::Answer;
         }
@@ -579,13 +579,18 @@ fn keep_unrecorded(engine: &Engine, owner: &Owner, write: &Transition, claim: &C
 
 /// The record that waiters are given: only one with an outcome settles a flight.
 fn settled_record(write: &Replacement, fence: Fence, revision: Revision, now: Micros) -> Option<Record> {
+    let stored = settled_block(write, fence, revision, now)?;
+    Some(Record { stored, facts: write.facts.clone() })
+}
+
+/// The store's block of that record.
+fn settled_block(write: &Replacement, fence: Fence, revision: Revision, now: Micros) -> Option<Stored> {
     write.facts.outcome.as_ref()?;
     let keep_until = match write.keep {
         Keep::For(span) => now.plus(span),
         Keep::Open => Micros::ZERO,
     };
-    let stored = Stored { fence, revision, lease_until: Micros::ZERO, keep_until, written_at: now };
-    Some(Record { stored, facts: write.facts.clone() })
+    Some(Stored { fence, revision, lease_until: Micros::ZERO, keep_until, written_at: now })
 }
 
 /// Renews the lease every third of it, for as long as this future is polled.

@@ -72,14 +72,18 @@ enum Owed {
 impl Exchange {
     /// Executes under `grant`. What it returns is for the client, unless it has handed an answer
     /// over before.
-    pub(crate) async fn run<S, R>(
-        &self,
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "that would hold the request twice: as argument and as what it goes on with"
+    )]
+    pub(crate) fn run<'a, S, R>(
+        &'a self,
         mut claim: Box<Claim>,
         grant: Grant,
-        inner: S,
+        mut inner: S,
         request: Request<Body>,
-        handoff: &Handoff,
-    ) -> Response<Body>
+        handoff: &'a Handoff,
+    ) -> impl Future<Output = Response<Body>> + Send + 'a
     where
         S: Service<Request<Body>, Response = Response<R>> + Send + 'static,
         S::Error: Into<BoxError> + Send,
@@ -87,101 +91,107 @@ impl Exchange {
         R: HttpBody<Data = Bytes> + Send + 'static,
         R::Error: Into<BoxError>,
     {
-        let _executing = self.engine.executing();
-        let Grant { owner, fence, clock, permit: _permit, .. } = grant;
-        let started = Instant::now();
-        failpoint::hit(failpoint::DISPATCH_BEGIN).await;
-        if !drive::still_holds(&self.engine, self.id, &claim, clock, self.route.policy.lease, &owner).await {
-            drop(owner);
-            return self.refuse(&Problem::Refused(Refusal::ClaimLost, Details::default()));
-        }
-        let (event, owed) = {
-            let work = self.call(inner, request, started, clock, handoff);
-            tokio::select! {
-                biased;
-                done = work => done,
-                () = drive::renew(&self.engine, self.id, fence, self.route.policy.lease, &owner) => {
-                    unreachable!("renewal does not end by itself")
-                }
+        async move {
+            let _executing = self.engine.executing();
+            let Grant { owner, fence, clock, permit: _permit, .. } = grant;
+            let started = Instant::now();
+            failpoint::hit(failpoint::DISPATCH_BEGIN).await;
+            if !drive::still_holds(&self.engine, self.id, &claim, clock, self.route.policy.lease, &owner).await {
+                drop(owner);
+                return self.refuse(&Problem::Refused(Refusal::ClaimLost, Details::default()));
             }
-        };
-        failpoint::hit(failpoint::DISPATCH_END).await;
-        let upstream = started.elapsed();
-        self.upstream.store(u64::try_from(upstream.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        self.engine.0.metrics.executed_in(&self.route.name, upstream);
+            let (event, owed) = {
+                // A handler that panics may have had its effect: its outcome is unknown, not gone.
+                let call = std::panic::catch_unwind(AssertUnwindSafe(|| inner.call(request)));
+                let work = self.follow(call.ok(), started, clock, handoff);
+                tokio::select! {
+                    biased;
+                    done = work => done,
+                    () = drive::renew(&self.engine, self.id, fence, self.route.policy.lease, &owner) => {
+                        unreachable!("renewal does not end by itself")
+                    }
+                }
+            };
+            failpoint::hit(failpoint::DISPATCH_END).await;
+            let upstream = started.elapsed();
+            self.upstream.store(u64::try_from(upstream.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+            self.engine.0.metrics.executed_in(&self.route.name, upstream);
 
-        let is_unknown =
-            matches!(event, Event::UpstreamFailed(Sent::Maybe) | Event::Answered { class: Class::Unknown, .. });
-        let action = claim.on(event);
-        let mut owed = Some(owed);
-        let recorded = drive::record(&self.engine, self.id, &mut claim, action, owner, self.route.record_wait, || {
-            match owed.take() {
-                Some(Owed::Held(parts, frames, trailers)) => {
-                    let mut response = self.held(*parts, frames, trailers);
-                    response.headers_mut().insert(STATUS, HeaderValue::from_static("unrecorded"));
-                    handoff.give(response);
+            let is_unknown =
+                matches!(event, Event::UpstreamFailed(Sent::Maybe) | Event::Answered { class: Class::Unknown, .. });
+            let action = claim.on(event);
+            let mut owed = Some(owed);
+            let recorded =
+                drive::record(&self.engine, self.id, &mut claim, action, owner, self.route.record_wait, || match owed
+                    .take()
+                {
+                    Some(Owed::Held(parts, frames, trailers)) => {
+                        let mut response = self.held(*parts, frames, trailers);
+                        response.headers_mut().insert(STATUS, HeaderValue::from_static("unrecorded"));
+                        handoff.give(response);
+                    }
+                    Some(Owed::Tail(tail, trailers)) => {
+                        let mut trailers = trailers.unwrap_or_default();
+                        trailers.insert(STATUS, HeaderValue::from_static("unrecorded"));
+                        tail.finish(Some(trailers));
+                    }
+                    Some(Owed::Problem(problem)) => handoff.give(self.refuse(&problem)),
+                    Some(Owed::Nothing) | None => {}
+                })
+                .await;
+            if !matches!(recorded, Recorded::Answer) {
+                self.fenced.store(true, Ordering::Relaxed);
+            }
+            if is_unknown {
+                tracing::warn!(record = %self.id.short(), route = %self.route.name, "outcome unknown: the upstream may have executed the request");
+            }
+            match (recorded, owed) {
+                (Recorded::Answer, Some(Owed::Held(parts, frames, trailers))) => self.held(*parts, frames, trailers),
+                (Recorded::Answer, Some(Owed::Tail(tail, trailers))) => {
+                    tail.finish(trailers);
+                    Response::default()
                 }
-                Some(Owed::Tail(tail, trailers)) => {
-                    let mut trailers = trailers.unwrap_or_default();
-                    trailers.insert(STATUS, HeaderValue::from_static("unrecorded"));
-                    tail.finish(Some(trailers));
+                (_, Some(Owed::Problem(problem))) => self.refuse(&problem),
+                (_, Some(Owed::Tail(tail, _))) => {
+                    let lost = Problem::Refused(Refusal::ClaimLost, Details::default());
+                    self.break_off(tail, &lost, "the key was settled otherwise while the upstream answered");
+                    Response::default()
                 }
-                Some(Owed::Problem(problem)) => handoff.give(self.refuse(&problem)),
-                Some(Owed::Nothing) | None => {}
+                (Recorded::Replay(record), Some(Owed::Held(..))) => {
+                    let mut response =
+                        replay::response(&record, &self.route, &self.request_id, clock.now(), &self.caller);
+                    self.mark_derived(response.headers_mut());
+                    response
+                }
+                (Recorded::Lost, Some(Owed::Held(..))) => {
+                    self.refuse(&Problem::Refused(Refusal::ClaimLost, Details::default()))
+                }
+                (_, Some(Owed::Nothing) | None) => Response::default(),
             }
-        })
-        .await;
-        if !matches!(recorded, Recorded::Answer) {
-            self.fenced.store(true, Ordering::Relaxed);
-        }
-        if is_unknown {
-            tracing::warn!(record = %self.id.short(), route = %self.route.name, "outcome unknown: the upstream may have executed the request");
-        }
-        match (recorded, owed) {
-            (Recorded::Answer, Some(Owed::Held(parts, frames, trailers))) => self.held(*parts, frames, trailers),
-            (Recorded::Answer, Some(Owed::Tail(tail, trailers))) => {
-                tail.finish(trailers);
-                Response::default()
-            }
-            (_, Some(Owed::Problem(problem))) => self.refuse(&problem),
-            (_, Some(Owed::Tail(tail, _))) => {
-                let lost = Problem::Refused(Refusal::ClaimLost, Details::default());
-                self.break_off(tail, &lost, "the key was settled otherwise while the upstream answered");
-                Response::default()
-            }
-            (Recorded::Replay(record), Some(Owed::Held(..))) => {
-                let mut response = replay::response(&record, &self.route, &self.request_id, clock.now(), &self.caller);
-                self.mark_derived(response.headers_mut());
-                response
-            }
-            (Recorded::Lost, Some(Owed::Held(..))) => {
-                self.refuse(&Problem::Refused(Refusal::ClaimLost, Details::default()))
-            }
-            (_, Some(Owed::Nothing) | None) => Response::default(),
         }
     }
 
-    /// Sends the request and reads the answer. The event is for the claim, the rest for the client.
-    async fn call<S, R>(
+    /// Reads the answer to a request that was sent, unless the sending panicked. The event is for the claim, the rest for
+    /// the client.
+    async fn follow<F, R, E>(
         &self,
-        mut inner: S,
-        request: Request<Body>,
+        call: Option<F>,
         started: Instant,
         clock: drive::StoreClock,
         handoff: &Handoff,
     ) -> (Event, Owed)
     where
-        S: Service<Request<Body>, Response = Response<R>> + Send + 'static,
-        S::Error: Into<BoxError> + Send,
-        S::Future: Send,
+        F: Future<Output = Result<Response<R>, E>> + Send,
+        E: Into<BoxError> + Send,
         R: HttpBody<Data = Bytes> + Send + 'static,
         R::Error: Into<BoxError>,
     {
         let route = &self.route;
         let deadline = started + route.execution_max;
-        // A handler that panics may have had its effect: its outcome is unknown, not gone.
-        let call = AssertUnwindSafe(async move { inner.call(request).await }).catch_unwind();
-        let mut call = std::pin::pin!(call);
+        let Some(call) = call else {
+            return (Event::UpstreamFailed(Sent::Maybe), Owed::Problem(Problem::UpstreamFailed));
+        };
+        let mut call = std::pin::pin!(AssertUnwindSafe(call).catch_unwind());
         let mut gave_up_on_client = false;
         let head = match tokio::time::timeout_at(started + route.timeout, call.as_mut()).await {
             Ok(head) => Some(head),
@@ -224,7 +234,7 @@ impl Exchange {
             self.caller.declare(head.headers_mut(), std::iter::once(&STATUS));
             handoff.give(head);
         };
-        let captured = capture::capture(Response::from_parts(parts, body), &plan, bounds, stream).await;
+        let captured = capture::capture(parts, body, &plan, bounds, stream).await;
         let Captured { body, has_body, mut trailers, complete, rest } = captured;
         let judged = plan.at_end(trailers.as_mut(), has_body, route);
         if let Err(error) = complete {

@@ -94,128 +94,135 @@ pub(crate) fn request_id(headers: &HeaderMap) -> HeaderValue {
 
 /// Reads a request on a covered route. The order of checks is PROTOCOL section 3's: key,
 /// principal, credentials, body, required fields.
-pub(crate) async fn read<B>(engine: &Engine, route: &Arc<Route>, request: Request<B>) -> Result<Reading, Problem>
+pub(crate) fn read<'a, B>(
+    engine: &'a Engine,
+    route: &'a Arc<Route>,
+    request: Request<B>,
+) -> impl Future<Output = Result<Reading, Problem>> + Send + 'a
 where
     B: HttpBody<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
     let (parts, body) = request.into_parts();
-    let from_head = key::from_head(route, &parts.headers, parts.uri.query())?;
-    let is_grpc = grpc::is_call(&parts.headers);
-    let reads_body_for_key =
-        !is_grpc && route.key.from.iter().any(|source| matches!(source, Source::Json(_) | Source::Form(_)));
-    if from_head.is_none() && !reads_body_for_key {
-        match route.key.missing {
-            Missing::Optional => {
-                return Ok(Reading::Unprotected(Request::from_parts(parts, Body::wrap(body))));
+    // Not an `async fn`, whose future would hold the request twice: as its argument, and as what it goes on with.
+    async move {
+        let from_head = key::from_head(route, &parts.headers, parts.uri.query())?;
+        let is_grpc = grpc::is_call(&parts.headers);
+        let reads_body_for_key =
+            !is_grpc && route.key.from.iter().any(|source| matches!(source, Source::Json(_) | Source::Form(_)));
+        if from_head.is_none() && !reads_body_for_key {
+            match route.key.missing {
+                Missing::Optional => {
+                    return Ok(Reading::Unprotected(Request::from_parts(parts, Body::wrap(body))));
+                }
+                Missing::Required => return Err(Problem::MissingKey),
+                Missing::Derive(_) => {}
             }
-            Missing::Required => return Err(Problem::MissingKey),
-            Missing::Derive(_) => {}
         }
-    }
-    let trusted = parts.extensions.get::<TrustedPeer>().is_none_or(|peer| peer.0);
-    let says_who = route.auth.as_ref().is_some_and(|auth| auth.names_the_caller().is_some());
-    let mut who = if says_who {
-        Who::default()
-    } else {
-        principal(engine.secret(), route, &parts.headers, trusted, parts.extensions.get())?
-    };
-    let tenant = scope_part(&route.scope.tenant, &parts.headers, trusted)?;
-    let env = scope_part(&route.scope.env, &parts.headers, trusted)?;
-    let vouched = route.auth.is_some();
-    if let Some(auth) = &route.auth {
-        // On the heap, so that other routes do not carry its room.
-        match Box::pin(auth.check(&parts, &engine.0.metrics)).await {
-            Verdict::Allowed(None) if says_who => return Err(Problem::AuthUnavailable),
-            Verdict::Allowed(None) => {}
-            Verdict::Allowed(Some(caller)) => who.spelled = format!("auth:{caller}"),
-            Verdict::Refused(answer) => return Ok(Reading::Denied(answer)),
-            Verdict::Unavailable => return Err(Problem::AuthUnavailable),
+        let trusted = parts.extensions.get::<TrustedPeer>().is_none_or(|peer| peer.0);
+        let says_who = route.auth.as_ref().is_some_and(|auth| auth.names_the_caller().is_some());
+        let mut who = if says_who {
+            Who::default()
+        } else {
+            principal(engine.secret(), route, &parts.headers, trusted, parts.extensions.get())?
+        };
+        let tenant = scope_part(&route.scope.tenant, &parts.headers, trusted)?;
+        let env = scope_part(&route.scope.env, &parts.headers, trusted)?;
+        let vouched = route.auth.is_some();
+        if let Some(auth) = &route.auth {
+            // On the heap, so that other routes do not carry its room.
+            match Box::pin(auth.check(&parts, &engine.0.metrics)).await {
+                Verdict::Allowed(None) if says_who => return Err(Problem::AuthUnavailable),
+                Verdict::Allowed(None) => {}
+                Verdict::Allowed(Some(caller)) => who.spelled = format!("auth:{caller}"),
+                Verdict::Refused(answer) => return Ok(Reading::Denied(answer)),
+                Verdict::Unavailable => return Err(Problem::AuthUnavailable),
+            }
         }
-    }
 
-    let listed = listed_headers(&route.fingerprint, &parts.headers);
-    let listed: Vec<(&str, &[u8])> = listed.iter().map(|(name, value)| (*name, value.as_slice())).collect();
-    let head = canonical::Request {
-        method: parts.method.as_str(),
-        path: parts.uri.path(),
-        query: parts.uri.query(),
-        headers: &listed,
-        content_type: parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes),
-        encoded: is_encoded(&parts.headers),
-        body: &[],
-    };
-    let route_name = scope_route(route, &parts.method, parts.uri.path());
-    let scope = Scope { tenant: &tenant, env: &env, principal: &who.spelled, route: &route_name };
-    // Where the head has the key, one pass over the body makes fingerprint and digests.
-    let early_id = match &from_head {
-        Some(key) if !reads_body_for_key => Some(RecordId::derive(engine.secret(), &scope, key.as_str())),
-        _ => None,
-    };
-    let body = OneMessage::new(body, is_grpc);
-    let mut collected = collect(engine, route, body, &parts.headers, &head, early_id.as_ref()).await?;
-    let key = match collected.memory.as_deref().filter(|_| reads_body_for_key) {
-        Some(body) => {
-            let plain = plain::plain(engine, &route.fingerprint, &parts.headers, body);
-            key::agreed(route, from_head, &head, Some(&plain.bytes))?
-        }
-        None => key::agreed(route, from_head, &head, collected.memory.as_deref())?,
-    };
-    let (key, derived) = match (key, route.key.missing) {
-        (Some(key), _) => (key, false),
-        (None, Missing::Optional) => {
-            return Ok(Reading::Unprotected(Request::from_parts(parts, collected.body)));
-        }
-        (None, Missing::Required) => return Err(Problem::MissingKey),
-        (None, Missing::Derive(_)) => {
-            if collected.keep_missing {
-                return Err(Problem::MissingKey);
+        let listed = listed_headers(&route.fingerprint, &parts.headers);
+        let listed: Vec<(&str, &[u8])> = listed.iter().map(|(name, value)| (*name, value.as_slice())).collect();
+        let head = canonical::Request {
+            method: parts.method.as_str(),
+            path: parts.uri.path(),
+            query: parts.uri.query(),
+            headers: &listed,
+            content_type: parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes),
+            encoded: is_encoded(&parts.headers),
+            body: &[],
+        };
+        let route_name = scope_route(route, &parts.method, parts.uri.path());
+        let scope = Scope { tenant: &tenant, env: &env, principal: &who.spelled, route: &route_name };
+        // Where the head has the key, one pass over the body makes fingerprint and digests.
+        let early_id = match &from_head {
+            Some(key) if !reads_body_for_key => Some(RecordId::derive(engine.secret(), &scope, key.as_str())),
+            _ => None,
+        };
+        let body = OneMessage::new(body, is_grpc);
+        let mut collected = collect(engine, route, body, &parts.headers, &head, early_id.as_ref()).await?;
+        let key = match collected.memory.as_deref().filter(|_| reads_body_for_key) {
+            Some(body) => {
+                let plain = plain::plain(engine, &route.fingerprint, &parts.headers, body);
+                key::agreed(route, from_head, &head, Some(&plain.bytes))?
             }
-            (ClientKey::derived(&collected.fingerprint), true)
+            None => key::agreed(route, from_head, &head, collected.memory.as_deref())?,
+        };
+        let (key, derived) = match (key, route.key.missing) {
+            (Some(key), _) => (key, false),
+            (None, Missing::Optional) => {
+                return Ok(Reading::Unprotected(Request::from_parts(parts, collected.body)));
+            }
+            (None, Missing::Required) => return Err(Problem::MissingKey),
+            (None, Missing::Derive(_)) => {
+                if collected.keep_missing {
+                    return Err(Problem::MissingKey);
+                }
+                (ClientKey::derived(&collected.fingerprint), true)
+            }
+        };
+        if !collected.missing_required.is_empty() {
+            return Err(Problem::MissingIdentifier(collected.missing_required));
         }
-    };
-    if !collected.missing_required.is_empty() {
-        return Err(Problem::MissingIdentifier(collected.missing_required));
+        let id = early_id.unwrap_or_else(|| RecordId::derive(engine.secret(), &scope, key.as_str()));
+        let fields = match collected.fields.take() {
+            Some(fields) => fields,
+            None => digests(engine, &id, route, &parts.headers, &head, collected.memory.as_deref()),
+        };
+        let ask = Ask {
+            claim_id: new_claim_id(),
+            session: engine.0.session,
+            // Kept also where somebody vouches, should the route be without a check one day.
+            principal_proof: who.proof,
+            vouched,
+            fingerprint_policy: policies::number(&route.fingerprint),
+            fingerprint: collected.fingerprint.0,
+        };
+        let before = engine.0.earlier.load();
+        let earlier = if before.is_empty() {
+            Vec::new()
+        } else {
+            let memory = collected.memory.as_ref();
+            let (method, uri, headers) = (&parts.method, &parts.uri, &parts.headers);
+            let caller = says_who.then_some(who.spelled.as_str());
+            let certificate = parts.extensions.get();
+            let key = &key;
+            let named = earlier::Named { method, uri, headers, head: &head, trusted, certificate, memory, key, caller };
+            earlier::names(&before, &named, &id)
+        };
+        let belongs = Belongs { route: route.name.clone(), tenant: tenant.into_owned(), env: env.into_owned() };
+        Ok(Reading::Protected(Box::new(Asked {
+            id,
+            ask,
+            belongs,
+            fields,
+            key,
+            body: collected.memory,
+            request: Request::from_parts(parts, collected.body),
+            derived,
+            unverified_principal: who.proof.is_some() && !vouched,
+            earlier,
+        })))
     }
-    let id = early_id.unwrap_or_else(|| RecordId::derive(engine.secret(), &scope, key.as_str()));
-    let fields = match collected.fields.take() {
-        Some(fields) => fields,
-        None => digests(engine, &id, route, &parts.headers, &head, collected.memory.as_deref()),
-    };
-    let ask = Ask {
-        claim_id: new_claim_id(),
-        session: engine.0.session,
-        // Kept also where somebody vouches, should the route be without a check one day.
-        principal_proof: who.proof,
-        vouched,
-        fingerprint_policy: policies::number(&route.fingerprint),
-        fingerprint: collected.fingerprint.0,
-    };
-    let before = engine.0.earlier.load();
-    let earlier = if before.is_empty() {
-        Vec::new()
-    } else {
-        let memory = collected.memory.as_ref();
-        let (method, uri, headers) = (&parts.method, &parts.uri, &parts.headers);
-        let caller = says_who.then_some(who.spelled.as_str());
-        let certificate = parts.extensions.get();
-        let key = &key;
-        let named = earlier::Named { method, uri, headers, head: &head, trusted, certificate, memory, key, caller };
-        earlier::names(&before, &named, &id)
-    };
-    let belongs = Belongs { route: route.name.clone(), tenant: tenant.into_owned(), env: env.into_owned() };
-    Ok(Reading::Protected(Box::new(Asked {
-        id,
-        ask,
-        belongs,
-        fields,
-        key,
-        body: collected.memory,
-        request: Request::from_parts(parts, collected.body),
-        derived,
-        unverified_principal: who.proof.is_some() && !vouched,
-        earlier,
-    })))
 }
 
 /// The names of what differs between a record's request and this one.

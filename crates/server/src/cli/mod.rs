@@ -92,8 +92,10 @@ fn start_log() -> std::io::Result<log::Writer> {
     let to = fmt().with_env_filter(filter).with_target(false).with_writer(move || lines.clone());
     if std::env::var("ONCEWARD_LOG_FORMAT").is_ok_and(|format| format == "json") {
         to.json().flatten_event(true).init();
+    } else if std::io::IsTerminal::is_terminal(&std::io::stderr()) {
+        to.init();
     } else {
-        to.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
+        to.event_format(log::line::Plain).init();
     }
     Ok(writer)
 }

@@ -91,7 +91,11 @@ pin_project! {
     }
 }
 
-impl<B> Future for PassthroughFuture<B> {
+impl<B> Future for PassthroughFuture<B>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
     type Output = Result<Response<PassthroughBody<B>>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {

@@ -97,43 +97,42 @@ where
     }
 
     /// Sends a request, and gives its answer with the connection that it comes on.
-    pub(super) async fn exchange(
-        self: Arc<Self>,
-        mut request: Request<B>,
-    ) -> Result<(Response<Incoming>, Used<B>), UpstreamError> {
-        // A WebSocket begins as HTTP/1.1, whatever else the upstream speaks.
-        if self.options.http2 && !request.headers().contains_key(header::UPGRADE) {
-            match Arc::clone(&self).exchange_http2(request).await? {
-                Exchanged::Answered(response, place) => return Ok((response, Used::Http2(place))),
-                Exchanged::Http1Only(whole) => request = whole,
-            }
-        }
-        self.exchange_http1(request).await
-    }
-
-    /// Sends a request over HTTP/1.1.
     ///
-    /// It is sent to another connection only when hyper gives it back whole, which it does if and only if it had not
-    /// begun to write it, and when that connection was an old one: a new one that ends so tells something.
-    async fn exchange_http1(
+    /// Over HTTP/1.1 it is sent to another connection only when hyper gives it back whole, which it does if and only if
+    /// it had not begun to write it, and when that connection was an old one: a new one that ends so tells something.
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "that would hold the request twice: as argument and as what it goes on with"
+    )]
+    pub(super) fn exchange(
         self: Arc<Self>,
         mut request: Request<B>,
-    ) -> Result<(Response<Incoming>, Used<B>), UpstreamError> {
-        form(&mut request);
-        loop {
-            let (mut sender, kept) = match self.take() {
-                Some(sender) => (sender, true),
-                None => (self.connect().await?, false),
-            };
-            match sender.try_send_request(request).await {
-                Ok(response) => return Ok((response, Used::Http1 { pool: self, sender })),
-                Err(mut error) => match error.take_message() {
-                    Some(whole) if kept => request = whole,
-                    Some(_) => {
-                        return Err(UpstreamError::NotSent { source: Box::new(error.into_error()) });
-                    }
-                    None => return Err(UpstreamError::of_exchange(error.into_error())),
-                },
+    ) -> impl Future<Output = Result<(Response<Incoming>, Used<B>), UpstreamError>> + Send {
+        // What is rare is on the heap, so that other requests do not carry its room.
+        async move {
+            // A WebSocket begins as HTTP/1.1, whatever else the upstream speaks.
+            if self.options.http2 && !request.headers().contains_key(header::UPGRADE) {
+                match Box::pin(Arc::clone(&self).exchange_http2(request)).await? {
+                    Exchanged::Answered(response, place) => return Ok((response, Used::Http2(place))),
+                    Exchanged::Http1Only(whole) => request = whole,
+                }
+            }
+            form(&mut request);
+            loop {
+                let (mut sender, kept) = match self.take() {
+                    Some(sender) => (sender, true),
+                    None => (Box::pin(self.connect()).await?, false),
+                };
+                match sender.try_send_request(request).await {
+                    Ok(response) => return Ok((response, Used::Http1 { pool: self, sender })),
+                    Err(mut error) => match error.take_message() {
+                        Some(whole) if kept => request = whole,
+                        Some(_) => {
+                            return Err(UpstreamError::NotSent { source: Box::new(error.into_error()) });
+                        }
+                        None => return Err(UpstreamError::of_exchange(error.into_error())),
+                    },
+                }
             }
         }
     }

@@ -221,13 +221,7 @@ where
         if !headers.contains_key(header::HOST) {
             headers.insert(header::HOST, self.host.clone());
         }
-        let exchange = Arc::clone(&self.pool).exchange(request);
-        Exchange {
-            answer: Box::pin(async move {
-                let (response, used) = exchange.await?;
-                Ok(tidy(response, &method, used))
-            }),
-        }
+        Exchange { answer: Box::pin(Arc::clone(&self.pool).exchange(request)), method }
     }
 }
 
@@ -266,16 +260,24 @@ fn single_length(headers: &HeaderMap) -> Option<u64> {
 /// The answer of an upstream, to come. Dropping it ends the exchange, and the connection where it is HTTP/1.1; the
 /// request may have been sent.
 pub struct Exchange<B> {
-    answer: Pin<Box<dyn Future<Output = Outcome<B>> + Send>>,
+    answer: Pin<Box<dyn Future<Output = Result<Answered<B>, UpstreamError>> + Send>>,
+    method: Method,
 }
 
+/// An answer as it comes, and the connection that it comes on.
+type Answered<B> = (Response<Incoming>, Used<B>);
 type Outcome<B> = Result<Response<UpstreamBody<B>>, UpstreamError>;
 
-impl<B> Future for Exchange<B> {
+impl<B> Future for Exchange<B>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
     type Output = Outcome<B>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.answer.as_mut().poll(cx)
+        let (response, used) = ready!(self.answer.as_mut().poll(cx))?;
+        Poll::Ready(Ok(tidy(response, &self.method, used)))
     }
 }
 

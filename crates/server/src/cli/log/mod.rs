@@ -2,7 +2,9 @@
 //!
 //! A request pays for the making of its line and one short lock, not for a system call, nor for waking another thread:
 //! that one looks by itself, a fiftieth of a second after the first line. Where whoever reads the log does not keep up,
-//! lines are dropped and counted rather than requests held up.
+//! lines are dropped and counted rather than requests held up. [`line`] is what a line looks like.
+
+pub(super) mod line;
 
 use std::{
     io::{self, Write as _},
