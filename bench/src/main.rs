@@ -9,7 +9,7 @@
 //!
 //! [`rows`] what is measured against what, [`load`] one round of wrk, [`process`] the processes and
 //! their CPU time, [`servers`] the upstream and the plain proxy; [`inside`] what needs no process, [`growth`] a store of
-//! ten million records; [`report`] what is printed.
+//! ten million records, [`soak`] half an hour of them all; [`report`] what is printed.
 //!
 //! A figure that misses its aim is printed and is no error; a row that cannot be measured is.
 
@@ -20,10 +20,13 @@ mod process;
 mod report;
 mod rows;
 mod servers;
+mod soak;
 
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
+
+use anyhow::{Context, bail};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
         ["upstream"] => servers::upstream(),
         ["plain-proxy", upstream] => servers::plain_proxy(upstream),
         ["grown", folder, records] => grown(folder, records),
+        ["soak", rest @ ..] => soaked(rest),
         rest => {
             let quick = rest.contains(&"--quick");
             let (seconds, count, records) = if quick { (1, 3, 1_000_000) } else { (3, 5, 10_000_000) };
@@ -53,4 +57,13 @@ fn main() -> ExitCode {
 fn grown(folder: &str, records: &str) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(growth::grown(folder, records.parse()?))
+}
+
+fn soaked(arguments: &[&str]) -> anyhow::Result<()> {
+    let minutes = match arguments {
+        [] => 30,
+        [minutes] => minutes.strip_prefix("--minutes=").context("soak takes --minutes=N")?.parse()?,
+        _ => bail!("soak takes --minutes=N"),
+    };
+    rows::soak(minutes)
 }

@@ -80,6 +80,19 @@ impl Server {
     }
 }
 
+impl Server {
+    /// What it has in memory.
+    ///
+    /// # Errors
+    /// Where it has ended.
+    pub(crate) fn resident_mib(&self) -> anyhow::Result<f64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("the process has ended")?;
+        let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
+        Ok(kib / 1024.0)
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         // nginx's worker outlives a killed master, so it is asked to stop; the others do not mind.

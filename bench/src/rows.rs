@@ -9,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 use crate::load::{self, Figures, Keys, Round};
 use crate::process::Server;
 use crate::report::{Line, aim, median};
-use crate::{growth, inside, report};
+use crate::{growth, inside, report, soak};
 
 /// How long, and how often.
 #[derive(Clone, Copy, Debug)]
@@ -129,6 +129,17 @@ pub(crate) fn run(names: &[&str], rounds: Rounds, json: Option<&Path>) -> anyhow
         tell(runtime.block_on(inside::layer_in_axum(rounds)).context("P13")?);
     }
     json.map_or(Ok(()), |path| report::write_json(path, &lines))
+}
+
+/// Soaks Onceward for so many minutes, and prints what came of it.
+///
+/// # Errors
+/// Where a process does not start, or a connection ends.
+pub(crate) fn soak(minutes: u32) -> anyhow::Result<()> {
+    let folder = Folder::new()?;
+    let upstream = Server::start(Command::new(std::env::current_exe()?).arg("upstream"))?;
+    soak::measure(&upstream, &binaries()?.join("onceward"), &folder.0, minutes)?.print();
+    Ok(())
 }
 
 /// Where everything is written, on the disk of the binaries; gone afterwards.

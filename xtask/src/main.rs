@@ -33,6 +33,8 @@ usage: cargo xtask TASK
   conformance --list     where each case of the conformance list runs; fails where one runs nowhere
   bench [--quick] [ROW…] the measurements P1 to P3, P7 to P9, P12 and P13, each beside its baseline;
                          --json=FILE writes the figures too
+  bench soak [--minutes=30]
+                         mixed requests at 70 % of the highest rate: p99 and memory must stay flat
   chaos [--seed N] [--plan NAME] [--seconds N | --long MINUTES]
                          kills, stops and damages real processes, and judges what clients and the upstream saw
   chaos --mutants [--seed N] [--only NAME]
