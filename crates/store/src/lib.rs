@@ -37,8 +37,8 @@
 //!
 //! # Layout
 //!
-//! [`memory`] the reference, [`embedded`] the durable store of one process over [`log`], `watch`
-//! the waking of waiters inside a process, `conformance` the cases.
+//! [`memory`] the reference, [`embedded`] the durable store of one process over [`log`], `postgres` the store of
+//! several processes in a PostgreSQL database, `watch` the waking of waiters inside a process, `conformance` the cases.
 
 use std::{fmt, future::Future, pin::Pin, time::Duration};
 
@@ -61,6 +61,8 @@ pub mod guarded;
 #[cfg(feature = "embedded")]
 pub mod log;
 pub mod memory;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 mod sync;
 mod watch;
 
