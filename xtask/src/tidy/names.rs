@@ -134,7 +134,15 @@ pub(super) fn metrics(texts: &[Text]) -> Vec<String> {
 const METRIC: &str = "onceward_";
 
 /// What is called like a metric and is none.
-const NOT_METRICS: &[&str] = &["onceward_core", "onceward_store", "onceward_server", "onceward_client"];
+const NOT_METRICS: &[&str] = &[
+    "onceward_core",
+    "onceward_store",
+    "onceward_server",
+    "onceward_client",
+    // Roles of a database.
+    "onceward_app",
+    "onceward_operator",
+];
 
 /// Metrics as whole string literals.
 pub(super) fn string_metrics(text: &str) -> impl Iterator<Item = &str> {

@@ -39,6 +39,12 @@ macro_rules! migrations {
 /// Every step that this program knows, by number.
 pub const MIGRATIONS: &[Migration] = migrations![
     1 "tables" "0001_tables.sql",
+    2 "words" "0002_words.sql",
+    3 "claim" "0003_claim.sql",
+    4 "holder" "0004_holder.sql",
+    5 "operator" "0005_operator.sql",
+    6 "effects" "0006_effects.sql",
+    7 "roles" "0007_roles.sql",
 ];
 
 /// Why the schema is not what is needed.

@@ -1,0 +1,47 @@
+-- Who may call what. Applications get the role onceward_app, people who settle and erase keys onceward_operator.
+
+do $$
+declare
+  wanted name;
+begin
+  foreach wanted in array array['onceward_app', 'onceward_operator']::name[] loop
+    if not exists (select 1 from pg_roles where rolname = wanted) then
+      begin
+        execute format('create role %I nologin', wanted);
+      exception
+        when insufficient_privilege then
+          raise warning 'the role % was not created: this user may not create roles. Have it created (create role % nologin), then run: select onceward.grant_roles()', wanted, wanted;
+        when duplicate_object or unique_violation then
+          null;
+      end;
+    end if;
+  end loop;
+end $$;
+
+revoke all on all functions in schema onceward from public;
+
+-- Grants each role that is there what it is for. Repeatable; to be called by whoever migrated, after a role was created later.
+create function onceward.grant_roles() returns text[]
+language plpgsql volatile set search_path = onceward, pg_catalog, pg_temp
+as $$
+declare
+  for_both constant text := 'record_id(text, text, text, text, text), onceward.record_id(text), onceward.record_text(bytea), onceward.child_key(text, text), onceward.get(bytea)';
+  for_app constant text := 'claim, onceward.complete, onceward.fail, onceward.release, onceward.renew, onceward.checkpoint, onceward.dispatched, onceward.assert_fence, onceward.effect, onceward.outbox, onceward.guard_row, onceward.guard_table';
+  for_operator constant text := 'resolve, onceward.forget, onceward.probe_effect';
+  granted text[] := '{}';
+begin
+  if exists (select 1 from pg_roles where rolname = 'onceward_app') then
+    execute 'grant usage on schema onceward to onceward_app';
+    execute format('grant execute on function onceward.%s, onceward.%s to onceward_app', for_both, for_app);
+    granted := granted || 'onceward_app'::text;
+  end if;
+  if exists (select 1 from pg_roles where rolname = 'onceward_operator') then
+    execute 'grant usage on schema onceward to onceward_operator';
+    execute format('grant execute on function onceward.%s, onceward.%s to onceward_operator', for_both, for_operator);
+    granted := granted || 'onceward_operator'::text;
+  end if;
+  return granted;
+end $$;
+
+revoke all on function onceward.grant_roles() from public;
+select onceward.grant_roles();
