@@ -104,6 +104,7 @@ fn tests(counts: &mut Counts) -> anyhow::Result<()> {
 /// Real clients, unmodified, through the real binary.
 fn clients(counts: &mut Counts) -> anyhow::Result<()> {
     install::program("curl", "curl")?;
+    install::databases()?;
     let (python, modules) = (install::python()?, install::node()?);
     Shown::new("cargo build --package onceward-server").run(counts)?;
     let binary = tree::target().join("debug/onceward");
