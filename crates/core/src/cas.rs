@@ -87,15 +87,20 @@ pub fn is_meant(expect: Expect, there: &Stored, state: State) -> bool {
 /// over, where it is still at hand.
 #[must_use]
 pub fn inserted(facts: Facts, lease: Duration, now: Micros, mark: Fence, ended: Option<&Stored>) -> Record {
+    Record { stored: inserted_block(lease, now, mark, ended), facts }
+}
+
+/// The store's block of that record.
+#[must_use]
+pub fn inserted_block(lease: Duration, now: Micros, mark: Fence, ended: Option<&Stored>) -> Stored {
     let last = ended.map_or(Fence(0), |stored| stored.fence);
-    let stored = Stored {
+    Stored {
         fence: next_fence(now, mark, last),
         revision: Revision(1),
         lease_until: now.plus(lease),
         keep_until: Micros::ZERO,
         written_at: now,
-    };
-    Record { stored, facts }
+    }
 }
 
 /// The store's block after `write` is applied to the record that `there` belongs to.

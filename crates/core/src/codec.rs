@@ -65,7 +65,11 @@ pub enum DecodeError {
 
 /// Appends the record's bytes to `out`.
 pub fn encode(record: &Record, out: &mut Vec<u8>) {
-    let Record { stored, facts } = record;
+    encode_parts(&record.stored, &record.facts, out);
+}
+
+/// As [`encode`], of a record that is not in one piece.
+pub fn encode_parts(stored: &Stored, facts: &Facts, out: &mut Vec<u8>) {
     let start = out.len();
     let body = body_of(facts);
     let body_len = body.encoded_len();

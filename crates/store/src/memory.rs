@@ -166,9 +166,10 @@ impl Memory {
         for id in ids {
             let Ok(Some(mut record)) = inner.read(&id) else { continue };
             if record.facts.session == session && record.facts.state == State::InFlight {
+                inner.take(&id, &record);
                 record.stored.lease_until = Micros::ZERO;
                 record.stored.revision = Revision(record.stored.revision.0 + 1);
-                inner.write(id, &record);
+                inner.put(id, &record.stored, &record.facts);
                 // Whoever waits for the holder waits for nothing.
                 self.shared.watchers.wake(&id);
             }
@@ -252,14 +253,17 @@ impl Memory {
         if ended.is_none() && inner.records.len() >= self.shared.bounds.records_max {
             return Err(StoreError::not_applied(Kind::Full));
         }
-        let record = cas::inserted(facts.clone(), lease, now, inner.mark, ended.map(|record| record.stored).as_ref());
-        inner.write(id, &record);
+        if let Some(ended) = &ended {
+            inner.take(&id, ended);
+        }
+        let stored = cas::inserted_block(lease, now, inner.mark, ended.map(|record| record.stored).as_ref());
+        inner.put(id, &stored, facts);
         drop(inner);
         self.shared.watchers.wake(&id);
-        Ok(Insert::Inserted { fence: record.stored.fence, now })
+        Ok(Insert::Inserted { fence: stored.fence, now })
     }
 
-    /// The shape of every conditional write: meet the record, or return what is there.
+    /// The shape of every conditional write: meet the record, which `step` finds taken out, or return what is there.
     fn meet(
         &self,
         id: RecordId,
@@ -276,6 +280,7 @@ impl Memory {
         if matches!(expect, Expect::Holder(_)) {
             inner.live(record.facts.session)?;
         }
+        inner.take(&id, &record);
         let stored = step(&mut inner, record, now);
         drop(inner);
         self.shared.watchers.wake(&id);
@@ -300,31 +305,34 @@ impl Inner {
         if self.over.contains(&session) { Err(StoreError::not_applied(Kind::SessionOver)) } else { Ok(()) }
     }
 
-    fn write(&mut self, id: RecordId, record: &Record) {
-        self.take(&id);
+    /// Puts a record where there is none.
+    fn put(&mut self, id: RecordId, stored: &Stored, facts: &Facts) {
         let mut bytes = Vec::new();
-        codec::encode(record, &mut bytes);
+        codec::encode_parts(stored, facts, &mut bytes);
         self.bytes += bytes.len() as u64;
-        self.open += u64::from(record.facts.state == State::InFlight);
-        let usage = self.tenants.entry(record.facts.tenant.clone()).or_default();
-        usage.records += 1;
-        usage.bytes += bytes.len() as u64;
-        if record.stored.keep_until != Micros::ZERO {
-            self.ends.insert((record.stored.keep_until, id));
+        self.open += u64::from(facts.state == State::InFlight);
+        if !self.tenants.contains_key(&facts.tenant) {
+            self.tenants.insert(facts.tenant.clone(), Usage::default());
         }
-        if let Some(end) = body_end(record) {
+        if let Some(usage) = self.tenants.get_mut(&facts.tenant) {
+            usage.records += 1;
+            usage.bytes += bytes.len() as u64;
+        }
+        if stored.keep_until != Micros::ZERO {
+            self.ends.insert((stored.keep_until, id));
+        }
+        if let Some(end) = body_end(facts) {
             self.body_ends.insert((end, id));
         }
         self.records.insert(id, bytes.into_boxed_slice());
     }
 
-    /// Takes a record out, for another or for good.
-    fn take(&mut self, id: &RecordId) {
-        let Ok(Some(old)) = self.read(id) else { return };
+    /// Takes a record out, as it was read, for another or for good.
+    fn take(&mut self, id: &RecordId, old: &Record) {
         let len = self.records.remove(id).map_or(0, |bytes| bytes.len() as u64);
         self.bytes -= len;
         self.ends.remove(&(old.stored.keep_until, *id));
-        if let Some(end) = body_end(&old) {
+        if let Some(end) = body_end(&old.facts) {
             self.body_ends.remove(&(end, *id));
         }
         self.open -= u64::from(old.facts.state == State::InFlight);
@@ -340,8 +348,8 @@ impl Inner {
     }
 }
 
-fn body_end(record: &Record) -> Option<Micros> {
-    record.facts.outcome.as_ref().map(|outcome| outcome.body_until).filter(|end| *end != Micros::ZERO)
+fn body_end(facts: &Facts) -> Option<Micros> {
+    facts.outcome.as_ref().map(|outcome| outcome.body_until).filter(|end| *end != Micros::ZERO)
 }
 
 impl Store for Memory {
@@ -358,7 +366,7 @@ impl Store for Memory {
         let claims = matches!(write.expect, Expect::Seen(..)) && write.facts.state == State::InFlight;
         let written = self.meet(id, write.expect, claims.then_some(write.facts.session), |inner, there, now| {
             let stored = cas::replaced(write, &there.stored, now, inner.mark);
-            inner.write(id, &Record { stored, facts: write.facts.clone() });
+            inner.put(id, &stored, &write.facts);
             stored
         });
         Box::pin(std::future::ready(written))
@@ -367,17 +375,14 @@ impl Store for Memory {
     fn extend(&self, id: RecordId, holder: Fence, lease: Duration) -> Answer<'_, Write> {
         let written = self.meet(id, Expect::Holder(holder), None, |inner, there, now| {
             let stored = cas::extended(&there.stored, lease, now);
-            inner.write(id, &Record { stored, ..there });
+            inner.put(id, &stored, &there.facts);
             stored
         });
         Box::pin(std::future::ready(written))
     }
 
     fn remove(&self, id: RecordId, expect: Expect) -> Answer<'_, Write> {
-        let written = self.meet(id, expect, None, |inner, there, _now| {
-            inner.take(&id);
-            there.stored
-        });
+        let written = self.meet(id, expect, None, |_inner, there, _now| there.stored);
         Box::pin(std::future::ready(written))
     }
 
@@ -413,7 +418,9 @@ impl Store for Memory {
             let ended: Vec<(Micros, RecordId)> =
                 inner.ends.iter().take_while(|(end, _)| *end <= now).take(limit).copied().collect();
             for end in &ended {
-                inner.take(&end.1);
+                if let Ok(Some(old)) = inner.read(&end.1) {
+                    inner.take(&end.1, &old);
+                }
                 // One that cannot be read stays, as damage, but is not met again.
                 inner.ends.remove(end);
             }
@@ -422,8 +429,9 @@ impl Store for Memory {
             for end in &bare {
                 inner.body_ends.remove(end);
                 let Ok(Some(mut record)) = inner.read(&end.1) else { continue };
+                inner.take(&end.1, &record);
                 record.facts.outcome = record.facts.outcome.map(Outcome::bare);
-                inner.write(end.1, &record);
+                inner.put(end.1, &record.stored, &record.facts);
             }
             Swept { removed: ended.len() as u64, more: ended.len() == limit || bare.len() == limit }
         });

@@ -358,18 +358,18 @@ impl Store for Embedded {
             if !inner.log.has_space() || ended.is_none() && inner.is_full() {
                 return Err(StoreError::not_applied(Kind::Full));
             }
-            let record = cas::inserted(facts.clone(), lease, now, inner.state.mark(), ended.as_ref());
+            let stored = cas::inserted_block(lease, now, inner.state.mark(), ended.as_ref());
             bytes.clear();
-            codec::encode(&record, bytes);
-            let answer = Insert::Inserted { fence: record.stored.fence, now };
-            Ok(Evaluated::Put(record.stored, record.facts.state, answer))
+            codec::encode_parts(&stored, facts, bytes);
+            let answer = Insert::Inserted { fence: stored.fence, now };
+            Ok(Evaluated::Put(stored, facts.state, answer))
         }))
     }
 
     fn replace<'a>(&'a self, id: RecordId, write: &'a Replacement) -> Answer<'a, Write> {
         // A body may be long: it is encoded before the lock, and the store's block is filled in under it.
         let mut encoded = Vec::new();
-        codec::encode(&Record { stored: Default::default(), facts: write.facts.clone() }, &mut encoded);
+        codec::encode_parts(&Stored::default(), &write.facts, &mut encoded);
         let claims = write.facts.state == RecordState::InFlight && write.fence == cas::FenceRule::Next;
         Box::pin(self.inner.write(id, encoded, move |inner, there, now, bytes| {
             let there = match meant(there, write.expect, now)? {
