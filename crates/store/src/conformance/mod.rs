@@ -15,7 +15,7 @@
 //!
 //! `drive` a request's claim and a holder's or operator's step on any store · `script` the
 //! language of the rows and the checks made after each step · `rows` the rows · `races`, `content`,
-//! `faults` the cases in code · `hooks` those that only the memory store can show, with its hooks
+//! `faults` the cases in code · `postgres` the store across a network as a subject · `hooks` those that only the memory store can show, with its hooks
 //!
 //! Not a stable interface: names and rows follow the guarantees.
 
@@ -30,11 +30,15 @@ mod content;
 mod drive;
 mod faults;
 mod hooks;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod races;
 mod rows;
 mod script;
 mod subject;
 
+#[cfg(feature = "postgres")]
+pub use self::postgres::{Database, MOVABLE_CLOCK, OnPostgres};
 #[cfg(feature = "embedded")]
 pub use self::subject::OnEmbedded;
 pub use self::subject::{OnMemory, OnMemoryWaiting};
@@ -176,6 +180,10 @@ pub fn subjects() -> Vec<Box<dyn Subject>> {
         Box::new(OnMemoryWaiting),
         #[cfg(feature = "embedded")]
         Box::new(OnEmbedded),
+        #[cfg(feature = "postgres")]
+        Box::new(OnPostgres { name: "postgres", database: None }),
+        #[cfg(feature = "postgres")]
+        Box::new(OnPostgres { name: "postgres-pooled", database: None }),
     ]
 }
 

@@ -70,7 +70,7 @@ impl Address {
     ///
     /// # Errors
     /// As the server or the network has it; nothing was written.
-    pub(super) async fn connect(
+    pub(crate) async fn connect(
         &self,
         heard: impl FnMut(AsyncMessage) + Send + 'static,
     ) -> Result<(Client, impl Future<Output = ()> + Send + 'static), tokio_postgres::Error> {

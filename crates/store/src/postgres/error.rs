@@ -2,6 +2,10 @@
 
 use std::fmt;
 
+use tokio_postgres::error::{DbError, Severity, SqlState};
+
+use crate::{Kind, StoreError};
+
 /// A failure of the database in words: what it said, its SQLSTATE, what to do.
 #[derive(Debug)]
 pub struct Failure {
@@ -26,6 +30,11 @@ impl Failure {
         };
         let state = error.code().map(|state| state.code().to_owned());
         Self { said, advice: state.as_deref().and_then(advice), state, source: Some(error) }
+    }
+
+    /// Of what we found ourselves.
+    pub(super) fn said(said: impl Into<String>) -> Self {
+        Self { said: said.into(), state: None, advice: None, source: None }
     }
 
     /// The SQLSTATE, where the server gave one.
@@ -75,5 +84,54 @@ fn advice(state: &str) -> Option<&'static str> {
         _ if state.starts_with("08") => "the connection failed: check the address, the server and what is between",
         _ if state.starts_with("XX") => "the server is damaged or met a fault of its own: look at its log",
         _ => return None,
+    })
+}
+
+/// Whether a statement that ended so can have been committed all the same.
+fn may_be_applied(error: &tokio_postgres::Error) -> bool {
+    let Some(db) = error.as_db_error() else {
+        // The connection went away between the call and its answer.
+        return true;
+    };
+    // An error ends its transaction; whoever is sent away for good may have been committed before.
+    let ended_for_good = !matches!(db.parsed_severity(), Some(Severity::Error));
+    ended_for_good || is_ambiguous(db.code())
+}
+
+/// SQLSTATEs of which not even severity ERROR says that nothing was committed: the wait for a synchronous standby can
+/// be cancelled after the commit, and poolers report a server that they lost as a protocol violation.
+fn is_ambiguous(state: &SqlState) -> bool {
+    *state == SqlState::QUERY_CANCELED
+        || *state == SqlState::T_R_STATEMENT_COMPLETION_UNKNOWN
+        || ["08", "57P"].iter().any(|class| state.code().starts_with(class))
+}
+
+fn kind(error: &tokio_postgres::Error) -> Kind {
+    let Some(db) = error.as_db_error() else { return Kind::Unavailable };
+    match db.code().code() {
+        "25006" => Kind::NotPrimary,
+        "40001" | "40P01" | "55P03" => Kind::Conflict,
+        "XX001" | "XX002" => Kind::Damaged(db.message().to_owned()),
+        _ => Kind::Unavailable,
+    }
+}
+
+/// A write that failed after it was sent.
+pub(super) fn write_failed(error: tokio_postgres::Error) -> StoreError {
+    let kind = kind(&error);
+    let failed = if may_be_applied(&error) { StoreError::unknown(kind) } else { StoreError::not_applied(kind) };
+    failed.because(Failure::of(error))
+}
+
+/// A read that failed, or a connection that did not come about: nothing was written.
+pub(super) fn read_failed(error: tokio_postgres::Error) -> StoreError {
+    StoreError::not_applied(kind(&error)).because(Failure::of(error))
+}
+
+/// Whether the statement failed by what one of its items is, so that the others may do without it.
+pub(super) fn may_be_one_item(error: &tokio_postgres::Error) -> bool {
+    let state = error.as_db_error().map(DbError::code).map(SqlState::code);
+    state.is_some_and(|state| {
+        !may_be_applied(error) && (["22", "23"].iter().any(|class| state.starts_with(class)) || state == "55P03")
     })
 }

@@ -45,6 +45,7 @@ pub const MIGRATIONS: &[Migration] = migrations![
     5 "operator" "0005_operator.sql",
     6 "effects" "0006_effects.sql",
     7 "roles" "0007_roles.sql",
+    10 "store" "0010_store.sql",
 ];
 
 /// Why the schema is not what is needed.
@@ -65,6 +66,9 @@ pub enum SchemaError {
         "migration {0} was applied with other contents: the schema was made by another build, or by hand; restore it from a backup, or drop the schema and migrate anew where it holds nothing of worth"
     )]
     Changed(String),
+    /// Another secret is there.
+    #[error("the database has another install secret than this one: records and SQL functions would make different ids; give the secret that is there, or empty onceward.secret where nothing was made with it")]
+    OtherSecret,
     /// A step failed; nothing of it was applied, those before it were.
     #[error("migration {name} failed, and nothing of it was applied: {failure}")]
     Step {
@@ -134,6 +138,21 @@ pub(super) async fn check_with(client: &Client, migrations: &'static [Migration]
     }
     // Steps that only add are no harm to those who do not know them.
     newer(migrations, &applied, |applied| applied.breaks).map_or(Ok(()), Err)
+}
+
+/// Keeps the install secret where only the schema's owner reads it, for the SQL functions that make record ids.
+/// Repeatable.
+///
+/// # Errors
+/// [`SchemaError::OtherSecret`] where another is there, and as [`migrate`].
+pub async fn keep_secret(address: &Address, secret: &[u8; 32]) -> Result<(), SchemaError> {
+    let client = connect(address).await?;
+    let kept = "INSERT INTO onceward.secret (bytes) VALUES ($1) ON CONFLICT DO NOTHING";
+    let secret = secret.as_slice();
+    client.query_typed(kept, &[(&secret, Type::BYTEA)]).await.map_err(|error| failed("secret", error))?;
+    let same = "SELECT FROM onceward.secret WHERE bytes = $1";
+    let rows = client.query_typed(same, &[(&secret, Type::BYTEA)]).await.map_err(|error| failed("secret", error))?;
+    if rows.is_empty() { Err(SchemaError::OtherSecret) } else { Ok(()) }
 }
 
 /// A step as the database has it.

@@ -1,0 +1,141 @@
+//! What each tenant takes up: counted in the database now and then, and followed between by what this process wrote.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use crate::Usage;
+
+/// Records and bytes, up or down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Change {
+    pub(super) records: i64,
+    pub(super) bytes: i64,
+}
+
+impl Change {
+    fn add(&mut self, other: Self) {
+        self.records = self.records.saturating_add(other.records);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+    }
+
+    fn usage(self) -> Usage {
+        let unsigned = |number: i64| u64::try_from(number).unwrap_or_default();
+        Usage { records: unsigned(self.records), bytes: unsigned(self.bytes) }
+    }
+}
+
+type Tenants = HashMap<String, Change>;
+
+/// Everybody's share.
+#[derive(Debug, Default)]
+pub(super) struct Figures(Mutex<Inner>, Asked);
+
+/// Whether anybody has asked.
+type Asked = AtomicBool;
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// By the last count, which every process's writes are in.
+    counted: Tenants,
+    /// Whether there was one.
+    is_counted: bool,
+    /// Answered before the count on its way began: it will have them.
+    before: Tenants,
+    /// Answered since: it may have them or not.
+    since: Tenants,
+}
+
+impl Inner {
+    fn parts(&self) -> [&Tenants; 3] {
+        [&self.counted, &self.before, &self.since]
+    }
+}
+
+impl Figures {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A write of this process.
+    pub(super) fn wrote(&self, tenant: &str, change: Change) {
+        if change == Change::default() {
+            return;
+        }
+        let mut inner = self.lock();
+        match inner.since.get_mut(tenant) {
+            Some(sum) => sum.add(change),
+            None => {
+                inner.since.insert(tenant.to_owned(), change);
+            }
+        }
+    }
+
+    /// A count begins: what comes from now on is not surely in it.
+    pub(super) fn begin(&self) {
+        let mut inner = self.lock();
+        let since = std::mem::take(&mut inner.since);
+        for (tenant, change) in since {
+            inner.before.entry(tenant).or_default().add(change);
+        }
+    }
+
+    /// It has ended. What was answered while it ran counts twice at most until the next.
+    pub(super) fn counted(&self, counted: Tenants) {
+        let mut inner = self.lock();
+        inner.counted = counted;
+        inner.is_counted = true;
+        inner.before.clear();
+    }
+
+    pub(super) fn of(&self, tenant: &str) -> Usage {
+        self.1.store(true, Ordering::Relaxed);
+        let inner = self.lock();
+        let mut sum = Change::default();
+        inner.parts().iter().filter_map(|part| part.get(tenant)).for_each(|change| sum.add(*change));
+        sum.usage()
+    }
+
+    /// Whether somebody has asked what a tenant takes up.
+    pub(super) fn are_asked(&self) -> bool {
+        self.1.load(Ordering::Relaxed)
+    }
+
+    /// What all take up; `None` where that was never counted.
+    pub(super) fn total(&self) -> Option<Usage> {
+        let inner = self.lock();
+        if !inner.is_counted {
+            return None;
+        }
+        let mut sum = Change::default();
+        inner.parts().iter().flat_map(|part| part.values()).for_each(|change| sum.add(*change));
+        Some(sum.usage())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: Change = Change { records: 1, bytes: 300 };
+
+    #[test]
+    fn a_count_takes_the_place_of_what_was_answered_before_it_and_of_nothing_after() {
+        let figures = Figures::default();
+        figures.wrote("acme", ONE);
+        figures.begin();
+        figures.wrote("acme", ONE);
+        assert_eq!(figures.of("acme"), Usage { records: 2, bytes: 600 });
+        figures.counted(Tenants::from([("acme".to_owned(), ONE), ("other".to_owned(), ONE)]));
+        assert_eq!(figures.of("acme").records, 2, "the one before is in the count, the one after is not");
+        // A count that fails leaves everything as it is.
+        figures.begin();
+        assert_eq!((figures.of("acme").records, figures.total().map(|all| all.records)), (2, Some(3)));
+        figures.wrote("acme", Change { records: -5, bytes: -5000 });
+        assert_eq!(figures.of("acme"), Usage::default(), "never below nothing");
+    }
+}

@@ -1,0 +1,122 @@
+//! Those who wait for keys whose holder is another process.
+//!
+//! A key that is waited for is said so in the database, and whoever writes to it notifies; nobody else does, since
+//! notifications make commits queue. A notification that is lost, by a connection that breaks or a writer that looked
+//! before it was said, costs one second: then whoever waits looks again.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use onceward_core::key::RecordId;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, sleep},
+};
+use tokio_postgres::{AsyncMessage, types::Type};
+
+use super::{Shared, address::Address, row::span};
+use crate::watch::Watchers;
+
+/// How often whoever waits looks again without being notified.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How long a key counts as waited for after it was said.
+const SAID_FOR: Duration = Duration::from_secs(30);
+/// The most keys that are said at a time.
+const SAY_MAX: usize = 256;
+/// The pause before the listening connection is made again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Listens, on a connection of its own that no pooler may carry.
+pub(super) async fn listen(address: Address, watchers: Watchers, listening: Arc<AtomicBool>) {
+    loop {
+        let woken = watchers.clone();
+        let heard = move |message| {
+            if let AsyncMessage::Notification(told) = message
+                && let Some(id) = id_of(told.payload())
+            {
+                woken.wake(&id);
+            }
+        };
+        match address.connect(heard).await {
+            Ok((client, connection)) => {
+                let carried = tokio::spawn(connection);
+                match client.batch_execute("LISTEN onceward").await {
+                    Ok(()) => {
+                        listening.store(true, Ordering::Relaxed);
+                        // It ends with the connection; nothing more is said on it.
+                        let _ = carried.await;
+                        listening.store(false, Ordering::Relaxed);
+                    }
+                    Err(error) => tracing::debug!(%error, "cannot listen"),
+                }
+            }
+            Err(error) => tracing::debug!(%error, "cannot connect to listen"),
+        }
+        sleep(AGAIN).await;
+    }
+}
+
+fn id_of(hex: &str) -> Option<RecordId> {
+    let mut id = [0; 32];
+    let (pairs, rest) = hex.as_bytes().as_chunks::<2>();
+    if pairs.len() != id.len() || !rest.is_empty() {
+        return None;
+    }
+    for (byte, pair) in id.iter_mut().zip(pairs) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(RecordId(id))
+}
+
+/// Says which keys are waited for, and has those who wait look again each second.
+pub(super) async fn say(shared: Arc<Shared>, mut waited: mpsc::Receiver<RecordId>) {
+    let mut said: HashMap<RecordId, Instant> = HashMap::new();
+    let mut again = interval(LOOK_AGAIN);
+    again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut new = Vec::new();
+    loop {
+        tokio::select! {
+            _ = again.tick() => {
+                said.retain(|_, at| at.elapsed() < SAID_FOR / 2);
+                said.keys().for_each(|id| shared.watchers.wake(id));
+                continue;
+            }
+            count = waited.recv_many(&mut new, SAY_MAX) => if count == 0 { return },
+        }
+        new.retain(|id| !said.contains_key(id));
+        new.sort_unstable();
+        new.dedup();
+        if new.is_empty() {
+            continue;
+        }
+        let ids: Vec<&[u8]> = new.iter().map(|id| id.0.as_slice()).collect();
+        let sql = "SELECT onceward.store_wait($1, $2)";
+        let written = shared.upkeep.write(sql, &[(&ids, Type::BYTEA_ARRAY), (&span(SAID_FOR), Type::INT8)]).await;
+        if let Err(failed) = written {
+            tracing::debug!(error = %failed.error, "cannot say which keys are waited for");
+        }
+        // Said or not: those who wait look again by themselves.
+        said.extend(new.drain(..).map(|id| (id, Instant::now())));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_read_from_its_hexadecimal_digits_and_nothing_else_is() {
+        let id = RecordId(std::array::from_fn(|at| u8::try_from(at * 8).unwrap()));
+        let hex: String = id.0.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(id_of(&hex), Some(id));
+        for wrong in ["", "00", &hex[1..], &format!("{hex}00"), &hex.replace("08", "0g")] {
+            assert_eq!(id_of(wrong), None, "{wrong}");
+        }
+    }
+}
