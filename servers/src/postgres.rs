@@ -41,8 +41,23 @@ impl Postgres {
     /// # Errors
     /// Where PostgreSQL is missing, or does not start.
     pub fn start(settings: &[(&str, &str)]) -> anyhow::Result<Self> {
-        let programs = programs()?;
+        Self::start_in(Place::new()?, settings)
+    }
+
+    /// The same with a certificate and its key in PEM, so that clients may come over TLS.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with_tls(settings: &[(&str, &str)], certificate: &str, key: &str) -> anyhow::Result<Self> {
         let place = Place::new()?;
+        let certificate = place.write("certificate.pem", certificate)?.display().to_string();
+        let key = place.write("key.pem", key)?.display().to_string();
+        let tls = [("ssl", "on"), ("ssl_cert_file", &*certificate), ("ssl_key_file", &*key)];
+        Self::start_in(place, &[settings, &tls].concat())
+    }
+
+    fn start_in(place: Place, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let programs = programs()?;
         let data = place.path().join("data");
         let password = place.write("password", PASSWORD)?;
         let mut initdb = place.command(&programs.join("initdb"));

@@ -15,6 +15,7 @@ pub mod config;
 pub mod demo;
 mod folder;
 pub mod identity;
+pub mod opened;
 pub mod proxy;
 pub mod reload;
 pub mod start;

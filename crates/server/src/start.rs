@@ -1,7 +1,6 @@
 //! The process from start to drain: store, engine, listeners, background work.
 
 use std::{
-    fs,
     io::{self, Write as _},
     net::SocketAddr,
     path::PathBuf,
@@ -12,11 +11,7 @@ use std::{
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use onceward::{
     Engine, Layer,
-    store::{
-        embedded::{self, Embedded},
-        guarded::Guarded,
-        log::{self, Keeps},
-    },
+    store::{embedded, guarded::Guarded, postgres::OpenError},
 };
 use tokio::net::TcpListener;
 use tower::Layer as _;
@@ -28,6 +23,7 @@ use crate::{
     config::{Config, ConfigError, Environment, Flags, secret::Secret},
     demo, folder,
     identity::{self, Identity, Purpose},
+    opened::{self, Opened},
     proxy,
     reload::Reload,
     telemetry,
@@ -39,7 +35,6 @@ const TOKEN_FILE: &str = "admin.token";
 const MUTANT: &str = "ONCEWARD_MUTANT";
 /// How often ended records are swept.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
-const SWEEP_RECORDS_MAX: usize = 10_000;
 /// How often certificate files are looked at for other contents.
 const CERTIFICATES_EVERY: Duration = Duration::from_secs(2);
 /// How often unknown outcomes are looked through.
@@ -82,6 +77,24 @@ pub enum StartError {
         /// Why.
         #[source]
         source: embedded::OpenError,
+    },
+    /// The store in Postgres does not open.
+    #[error("the store in Postgres does not open")]
+    Postgres(#[source] OpenError),
+    /// The database's address or its TLS cannot be used: exit code 2.
+    #[error("[store.postgres]: {0}")]
+    Address(String),
+    /// The records of the database were made with another secret.
+    #[error(
+        "the records of this database were made with another install secret ({theirs}, not {ours}); under this one every \
+         key would be new and run again. Bring the old secret back as [identity] secret, or give it as [identity] \
+         previous"
+    )]
+    Foreign {
+        /// A hash of the database's secret.
+        theirs: String,
+        /// Of the configuration's.
+        ours: String,
     },
     /// `store.durable = "required"`, and the folder may be emptied.
     #[error(
@@ -135,6 +148,7 @@ impl StartError {
             | Self::Rekeyed { .. }
             | Self::Failpoint(_)
             | Self::Mutant(_)
+            | Self::Address(_)
             | Self::Certificates(_)
             | Self::Unusable(_) => 2,
             _ => 1,
@@ -159,8 +173,8 @@ pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
     tracing::info!("requests through this process only are protected; point every client at it");
 
     let metrics = install_metrics()?;
-    let (store, concerns) = open_store(&config, args.accept_loss).await?;
-    let mut inner: Arc<dyn onceward::store::Store> = Arc::new(store.clone());
+    let (store, concerns) = opened::open(&config, args.accept_loss).await?;
+    let mut inner = store.store();
     if onceward::failpoint::is_in_store() {
         inner = Arc::new(onceward::failing_store::FailingStore::new(inner));
     }
@@ -265,64 +279,6 @@ pub fn engine(
     Ok(engine)
 }
 
-/// Opens the store of the configuration, and says what is not well with its folder.
-///
-/// # Errors
-/// [`StartError`].
-pub async fn open_store(config: &Config, accept_loss: bool) -> Result<(Embedded, Vec<String>), StartError> {
-    let folder = &config.store.path;
-    let mut options = embedded::Options::default();
-    options.log.accept_loss = accept_loss;
-    options.log.reserve_bytes = u32::try_from(config.store.reserve).unwrap_or(u32::MAX);
-    if let Some(records) = config.store.max_records {
-        options.records_max = usize::try_from(records).unwrap_or(usize::MAX);
-    }
-    // Before the first segment is written: a refused folder is left as it was.
-    let made = fs::create_dir_all(folder).and_then(|()| log::keeps(folder));
-    let why = match made {
-        Ok(Keeps::InMemory) => Some("lives in memory and is empty after a restart"),
-        Ok(Keeps::InContainer) => Some("belongs to its container and goes with it"),
-        _ => None,
-    };
-    if let Some(why) = why
-        && config.store.durable_required
-    {
-        return Err(StartError::NotDurable { folder: folder.clone(), why });
-    }
-    let store =
-        Embedded::open(folder, options).await.map_err(|source| StartError::Store { folder: folder.clone(), source })?;
-    let mut concerns = Vec::new();
-    if let Some(why) = why {
-        concerns.push(format!("the data folder {} {why}", folder.display()));
-    }
-    if let Some(cut) = &store.report().cut {
-        tracing::warn!(
-            file = cut.file,
-            offset = cut.offset,
-            bytes = cut.bytes,
-            "an incomplete last batch was cut; nobody was told that it was written"
-        );
-    }
-    for loss in &store.report().losses {
-        tracing::error!(
-            file = loss.file,
-            from = loss.from,
-            to = loss.to,
-            after_us = loss.after_us,
-            before_us = loss.before_us,
-            "a part of the log is lost: keys written between these times may run again"
-        );
-        concerns.push(format!(
-            "{} bytes {} to {} were lost: keys written there may run again",
-            loss.file, loss.from, loss.to
-        ));
-    }
-    for concern in &concerns {
-        tracing::warn!("{concern}");
-    }
-    Ok((store, concerns))
-}
-
 /// The admin token of the configuration, else the folder's, drawn on first use.
 ///
 /// # Errors
@@ -425,7 +381,7 @@ struct Background(Vec<tokio::task::JoinHandle<()>>);
 impl Background {
     fn start(
         engine: &Engine,
-        store: &Embedded,
+        store: &Opened,
         guarded: &Arc<Guarded>,
         metrics: PrometheusHandle,
         admin_listener: TcpListener,
@@ -437,7 +393,7 @@ impl Background {
                 tracing::error!(%error, "the admin listener ended");
             }
         };
-        let sweep = sweep(store.clone(), Arc::clone(guarded), metrics);
+        let sweep = sweep(store.store(), store.swept_max(), Arc::clone(guarded), metrics);
         let settle = settle(engine.clone());
         Self(vec![tokio::spawn(serve), tokio::spawn(sweep), tokio::spawn(settle)])
     }
@@ -447,8 +403,12 @@ impl Background {
     }
 }
 
-async fn sweep(store: Embedded, guarded: Arc<Guarded>, metrics: PrometheusHandle) {
-    use onceward::store::Store;
+async fn sweep(
+    store: Arc<dyn onceward::store::Store>,
+    records_max: usize,
+    guarded: Arc<Guarded>,
+    metrics: PrometheusHandle,
+) {
     metrics::describe_gauge!("onceward_circuit_state", "0 closed, 1 half-open, 2 open");
     let circuit = metrics::gauge!("onceward_circuit_state", "store" => store.kind());
     let collected = metrics::counter!("onceward_collected_records_total", "reason" => "retention");
@@ -457,7 +417,7 @@ async fn sweep(store: Embedded, guarded: Arc<Guarded>, metrics: PrometheusHandle
     loop {
         tick.tick().await;
         metrics.run_upkeep();
-        match store.sweep(SWEEP_RECORDS_MAX).await {
+        match store.sweep(records_max).await {
             Ok(swept) => collected.increment(swept.removed),
             Err(error) => tracing::warn!(%error, "ended records could not be swept"),
         }

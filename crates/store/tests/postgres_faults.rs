@@ -283,3 +283,25 @@ async fn a_write_wakes_those_who_wait_in_another_process_and_notifies_for_no_oth
     assert_eq!(first, waited, "nobody waits for the other key");
     tokio::time::timeout(Duration::from_secs(60), watch).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_user_with_the_rights_that_the_documentation_lists_and_no_others_will_do() {
+    let server = served(&[]).await;
+    let rights = "CREATE ROLE gateway LOGIN PASSWORD 'weak'; GRANT USAGE ON SCHEMA onceward TO gateway;
+        GRANT SELECT, INSERT, UPDATE, DELETE ON onceward.record, onceward.mark, onceward.meta, onceward.rules,
+            onceward.waiter TO gateway; GRANT SELECT ON onceward.migration TO gateway";
+    server.psql("shop", rights).unwrap();
+    let url = server.url("shop").replace("postgres:only-for-tests", "gateway:weak");
+    let store = Postgres::open(Options::new(Address::new(&url, None, None).unwrap())).await.unwrap();
+    let (one, two) = (claim(&store, 1).await.unwrap(), claim(&store, 2).await.unwrap());
+    complete(&store, 1, one, Duration::from_micros(1)).await;
+    assert!(matches!(store.extend(id(2), two, LEASE).await, Ok(Write::Applied { .. })));
+    assert_eq!(store.scan(None, 10, onceward_store::Filter::default()).await.unwrap().next, None);
+    assert_eq!(store.sweep(10).await.unwrap().removed, 1);
+    assert!(matches!(store.remove(id(2), Expect::Holder(two)).await, Ok(Write::Applied { .. })));
+    store.keep_rules(1, "rules").await.unwrap();
+    assert_eq!(store.rules(1).await.unwrap().as_deref(), Some("rules"));
+    let secret = "SELECT count(*) FROM onceward.secret";
+    let refused = server.psql_at(&url, secret).unwrap_err().to_string();
+    assert!(refused.contains("permission denied"), "{refused}");
+}

@@ -28,7 +28,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         ("the README is short", text::long_readme(&texts)),
         ("arrows between crates", arrows::backward(&packages)),
         ("names in ARCHITECTURE.md", names::architecture(&texts)),
-        ("tests in docs/guarantees.md and docs/security.md", names::tests(&texts)),
+        ("tests in docs/guarantees.md and its kin", names::tests(&texts)),
         ("metrics", names::metrics(&texts)),
         ("what is not available", names::not_available(&texts)),
         ("marks in docs/protocol.md", contract::marks(&texts)),

@@ -83,7 +83,7 @@ pub(super) fn tests(texts: &[Text]) -> Vec<String> {
         code.iter().any(|text| spellings.iter().any(|spelling| text.text.contains(spelling.as_str())))
     };
     let mut found = Vec::new();
-    for path in ["docs/guarantees.md", "docs/security.md"] {
+    for path in ["docs/guarantees.md", "docs/security.md", "docs/postgres-store.md"] {
         let Some(document) = file(texts, path) else {
             found.push(format!("{path} is gone"));
             continue;
@@ -241,13 +241,14 @@ mod tests {
             vec![
                 Text::new("docs/guarantees.md", &row),
                 Text::new("docs/security.md", "`in_no_table`"),
+                Text::new("docs/postgres-store.md", ""),
                 Text::new("crates/a/tests/a.rs", "fn a_test_is_here() {}\nCase::code(\"a_case_is_there\")"),
                 Text::new("clients/python/test_a.py", "def test_a_client_(case):\n    def test_it_all(case):"),
             ]
         };
         assert_eq!(tests(&tree("`a_test_is_here`, `a_case_is_there` and `test_it_all`; `x/y.rs`, `lease`")), [""; 0]);
         assert_eq!(tests(&tree("`a_test_is_gone`")), ["docs/guarantees.md:1: no test is named `a_test_is_gone`"]);
-        assert_eq!(tests(&[]).len(), 2);
+        assert_eq!(tests(&[]).len(), 3);
     }
 
     #[test]

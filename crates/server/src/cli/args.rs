@@ -59,6 +59,25 @@ pub enum Command {
     },
     /// Attack an endpoint that claims to be idempotent, and print each double effect with what reproduces it
     Prove(Box<ProveArgs>),
+    /// Look whether the database of a configuration is fit to keep records
+    ///
+    /// Changes nothing. Exit code 1 where something is bad.
+    #[command(after_help = "Example:\n  onceward doctor --config onceward.toml")]
+    Doctor {
+        /// The configuration whose [store.postgres] is meant
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// How to print
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Make the schema of a store in Postgres, or bring it up to this version
+    ///
+    /// Repeatable; several may run it at a time. Processes of the version before go on beside it.
+    #[command(
+        after_help = "Examples:\n  onceward migrate --database postgresql://owner@db/shop --dry-run\n  onceward migrate --config onceward.toml --secret"
+    )]
+    Migrate(MigrateArgs),
     /// Check and explain the configuration
     #[command(subcommand, after_help = "Example:\n  onceward config check onceward.toml")]
     Config(ConfigCommand),
@@ -68,6 +87,26 @@ pub enum Command {
         /// Which shell
         shell: clap_complete::Shell,
     },
+}
+
+/// `onceward migrate`
+#[derive(Args, Clone, Debug)]
+pub struct MigrateArgs {
+    /// The configuration whose [store.postgres] is meant
+    #[arg(long, value_name = "FILE", conflicts_with = "database")]
+    pub config: Option<PathBuf>,
+    /// The database; with sslmode=require over TLS. env:NAME and file:PATH are followed
+    #[arg(long, value_name = "URL", value_parser = secret)]
+    pub database: Option<Secret>,
+    /// The only authorities of the server's certificate
+    #[arg(long, value_name = "FILE", requires = "database")]
+    pub ca: Option<PathBuf>,
+    /// Print the SQL that would be run, and run nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Keep the install secret in the database, for SQL functions that make record ids; without a value, that of the configuration
+    #[arg(long, value_name = "SECRET", num_args = 0..=1, default_missing_value = "", value_parser = secret)]
+    pub secret: Option<Secret>,
 }
 
 /// `onceward proxy`

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-use onceward::store::{embedded::Embedded, log::Holder};
+use onceward::store::log::Holder;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
@@ -26,6 +26,7 @@ use crate::{
     assemble::Upstreams,
     config::{Config, Environment, Flags, secret::Secret},
     identity::Purpose,
+    opened::{self, Opened},
     start,
 };
 
@@ -359,7 +360,7 @@ enum Access {
         client: Client<hyper_util::client::legacy::connect::HttpConnector, Full<Bytes>>,
     },
     /// The store itself, in this process.
-    Here { router: Router, store: Embedded },
+    Here { router: Router, store: Opened },
 }
 
 impl Access {
@@ -411,15 +412,15 @@ impl Access {
                 folder.display()
             ))),
             (None, None) => {
-                if !folder.exists() {
+                if config.store.postgres.is_none() && !folder.exists() {
                     return Err(Failure::usage(format!(
                         "there is no store in {}; name its folder with --data, or its configuration with --config",
                         folder.display()
                     )));
                 }
-                let (store, _) = start::open_store(&config, false).await?;
+                let (store, _) = opened::open(&config, false).await?;
                 let upstreams = Upstreams::new(&config, &Upstreams::default()).map_err(start::StartError::from)?;
-                let engine = start::engine(&config, &upstreams, std::sync::Arc::new(store.clone()), Purpose::Look)?;
+                let engine = start::engine(&config, &upstreams, store.store(), Purpose::Look)?;
                 let admin = Admin::new(engine, None, Secret::new(String::new()), None, Vec::new());
                 Ok(Self::Here { router: admin.router(), store })
             }

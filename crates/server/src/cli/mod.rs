@@ -12,9 +12,11 @@ use crate::{
 
 pub mod args;
 mod audit;
+mod doctor;
 mod explain;
 mod keys;
 mod log;
+mod migrate;
 pub mod prove;
 
 /// Something that ends a command: what to say on stderr, and the exit code.
@@ -122,6 +124,8 @@ async fn command(command: Command) -> Result<(), Failure> {
                 .map_err(|error| Failure::usage(format!("{} cannot be read: {error}", capture.display())))?;
             audit::run(&engine, std::io::BufReader::new(file), output.json)
         }
+        Command::Doctor { config, output } => doctor::run(&config, output.json).await,
+        Command::Migrate(args) => migrate::run(&args).await,
         Command::Prove(args) => prove::run(&args).await,
         Command::Config(ConfigCommand::Check { file, output }) => {
             let report = report::check(&file, &Environment::of_process())?;

@@ -124,7 +124,7 @@ pub struct Admin {
     pub token: Option<Secret>,
 }
 
-/// `[store]`, embedded.
+/// `[store]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Store {
     /// Its folder; a relative one starts at the working directory.
@@ -139,6 +139,25 @@ pub struct Store {
     pub reserve: u64,
     /// How many records there may be; the store's own bound where `None`.
     pub max_records: Option<u64>,
+    /// The records are in a database instead of the folder.
+    pub postgres: Option<PostgresStore>,
+}
+
+/// `[store.postgres]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PostgresStore {
+    /// The database.
+    pub url: Secret,
+    /// Where notifications are listened for; `url` where `None`.
+    pub listen_url: Option<Secret>,
+    /// Counts before the one in `url`.
+    pub password: Option<Secret>,
+    /// For claims, for settling and for all else, so many each.
+    pub connections: usize,
+    /// Whether the connection is encrypted and the server's name checked.
+    pub tls: bool,
+    /// The only authorities that count; those of the system where `None`.
+    pub ca: Option<PathBuf>,
 }
 
 /// `[[upstream]]`

@@ -4,10 +4,13 @@
 use core::time::Duration;
 use std::{collections::HashMap, path::PathBuf};
 
-use onceward::store::circuit::Breaker;
+use onceward::store::{
+    circuit::Breaker,
+    postgres::address::{Address, InvalidAddress},
+};
 
 use super::{
-    Admin, Config, Identity, Inputs, Limits, Listen, Secrets, Store, Telemetry, Upstream, forms,
+    Admin, Config, Identity, Inputs, Limits, Listen, PostgresStore, Secrets, Store, Telemetry, Upstream, forms,
     problem::{Origin, Problems},
     quota, read_route, schema,
     secret::{self, InstallSecret, Secret},
@@ -115,7 +118,9 @@ pub(super) fn config(root: &Node, inputs: &Inputs<'_>, problems: &mut Problems<'
         unrecorded: limits.size("unrecorded", bounds.unrecorded),
     };
     let store = section("store");
+    let postgres = postgres(store, section("identity"), inputs, problems);
     let store = Store {
+        postgres,
         path: PathBuf::from(store.text("path").unwrap_or("onceward-data")),
         durable_required: store.text("durable") == Some("required"),
         deadline: store.duration("deadline", Duration::from_millis(500)),
@@ -205,6 +210,47 @@ fn identity(section: Layers<'_>, inputs: &Inputs<'_>, problems: &mut Problems<'_
         );
     }
     Identity { secret, previous }
+}
+
+/// `[store.postgres]`, where the records are there.
+fn postgres(
+    store: Layers<'_>,
+    identity: Layers<'_>,
+    inputs: &Inputs<'_>,
+    problems: &mut Problems<'_>,
+) -> Option<PostgresStore> {
+    let (section, whose) = (store.sub("postgres"), "[store.postgres]");
+    // A file may hold both, and be switched by the kind alone.
+    if store.text("kind") != Some("postgres") {
+        return None;
+    }
+    let here = store.at("kind").unwrap_or(&Origin::Whole);
+    if identity.node("secret").is_none() {
+        let why = r#"kind = "postgres" needs "secret" in [identity]: every process of the database makes record ids with the same one; draw it with `openssl rand -base64 32`"#;
+        problems.error(here, why.into());
+    }
+    if section.node("url").is_none() {
+        let why = r#"kind = "postgres" needs "url" in [store.postgres], for example "env:DATABASE_URL""#;
+        problems.error(here, why.into());
+    }
+    let mut secret = |key: &str| follow(section, key, whose, inputs, problems).map(Secret::new);
+    let (url, listen_url, password) = (secret("url"), secret("listen_url"), secret("password"));
+    let said = PostgresStore {
+        url: url.unwrap_or_else(|| Secret::new("postgresql://localhost".into())),
+        listen_url,
+        password,
+        connections: section.integer("connections", 2),
+        tls: section.text("tls") != Some("off"),
+        ca: section.text("ca").map(PathBuf::from),
+    };
+    let listen = said.listen_url.as_ref().map(|url| ("listen_url", url));
+    for (key, url) in [("url", &said.url)].into_iter().chain(listen) {
+        // What TLS it is to have is said apart.
+        if let Err(error @ InvalidAddress::Url(_)) = Address::new(url.expose(), None, None) {
+            problems.error(section.at(key).unwrap_or(here), format!("{key:?} in {whose}: {error}"));
+        }
+    }
+    Some(said)
 }
 
 /// A secret's text, from where the file says it is.

@@ -12,10 +12,8 @@ use super::forms;
 /// value is missing. The README lists the same.
 pub const NOT_AVAILABLE: &[(&str, &str)] = &[
     (r#"store.kind = "redis""#, "the Redis store"),
-    (r#"store.kind = "postgres""#, "the Postgres store"),
     (r#"store.kind = "tiered""#, "the tiered store"),
     ("store.redis", "the Redis store"),
-    ("store.postgres", "the Postgres store"),
     ("store.fallback", "a fallback store"),
     (r#"route.on_unknown = "effect""#, "looking for the effect in Postgres"),
     (r#"route.durability = "cache""#, "durability other than strict"),
@@ -149,7 +147,17 @@ pub(super) const ROOT: &[Key] = &[
             key("reserve", Kind::Size(MIB, 1024 * GIB)),
             key("max_records", Kind::Integer(1, 1_000_000_000)),
             key("redis", Kind::Any),
-            key("postgres", Kind::Any),
+            key(
+                "postgres",
+                Kind::Table(&[
+                    key("url", Kind::Secret),
+                    key("listen_url", Kind::Secret),
+                    key("password", Kind::Secret),
+                    key("connections", Kind::Integer(1, 64)),
+                    key("tls", Kind::Choice(&["required", "off"])),
+                    key("ca", PATH),
+                ]),
+            ),
             key("fallback", Kind::Any),
         ]),
     ),

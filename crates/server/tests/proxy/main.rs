@@ -28,6 +28,8 @@ mod observe;
 #[cfg(test)]
 mod outages;
 #[cfg(test)]
+mod postgres;
+#[cfg(test)]
 mod principals;
 #[cfg(test)]
 mod probe;

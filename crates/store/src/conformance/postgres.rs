@@ -56,7 +56,7 @@ impl Subject for OnPostgres {
             let options = Options { listen: Some(direct.clone()), connections: 2, ..Options::new(address) };
             let store = Postgres::open(options).await.unwrap_or_else(|error| panic!("opening: {error}"));
             let clock = ServerClock::new(direct);
-            Harness { store: Arc::new(store), clock: Some(Arc::new(clock)), raw: None, rounds: 30, keep: Some(keep) }
+            Harness { store: Arc::new(store), clock: Some(Arc::new(clock)), raw: None, rounds: 15, keep: Some(keep) }
         })
     }
 

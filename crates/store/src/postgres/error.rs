@@ -20,8 +20,9 @@ impl Failure {
     pub(super) fn of(error: tokio_postgres::Error) -> Self {
         let said = match error.as_db_error() {
             Some(db) => {
-                let more = [db.detail(), db.hint()].into_iter().flatten().map(|more| format!("; {more}"));
-                format!("{}{}", db.message(), more.collect::<String>())
+                // Not its detail: of a row that is refused, that is the row, an answer's body among it.
+                let hint = db.hint().map(|hint| format!("; {hint}"));
+                format!("{}{}", db.message(), hint.unwrap_or_default())
             }
             None => match std::error::Error::source(&error) {
                 Some(source) => format!("{error}: {source}"),
@@ -71,7 +72,9 @@ fn advice(state: &str) -> Option<&'static str> {
         "3F000" | "42P01" | "42883" | "42703" => {
             "the schema is missing or older than this program: run `onceward migrate`"
         }
-        "42501" => "the user lacks the right: migrate as the schema's owner and grant it the role onceward_gateway",
+        "42501" => {
+            "the user lacks the right: come as the schema's owner, or have it granted what docs/postgres-store.md lists"
+        }
         "53100" => "the server's disk is full: make room",
         "53300" => "the server has no connection left: raise max_connections, or go through a pooler",
         "53200" => "the server is out of memory: look at its log",
@@ -126,6 +129,14 @@ pub(super) fn write_failed(error: tokio_postgres::Error) -> StoreError {
 /// A read that failed, or a connection that did not come about: nothing was written.
 pub(super) fn read_failed(error: tokio_postgres::Error) -> StoreError {
     StoreError::not_applied(kind(&error)).because(Failure::of(error))
+}
+
+/// Whether a notice says that the server gave up waiting for its standby: by its severity and code, since its words are
+/// of the server's language.
+pub(super) fn is_unconfirmed(notice: &DbError) -> bool {
+    let code = notice.code();
+    matches!(notice.parsed_severity(), Some(Severity::Warning))
+        && (*code == SqlState::WARNING || *code == SqlState::ADMIN_SHUTDOWN)
 }
 
 /// Whether the statement failed by what one of its items is, so that the others may do without it.

@@ -13,7 +13,7 @@ use tokio_postgres::{AsyncMessage, Client, Row};
 
 use super::{
     address::{Address, CONNECT_TIMEOUT},
-    error::{Failure, read_failed, write_failed},
+    error::{Failure, is_unconfirmed, may_be_one_item, read_failed, write_failed},
     row::Parameter,
 };
 use crate::{Kind, StoreError};
@@ -107,9 +107,7 @@ impl Lane {
                 Err(StoreError::unknown(Kind::Unavailable).because(Failure::said(said)).into())
             }
             Ok(Ok(rows)) => Ok(rows),
-            Ok(Err(error)) => {
-                Err(WriteError { may_be_one_item: super::error::may_be_one_item(&error), error: write_failed(error) })
-            }
+            Ok(Err(error)) => Err(WriteError { may_be_one_item: may_be_one_item(&error), error: write_failed(error) }),
             Err(elapsed) => {
                 self.give_up(&connected).await;
                 Err(StoreError::unknown(Kind::Unavailable).because(elapsed).into())
@@ -145,9 +143,9 @@ impl Lane {
         let unconfirmed = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&unconfirmed);
         let heard = move |message| {
-            // A warning, since by then nothing can be taken back.
+            // A warning, since by then nothing can be taken back. The steps themselves give none.
             if let AsyncMessage::Notice(notice) = message
-                && notice.message().contains("synchronous replication")
+                && is_unconfirmed(&notice)
             {
                 count.fetch_add(1, Ordering::SeqCst);
             }

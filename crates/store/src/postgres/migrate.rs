@@ -67,7 +67,9 @@ pub enum SchemaError {
     )]
     Changed(String),
     /// Another secret is there.
-    #[error("the database has another install secret than this one: records and SQL functions would make different ids; give the secret that is there, or empty onceward.secret where nothing was made with it")]
+    #[error(
+        "the database has another install secret than this one: records and SQL functions would make different ids; give the secret that is there, or empty onceward.secret where nothing was made with it"
+    )]
     OtherSecret,
     /// A step failed; nothing of it was applied, those before it were.
     #[error("migration {name} failed, and nothing of it was applied: {failure}")]

@@ -16,12 +16,14 @@
 //!
 //! # Layout
 //!
-//! [`address`] where the database is and how it is reached, [`migrate`] its tables and functions; `lane` a connection,
+//! [`address`] where the database is and how it is reached, [`migrate`] its tables and functions, [`doctor`] whether it
+//! is fit; `lane` a connection,
 //! `batch` many writes in one call, `step` the calls, `row` records as columns, `waiting` waiters, `upkeep` the clock,
 //! counts and concerns, `figures` what tenants take up.
 
 pub mod address;
 mod batch;
+pub mod doctor;
 mod error;
 mod figures;
 mod lane;

@@ -1,0 +1,89 @@
+//! `onceward migrate`: the schema of a store in Postgres, made or brought up to this version.
+
+use onceward::store::postgres::{
+    address::{Address, InvalidAddress},
+    migrate::{MIGRATIONS, SchemaError, keep_secret, migrate},
+};
+
+use super::{Failure, args::MigrateArgs};
+use crate::{
+    config::{Config, Environment, Flags, secret::InstallSecret},
+    opened,
+    proxy::http1_client,
+};
+
+impl From<SchemaError> for Failure {
+    fn from(error: SchemaError) -> Self {
+        Self::not_well(error.to_string())
+    }
+}
+
+/// Runs it, and says on stdout what it did, or would do.
+///
+/// # Errors
+/// What is wrong with the arguments, or [`SchemaError`].
+pub(super) async fn run(args: &MigrateArgs) -> Result<(), Failure> {
+    let environment = Environment::of_process();
+    let (address, of_config) = target(args, &environment)?;
+    let secret = match &args.secret {
+        None => None,
+        Some(said) if said.expose().is_empty() => Some(of_config.ok_or_else(|| {
+            Failure::usage("--secret without a value takes [identity] secret of --config, and there is none")
+        })?),
+        Some(said) => {
+            let text = said.follow(&environment).map_err(|why| Failure::usage(format!("--secret: {why}")))?;
+            let secret = InstallSecret::from_base64(text.expose());
+            Some(secret.map_err(|why| Failure::usage(format!("--secret {why}")))?)
+        }
+    };
+    let steps = migrate(&address, MIGRATIONS, args.dry_run).await?;
+    for step in &steps {
+        if args.dry_run {
+            println!("-- would apply {:04}_{}\n{}", step.number, step.name, step.sql);
+        } else {
+            println!("applied {:04}_{}", step.number, step.name);
+        }
+    }
+    if steps.is_empty() {
+        println!("the schema is up to date");
+    }
+    match secret {
+        Some(_) if args.dry_run => println!("-- would keep the install secret in onceward.secret"),
+        Some(secret) => {
+            keep_secret(&address, secret.expose()).await?;
+            println!("the install secret is kept in onceward.secret");
+        }
+        None => {}
+    }
+    Ok(())
+}
+
+/// The database that is named, and the configuration's secret.
+fn target(args: &MigrateArgs, environment: &Environment) -> Result<(Address, Option<InstallSecret>), Failure> {
+    if let Some(url) = &args.database {
+        let url = url.follow(environment).map_err(|why| Failure::usage(format!("--database: {why}")))?;
+        let wrong = |error: InvalidAddress| Failure::usage(format!("--database: {error}"));
+        let address = match Address::new(url.expose(), None, None) {
+            Err(InvalidAddress::NoTls(_)) => {
+                let mut tls =
+                    http1_client(args.ca.clone(), true).map_err(|error| Failure::usage(format!("--ca: {error}")))?;
+                tls.alpn_protocols.clear();
+                Address::new(url.expose(), None, Some(std::sync::Arc::new(tls)))
+            }
+            other => other,
+        };
+        return Ok((address.map_err(wrong)?, None));
+    }
+    let Some(file) = &args.config else {
+        return Err(Failure::usage("name the database with --database URL, or a configuration with --config FILE"));
+    };
+    let config = Config::load(Some(file), &Flags::default(), environment)?;
+    let Some(said) = &config.store.postgres else {
+        return Err(Failure::usage(format!(
+            "{}: [store] kind is not \"postgres\": there is nothing to migrate",
+            file.display()
+        )));
+    };
+    let (address, _) = opened::addresses(said)?;
+    Ok((address, config.identity.secret))
+}
