@@ -133,7 +133,8 @@ async fn polling(callers: usize) -> anyhow::Result<Vec<f64>> {
     Ok(took)
 }
 
-fn payment() -> Facts {
+/// A payment's claim.
+pub(crate) fn payment() -> Facts {
     Facts {
         phase: Phase::Dispatched,
         attempt: 1,

@@ -9,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 use crate::load::{self, Figures, Keys, Round};
 use crate::process::Server;
 use crate::report::{Line, aim, median};
-use crate::{growth, inside, report, soak};
+use crate::{growth, inside, postgres, report, soak};
 
 /// How long, and how often.
 #[derive(Clone, Copy, Debug)]
@@ -79,7 +79,7 @@ const ROWS: &[Row] = &[
 ];
 
 /// Rows of other modules.
-const OTHERS: &[&str] = &[P7, "P8", "P9", "P12", "P13"];
+const OTHERS: &[&str] = &[P7, "P8", "P9", "P12", "P13", "P14-64", "P14-8", "P14-1", "P14-sweep"];
 
 /// Durable claims beside a bare log, which the store's own example measures.
 const P7: &str = "P7";
@@ -127,6 +127,14 @@ pub(crate) fn run(names: &[&str], rounds: Rounds, json: Option<&Path>) -> anyhow
     if wanted("P13") {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         tell(runtime.block_on(inside::layer_in_axum(rounds)).context("P13")?);
+    }
+    if OTHERS.iter().any(|row| row.starts_with("P14") && wanted(row)) {
+        for line in runtime.block_on(postgres::claims(rounds, wanted)).context("P14")? {
+            tell(line);
+        }
+    }
+    if wanted("P14-sweep") {
+        tell(runtime.block_on(postgres::sweep(rounds)).context("P14-sweep")?);
     }
     json.map_or(Ok(()), |path| report::write_json(path, &lines))
 }

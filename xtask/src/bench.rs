@@ -10,6 +10,7 @@ use crate::{install, tree};
 pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
     install::program("nginx", "nginx-light")?;
     install::program("wrk", "wrk")?;
+    install::databases()?;
     let mut counts = Counts::default();
     // One command, so that what they share is built once.
     let packages = "--package onceward-server --package onceward-store --package bench";

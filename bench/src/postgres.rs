@@ -1,0 +1,229 @@
+//! P14: durable claims in PostgreSQL beside one INSERT a claim, each on the same server in turns; and claims while a
+//! million ended records are swept.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use onceward_core::key::RecordId;
+use onceward_core::record::Facts;
+use onceward_store::postgres::address::Address;
+use onceward_store::postgres::migrate::{MIGRATIONS, migrate};
+use onceward_store::postgres::{Options, Postgres};
+use onceward_store::{Insert, Store};
+use tokio_postgres::NoTls;
+
+use crate::inside::payment;
+use crate::report::{Line, aim, median, percentile};
+use crate::rows::Rounds;
+
+const LEASE: Duration = Duration::from_secs(30);
+const DATABASE: &str = "claims";
+
+/// What is aimed at, and at how many callers.
+const AT: [(&str, u32, Option<f64>); 3] = [("P14-64", 64, Some(2.5)), ("P14-8", 8, None), ("P14-1", 1, None)];
+
+/// A claim's own row: what somebody would write who keeps keys in a table.
+const ONE_TABLE: &str = "CREATE TABLE one (id bytea PRIMARY KEY, fence bigint NOT NULL, lease_until bigint NOT NULL,
+    state smallint NOT NULL, claim_id bytea NOT NULL, fingerprint bytea NOT NULL, route text NOT NULL,
+    tenant text NOT NULL, claimed_at timestamptz NOT NULL)";
+const ONE_INSERT: &str = "INSERT INTO one VALUES ($1, $2, $3, 1, $4, $5, $6, $7, clock_timestamp())
+    ON CONFLICT (id) DO NOTHING RETURNING fence";
+
+struct Place {
+    server: servers::Postgres,
+    address: Address,
+}
+
+impl Place {
+    /// A server that syncs each commit, as one does that is relied on.
+    async fn new() -> anyhow::Result<Self> {
+        let server = servers::Postgres::start(&[("fsync", "on"), ("max_wal_size", "4GB")])?;
+        server.create_database(DATABASE)?;
+        let address = Address::new(&server.url(DATABASE), None, None)?;
+        migrate(&address, MIGRATIONS, false).await?;
+        server.psql(DATABASE, ONE_TABLE)?;
+        Ok(Self { server, address })
+    }
+
+    async fn store(&self) -> anyhow::Result<Arc<Postgres>> {
+        Ok(Arc::new(Postgres::open(Options::new(self.address.clone())).await?))
+    }
+}
+
+/// Ids that nobody had before, spread as hashes are.
+#[derive(Debug, Default)]
+struct Ids(AtomicU64);
+
+impl Ids {
+    fn next(&self) -> RecordId {
+        let number = self.0.fetch_add(1, Ordering::Relaxed);
+        let mut id = [0; 32];
+        for (part, at) in id.chunks_exact_mut(8).zip(1_u64..) {
+            let mut mixed = number.wrapping_mul(4).wrapping_add(at).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            part.copy_from_slice(&(mixed ^ (mixed >> 31)).to_be_bytes());
+        }
+        RecordId(id)
+    }
+}
+
+/// How many a second, and how long each took.
+struct Rate {
+    a_second: f64,
+    took: Vec<f64>,
+}
+
+/// Claims of `callers` at a time for `span`.
+async fn claimed(store: &Arc<Postgres>, ids: &Arc<Ids>, callers: u32, span: Duration) -> anyhow::Result<Rate> {
+    let (start, facts) = (Instant::now(), Arc::new(payment()));
+    let mut running = Vec::new();
+    for _ in 0..callers {
+        let (store, ids, facts) = (Arc::clone(store), Arc::clone(ids), Arc::clone(&facts));
+        running.push(tokio::spawn(async move {
+            let mut took = Vec::new();
+            while start.elapsed() < span {
+                let began = Instant::now();
+                let claimed = store.insert(ids.next(), &facts, LEASE).await?;
+                ensure!(matches!(claimed, Insert::Inserted { .. }), "a fresh key is taken");
+                took.push(began.elapsed().as_secs_f64());
+            }
+            anyhow::Ok(took)
+        }));
+    }
+    gather(running, start).await
+}
+
+/// The same by one INSERT each, on a connection for each caller.
+async fn inserted(place: &Place, ids: &Arc<Ids>, callers: u32, span: Duration) -> anyhow::Result<Rate> {
+    let facts: Arc<Facts> = Arc::new(payment());
+    let mut clients = Vec::new();
+    for _ in 0..callers {
+        let (client, connection) = tokio_postgres::connect(&place.server.url(DATABASE), NoTls).await?;
+        tokio::spawn(connection);
+        let statement = client.prepare(ONE_INSERT).await?;
+        clients.push((client, statement));
+    }
+    let (start, mut running) = (Instant::now(), Vec::new());
+    for (client, statement) in clients {
+        let (ids, facts) = (Arc::clone(ids), Arc::clone(&facts));
+        running.push(tokio::spawn(async move {
+            let mut took = Vec::new();
+            while start.elapsed() < span {
+                let (began, id) = (Instant::now(), ids.next());
+                let (id, claim, fingerprint) = (&id.0[..], &facts.claim_id.0[..], &facts.fingerprint[..]);
+                let (fence, until) = (1_i64, 2_i64);
+                let (route, tenant) = (&*facts.route, &*facts.tenant);
+                let rows =
+                    client.query(&statement, &[&id, &fence, &until, &claim, &fingerprint, &route, &tenant]).await?;
+                ensure!(rows.len() == 1, "a fresh key is taken");
+                took.push(began.elapsed().as_secs_f64());
+            }
+            anyhow::Ok(took)
+        }));
+    }
+    gather(running, start).await
+}
+
+async fn gather(
+    running: Vec<tokio::task::JoinHandle<anyhow::Result<Vec<f64>>>>,
+    start: Instant,
+) -> anyhow::Result<Rate> {
+    let mut took = Vec::new();
+    for caller in running {
+        took.extend(caller.await??);
+    }
+    Ok(Rate { a_second: took.len() as f64 / start.elapsed().as_secs_f64(), took })
+}
+
+/// Measures P14 at each number of callers that `wanted` names.
+///
+/// # Errors
+/// Where PostgreSQL is missing, or refuses.
+pub(crate) async fn claims(rounds: Rounds, wanted: impl Fn(&str) -> bool) -> anyhow::Result<Vec<Line>> {
+    let place = Place::new().await?;
+    let (store, ids) = (place.store().await?, Arc::new(Ids::default()));
+    let mut lines = Vec::new();
+    for (name, callers, least) in AT.into_iter().filter(|(name, ..)| wanted(name)) {
+        let (mut ratios, mut ours, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut took, mut baseline_took) = (Vec::new(), Vec::new());
+        for _ in 0..rounds.count {
+            let mut one = inserted(&place, &ids, callers, rounds.span).await?;
+            let mut batched = claimed(&store, &ids, callers, rounds.span).await?;
+            ratios.push(batched.a_second / one.a_second);
+            ours.push(batched.a_second);
+            theirs.push(one.a_second);
+            took.push(percentile(&mut batched.took, 0.99));
+            baseline_took.push(percentile(&mut one.took, 0.99));
+        }
+        let (ratio, ours, theirs) = (median(ratios), median(ours), median(theirs));
+        let (took, baseline_took) = (median(took) * 1e3, median(baseline_took) * 1e3);
+        let aimed = least.map(|least| aim("at least", least, ratio >= least)).unwrap_or_default();
+        lines.push(Line {
+            name,
+            text: format!(
+                "claims in Postgres at {callers} callers / one INSERT a claim: rate {ratio:.2}x{aimed}; \
+                 {ours:.0} / {theirs:.0} a second, p99 {took:.2} / {baseline_took:.2} ms"
+            ),
+            figures: vec![
+                ("rate", ratio),
+                ("claims_per_second", ours),
+                ("inserts_per_second", theirs),
+                ("p99_ms", took),
+            ],
+        });
+    }
+    Ok(lines)
+}
+
+/// Claims of 8 callers while ended records are swept, beside the same without a sweep.
+///
+/// # Errors
+/// Where PostgreSQL is missing, or refuses.
+pub(crate) async fn sweep(rounds: Rounds) -> anyhow::Result<Line> {
+    const CALLERS: u32 = 8;
+    const AIM: f64 = 2.0;
+    const STEP: usize = 1_000;
+    let place = Place::new().await?;
+    let records = rounds.records / 10;
+    let fill = format!(
+        "INSERT INTO onceward.record SELECT sha256(int4send(n)), 1, 2, 0, 1, 1, 3, true, false, 1, substr(sha256('a'), 1, 16),
+            substr(sha256('a'), 1, 16), NULL, 1, sha256('a'), '', 'create-payment', 'acme', 'production', 1, 1, 0, '',
+            201, '', convert_to(repeat('x', 300), 'UTF8'), '', false, 0, NULL, NULL, NULL FROM generate_series(1, {records}) n"
+    );
+    place.server.psql(DATABASE, &fill)?;
+    place.server.psql(DATABASE, "VACUUM ANALYZE onceward.record")?;
+    let (store, ids) = (place.store().await?, Arc::new(Ids::default()));
+    let mut quiet = claimed(&store, &ids, CALLERS, rounds.span * 2).await?;
+    let done = Arc::new(AtomicBool::new(false));
+    let (sweeper, over) = (Arc::clone(&store), Arc::clone(&done));
+    let sweeping = tokio::spawn(async move {
+        let (start, mut removed) = (Instant::now(), 0);
+        while removed < records {
+            let swept = sweeper.sweep(STEP).await?;
+            removed += swept.removed;
+            ensure!(swept.more || removed >= records, "the sweep ended at {removed} of {records}");
+        }
+        over.store(true, Ordering::Relaxed);
+        anyhow::Ok(start.elapsed())
+    });
+    let mut busy = Rate { a_second: 0.0, took: Vec::new() };
+    while !done.load(Ordering::Relaxed) && !sweeping.is_finished() {
+        busy.took.extend(claimed(&store, &ids, CALLERS, Duration::from_millis(500)).await?.took);
+    }
+    let swept_in = sweeping.await.context("the sweep")??;
+    let (before, during) = (percentile(&mut quiet.took, 0.99) * 1e3, percentile(&mut busy.took, 0.99) * 1e3);
+    let ratio = during / before;
+    let a_second = records as f64 / swept_in.as_secs_f64();
+    Ok(Line {
+        name: "P14-sweep",
+        text: format!(
+            "claims of {CALLERS} callers while {records} ended records are swept / without: p99 {ratio:.2}x{}; \
+             {during:.2} / {before:.2} ms, {a_second:.0} records swept a second",
+            aim("at most", AIM, ratio <= AIM)
+        ),
+        figures: vec![("p99", ratio), ("p99_ms", during), ("quiet_p99_ms", before), ("swept_per_second", a_second)],
+    })
+}
