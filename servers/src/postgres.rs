@@ -18,7 +18,8 @@ pub const USER: &str = "postgres";
 /// Its password, asked for on every connection.
 pub const PASSWORD: &str = "only-for-tests";
 
-const READY: &str = "ready to accept connections";
+/// Of a standby it is "ready to accept read-only connections".
+const READY: &str = "system is ready to accept";
 /// A port that is taken between the look and the start is looked for again.
 const START_TRIES_MAX: u32 = 5;
 
@@ -81,6 +82,49 @@ impl Postgres {
                 other => return other.map(|()| server),
             }
         }
+    }
+
+    /// A standby of this server, which streams what it commits, known to it as `name`.
+    ///
+    /// # Errors
+    /// Where the copy cannot be made, or does not start.
+    pub fn standby(&self, name: &str) -> anyhow::Result<Self> {
+        let place = Place::new()?;
+        let data = place.path().join("data");
+        let from = format!("host=127.0.0.1 port={} user={USER} password={PASSWORD}", self.port);
+        let mut copy = place.command(&self.programs.join("pg_basebackup"));
+        copy.args([
+            "--no-sync",
+            "--checkpoint=fast",
+            "--wal-method=stream",
+            "--write-recovery-conf",
+            "--dbname",
+            &from,
+        ]);
+        output(copy.arg("--pgdata").arg(&data))?;
+        append(&data, "postgresql.conf", &format!("cluster_name = '{name}'\n"))?;
+        let mut standby = Self { programs: self.programs.clone(), port: free_port()?, data, running: None, place };
+        standby.start_again()?;
+        Ok(standby)
+    }
+
+    /// Makes each commit wait until the standby `name` has it.
+    ///
+    /// # Errors
+    /// Where the server refuses.
+    pub fn wait_for_standby(&self, name: &str) -> anyhow::Result<()> {
+        self.psql("postgres", &format!("ALTER SYSTEM SET synchronous_standby_names = '{name}'"))?;
+        self.psql("postgres", "SELECT pg_reload_conf()").map(|_| ())
+    }
+
+    /// Makes this standby a primary.
+    ///
+    /// # Errors
+    /// Where it is none, or does not become one within a minute.
+    pub fn promote(&self) -> anyhow::Result<()> {
+        let promoted = self.psql("postgres", "SELECT pg_promote(true, 60)")?;
+        anyhow::ensure!(promoted == "t", "the standby was not promoted; its log:\n{}", self.log());
+        Ok(())
     }
 
     /// Starts it on the same port and data, after it was stopped or killed.
@@ -204,7 +248,9 @@ fn programs() -> anyhow::Result<PathBuf> {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let newest = versions
         .filter_map(|entry| Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path().join("bin"))))
-        .filter(|(_, programs)| ["initdb", "postgres", "psql"].iter().all(|name| programs.join(name).is_file()))
+        .filter(|(_, programs)| {
+            ["initdb", "postgres", "psql", "pg_basebackup"].iter().all(|name| programs.join(name).is_file())
+        })
         .max();
     match newest {
         Some((_, programs)) => Ok(programs),

@@ -161,6 +161,8 @@ pub fn addresses(said: &PostgresStore) -> Result<(Address, Option<Address>), Sta
 
 async fn postgres(config: &Config, said: &PostgresStore) -> Result<(Opened, Vec<String>), StartError> {
     let (address, listen) = addresses(said)?;
+    let folder = &config.store.path;
+    fs::create_dir_all(folder).map_err(|source| StartError::System { what: "make the data folder", source })?;
     let mut options = Options::new(address);
     options.listen = listen;
     options.connections = said.connections;

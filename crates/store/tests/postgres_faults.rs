@@ -305,3 +305,37 @@ async fn a_user_with_the_rights_that_the_documentation_lists_and_no_others_will_
     let refused = server.psql_at(&url, secret).unwrap_err().to_string();
     assert!(refused.contains("permission denied"), "{refused}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_failover_to_the_synchronous_standby_loses_nothing_and_is_told() {
+    let mut primary = served(&[]).await;
+    let standby = primary.standby("second").unwrap();
+    primary.wait_for_standby("second").unwrap();
+    until(&primary, "SELECT string_agg(sync_state, '') FROM pg_stat_replication", "sync").await;
+    let alone = Postgres::open(Options::new(address(&standby))).await.unwrap_err();
+    assert!(alone.to_string().contains("standby"), "{alone}");
+    let both = format!(
+        "postgresql://postgres:only-for-tests@127.0.0.1:{},127.0.0.1:{}/shop?target_session_attrs=read-write",
+        primary.port(),
+        standby.port()
+    );
+    let both = Address::new(&both, None, None).unwrap();
+    let store = Postgres::open(Options { deadline: Duration::from_secs(20), ..Options::new(both) }).await.unwrap();
+    let mut fences = HashMap::new();
+    for number in 0..50 {
+        fences.insert(number, claim(&store, number).await.unwrap());
+    }
+    primary.kill().unwrap();
+    let failed = claim(&store, 50).await.unwrap_err();
+    assert_eq!(failed.kind, Kind::Unavailable, "{failed:?}");
+    standby.promote().unwrap();
+    for number in 51..100 {
+        fences.insert(number, claim(&store, number).await.unwrap());
+    }
+    for (number, fence) in fences {
+        let there = store.get(id(number)).await.unwrap().record;
+        assert_eq!(there.map(|record| record.stored.fence), Some(fence), "{number}");
+    }
+    let concerns = store.stats().concerns.join("\n");
+    assert!(concerns.contains("failed over") && concerns.contains("00000001"), "{concerns}");
+}
