@@ -52,7 +52,7 @@ struct State {
 /// What the server says of its tables.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Figures {
-    /// In flight or unknown; of very many, a hundred thousand.
+    /// In flight or unknown; of very many, ten thousand.
     pub(super) open: u64,
     /// Records, and bytes, as the server's own statistics estimate them.
     pub(super) estimate: Usage,

@@ -68,8 +68,8 @@ $$;
 -- For the sweep: what has ended, and the bodies that end before their records.
 CREATE INDEX record_keep_until ON onceward.record (keep_until) WHERE keep_until > 0;
 CREATE INDEX record_body_until ON onceward.record (body_until) WHERE body_until > 0;
--- In flight or unknown: few among many.
-CREATE INDEX record_open ON onceward.record (id) WHERE state = 1;
+-- In flight or unknown: few among many. By a time that rises, so that claims write to one end of it.
+CREATE INDEX record_open ON onceward.record (claimed_at) WHERE state = 1;
 
 -- For each first byte of an id, the largest fence of any record that was deleted: raised in the same step. A later
 -- record's fence is above it, so that fences rise for a key whatever was lost between.
@@ -77,6 +77,8 @@ CREATE TABLE onceward.mark (
     partition smallint PRIMARY KEY CHECK (partition BETWEEN 0 AND 255),
     fence bigint NOT NULL
 );
+-- Whoever claims asks whether any mark is above its fence; none is, unless the clock was set back.
+CREATE INDEX mark_fence ON onceward.mark (fence);
 INSERT INTO onceward.mark SELECT partition, 0 FROM generate_series(0, 255) AS partition;
 
 -- What is true of the whole schema: `secret_id` which install secret record ids are made with, `clock` the latest time

@@ -55,7 +55,9 @@ DECLARE
     open_ids bytea[] := w_id;
     new_ids bytea[];
 BEGIN
-    PERFORM onceward.be_durable();
+    IF current_setting('synchronous_commit') = 'off' THEN
+        PERFORM onceward.be_durable();
+    END IF;
     FOR round IN 1..4 LOOP
         t := greatest(onceward.now_us(), floor_us);
         -- A key that is there costs neither a lock nor a commit.
@@ -92,7 +94,9 @@ BEGIN
             ELSE
                 RETURN QUERY SELECT made, true, t, 1::bigint, t, 0::bigint, NULL::onceward.record FROM unnest(new_ids) made;
             END IF;
-            PERFORM onceward.tell(new_ids);
+            IF EXISTS (SELECT FROM onceward.waiter) THEN
+                PERFORM onceward.tell(new_ids);
+            END IF;
             EXIT WHEN cardinality(new_ids) = cardinality(open_ids);
             open_ids := ARRAY(SELECT o FROM unnest(open_ids) o WHERE o <> ALL (new_ids));
         END IF;
@@ -169,7 +173,9 @@ DECLARE
     locked_bytes bigint[];
     open_ids bytea[] := w_id;
 BEGIN
-    PERFORM onceward.be_durable();
+    IF current_setting('synchronous_commit') = 'off' THEN
+        PERFORM onceward.be_durable();
+    END IF;
     SELECT array_agg(l.id), array_agg(l.bytes) INTO locked_ids, locked_bytes FROM (
         SELECT r.id, onceward.record_bytes(r) AS bytes FROM onceward.record r
         WHERE r.id = ANY (w_id) ORDER BY r.id FOR UPDATE) l;
@@ -211,7 +217,9 @@ BEGIN
             RETURN QUERY SELECT one.id, true, one.fence, one.revision, t, one.bytes, NULL::onceward.record;
             open_ids := array_remove(open_ids, one.id);
         END LOOP;
-        PERFORM onceward.tell(locked_ids);
+        IF EXISTS (SELECT FROM onceward.waiter) THEN
+            PERFORM onceward.tell(locked_ids);
+        END IF;
     END IF;
     IF cardinality(open_ids) > 0 THEN
         RETURN QUERY SELECT o, false, 0::bigint, 0::bigint, greatest(onceward.now_us(), floor_us), 0::bigint, r
@@ -231,7 +239,9 @@ DECLARE
     t bigint;
     held onceward.record;
 BEGIN
-    PERFORM onceward.be_durable();
+    IF current_setting('synchronous_commit') = 'off' THEN
+        PERFORM onceward.be_durable();
+    END IF;
     SELECT r.* INTO held FROM onceward.record r WHERE r.id = w_id FOR UPDATE;
     t := greatest(onceward.now_us(), floor_us);
     IF held.id IS NULL OR held.fence <> w_fence OR held.state <> 1 THEN
@@ -256,7 +266,9 @@ DECLARE
     t bigint;
     held onceward.record;
 BEGIN
-    PERFORM onceward.be_durable();
+    IF current_setting('synchronous_commit') = 'off' THEN
+        PERFORM onceward.be_durable();
+    END IF;
     SELECT r.* INTO held FROM onceward.record r WHERE r.id = w_id FOR UPDATE;
     t := greatest(onceward.now_us(), floor_us);
     IF held.id IS NULL OR held.fence <> w_fence OR (held.keep_until > 0 AND held.keep_until <= t)
@@ -289,10 +301,16 @@ CREATE FUNCTION onceward.store_scan(floor_us bigint, after bytea, page_max bigin
     LANGUAGE plpgsql VOLATILE
     SET jit = off SET enable_seqscan = off
     AS $$
+DECLARE
+    ids bytea[];
 BEGIN
     IF only_open THEN
-        RETURN QUERY SELECT r.id, greatest(onceward.now_us(), floor_us), pg_is_in_recovery(), r FROM onceward.record r
-            WHERE r.id > after AND r.state = 1 ORDER BY r.id LIMIT page_max;
+        -- By the index of open records first: the order of ids would lead through all the others.
+        ids := ARRAY(SELECT o.id FROM (SELECT r.id FROM onceward.record r WHERE r.state = 1 AND r.id > after OFFSET 0) o
+            ORDER BY o.id LIMIT page_max);
+        -- One that was settled meanwhile keeps its place, so that a full page is known as one.
+        RETURN QUERY SELECT i, greatest(onceward.now_us(), floor_us), pg_is_in_recovery(), r
+            FROM unnest(ids) i LEFT JOIN onceward.record r ON r.id = i AND r.state = 1 ORDER BY i;
     ELSE
         RETURN QUERY SELECT r.id, greatest(onceward.now_us(), floor_us), pg_is_in_recovery(), r FROM onceward.record r
             WHERE r.id > after ORDER BY r.id LIMIT page_max;
@@ -313,7 +331,9 @@ DECLARE
     parts smallint[];
     fences bigint[];
 BEGIN
-    PERFORM onceward.be_durable();
+    IF current_setting('synchronous_commit') = 'off' THEN
+        PERFORM onceward.be_durable();
+    END IF;
     ids := ARRAY(SELECT r.id FROM onceward.record r WHERE r.keep_until > 0 AND r.keep_until <= t
         LIMIT rows_max FOR UPDATE SKIP LOCKED);
     IF cardinality(ids) > 0 THEN
@@ -371,7 +391,7 @@ BEGIN
         current_setting('transaction_isolation'), current_setting('fsync'),
         (SELECT c.system_identifier FROM pg_control_system() c),
         CASE WHEN is_standby THEN '' ELSE left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END,
-        (SELECT count(*) FROM (SELECT FROM onceward.record r WHERE r.state = 1 LIMIT 100000) o),
+        (SELECT count(*) FROM (SELECT FROM onceward.record r WHERE r.state = 1 LIMIT 10000) o),
         e.records, e.bytes
         FROM (SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint AS records,
                 coalesce(sum(c.relpages), 0)::bigint * current_setting('block_size')::bigint AS bytes
@@ -385,7 +405,9 @@ CREATE FUNCTION onceward.store_keep_rules(w_policy bigint, w_text text) RETURNS 
     LANGUAGE plpgsql VOLATILE
     AS $$
 BEGIN
-    PERFORM onceward.be_durable();
+    IF current_setting('synchronous_commit') = 'off' THEN
+        PERFORM onceward.be_durable();
+    END IF;
     INSERT INTO onceward.rules (policy, text, written_at) VALUES (w_policy, w_text, onceward.now_us())
         ON CONFLICT (policy) DO UPDATE SET text = EXCLUDED.text, written_at = EXCLUDED.written_at;
     DELETE FROM onceward.rules WHERE policy <> w_policy AND policy NOT IN (
@@ -398,7 +420,9 @@ CREATE FUNCTION onceward.store_remember(w_name text, w_value text) RETURNS text
     LANGUAGE plpgsql VOLATILE
     AS $$
 BEGIN
-    PERFORM onceward.be_durable();
+    IF current_setting('synchronous_commit') = 'off' THEN
+        PERFORM onceward.be_durable();
+    END IF;
     INSERT INTO onceward.meta (name, value) VALUES (w_name, w_value) ON CONFLICT (name) DO NOTHING;
     RETURN (SELECT m.value FROM onceward.meta m WHERE m.name = w_name);
 END
