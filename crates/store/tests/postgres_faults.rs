@@ -136,25 +136,51 @@ async fn a_server_that_is_killed_loses_nothing_that_was_acknowledged_and_has_not
     assert!(done >= KILLS * 200 && denied + unknown > 0, "the kills met nobody");
 }
 
+/// From here on commits wait for a standby that does not come: they are on this server, and nobody is told.
+async fn withhold_answers(server: &Server) {
+    server.psql("shop", "ALTER SYSTEM SET synchronous_standby_names = 'nobody'").unwrap();
+    server.psql("shop", "SELECT pg_reload_conf()").unwrap();
+    until(server, "SHOW synchronous_standby_names", "nobody").await;
+}
+
+/// A claim that the server has committed and does not answer.
+async fn unanswered(
+    server: &Server,
+    store: &Arc<Postgres>,
+    number: u32,
+) -> tokio::task::JoinHandle<Result<Fence, StoreError>> {
+    let store = Arc::clone(store);
+    let claimed = tokio::spawn(async move { claim(&store, number).await });
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%store_insert%'";
+    until(server, waits, "1").await;
+    claimed
+}
+
 #[tokio::test]
 async fn a_wait_for_a_standby_that_is_cancelled_is_an_unknown_outcome() {
     let server = served(&[]).await;
     let store = Arc::new(opened(&server).await);
     claim(&store, 1).await.unwrap();
-    server.psql("shop", "ALTER SYSTEM SET synchronous_standby_names = 'nobody'").unwrap();
-    server.psql("shop", "SELECT pg_reload_conf()").unwrap();
-    until(&server, "SHOW synchronous_standby_names", "nobody").await;
-    let claimed = tokio::spawn({
-        let store = Arc::clone(&store);
-        async move { claim(&store, 2).await }
-    });
-    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%store_insert%'";
-    until(&server, waits, "1").await;
+    withhold_answers(&server).await;
+    let claimed = unanswered(&server, &store, 2).await;
     server.psql("shop", "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'").unwrap();
     let failed = claimed.await.unwrap().unwrap_err();
     assert_eq!(failed.applied, Applied::Unknown, "{failed:?}");
     assert!(failed.source.unwrap().to_string().contains("synchronous standby"));
     assert!(store.get(id(2)).await.unwrap().record.is_some(), "here it is");
+}
+
+#[tokio::test]
+async fn a_commit_whose_answer_is_lost_with_the_server_is_unknown_and_was_applied() {
+    let mut server = served(&[]).await;
+    let store = Arc::new(opened(&server).await);
+    withhold_answers(&server).await;
+    let claimed = unanswered(&server, &store, 1).await;
+    server.kill().unwrap();
+    let failed = claimed.await.unwrap().unwrap_err();
+    assert_eq!((&failed.kind, failed.applied), (&Kind::Unavailable, Applied::Unknown), "{failed:?}");
+    server.start_again().unwrap();
+    assert!(store.get(id(1)).await.unwrap().record.is_some());
 }
 
 #[tokio::test]
