@@ -365,3 +365,18 @@ async fn a_failover_to_the_synchronous_standby_loses_nothing_and_is_told() {
     let concerns = store.stats().concerns.join("\n");
     assert!(concerns.contains("failed over") && concerns.contains("00000001"), "{concerns}");
 }
+
+#[tokio::test]
+async fn a_new_fence_is_above_what_was_deleted_whatever_the_clock_says() {
+    const DELETED: u64 = 1 << 60;
+    let server = served(&[]).await;
+    let store = opened(&server).await;
+    server.psql("shop", &format!("UPDATE onceward.mark SET fence = {DELETED}")).unwrap();
+    let first = claim(&store, 1).await.unwrap();
+    assert!(first.0 > DELETED, "{first:?}");
+    complete(&store, 1, first, Duration::from_micros(1)).await;
+    server.psql("shop", &format!("UPDATE onceward.mark SET fence = {}", DELETED + 1_000)).unwrap();
+    let again = claim(&store, 1).await.unwrap();
+    assert!(again.0 > DELETED + 1_000, "in the place of a record that has ended: {again:?}");
+    assert_eq!(store.get(id(1)).await.unwrap().record.unwrap().stored.fence, again);
+}
