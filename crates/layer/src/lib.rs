@@ -68,6 +68,8 @@ mod spool;
 mod sync;
 mod tee;
 mod told;
+#[cfg(feature = "tokio-postgres")]
+pub mod transaction;
 mod wait;
 
 pub use onceward_core::{

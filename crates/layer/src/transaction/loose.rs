@@ -1,0 +1,124 @@
+//! Claim here, work elsewhere, answer here.
+
+use super::{
+    Answer, BoxError, Done, Grant, OnFailure, Request, Source, Started, TransactionError, Transactions, pause, refused,
+    session::{self, Arg, Calls as _, Mode, Session as _, word},
+    told,
+};
+
+/// A claim that is held while the work is done elsewhere. Settle it: one that is dropped is an unknown outcome once its
+/// lease is over.
+#[derive(Debug)]
+#[must_use = "a claim that is not settled is an unknown outcome once its lease is over"]
+pub struct Held<'a, S> {
+    transactions: &'a Transactions<S>,
+    grant: Grant,
+}
+
+impl<S: Source> Transactions<S> {
+    /// Claims a request whose work is done elsewhere, within [`Terms::lease`](super::Terms::lease).
+    ///
+    /// The weakest coupling: between the work and its record there is a moment that no database can see into. A crash
+    /// there leaves the outcome unknown, and nothing runs again by itself.
+    ///
+    /// ```no_run
+    /// # use onceward::transaction::*;
+    /// # async fn send() -> Result<(), std::io::Error> { Ok(()) }
+    /// # async fn example(transactions: Transactions<tokio_postgres::Config>, request: Request) -> Result<Done, TransactionError> {
+    /// let held = match transactions.loose(&request).await? {
+    ///     Started::Done(done) => return Ok(done),
+    ///     Started::Granted(held) => held,
+    /// };
+    /// match send().await {
+    ///     Ok(()) => held.complete(Answer::new(200, "sent")).await,
+    ///     // It certainly was not sent.
+    ///     Err(error) => Err(held.not_done(error).await),
+    /// }
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`TransactionError`].
+    pub async fn loose(&self, request: &Request) -> Result<Started<Held<'_, S>>, TransactionError> {
+        let said = self.claim_alone(request, Mode::Loose, &session::new_claim_id()).await?;
+        match said.grant() {
+            Some(grant) => Ok(Started::Granted(Held { transactions: self, grant })),
+            None => refused(said).map(Started::Done),
+        }
+    }
+
+    /// Settles a claim in a transaction of its own. Repeatable: the same answer is recognised.
+    pub(super) async fn settle_alone(
+        &self,
+        grant: &Grant,
+        answer: &Answer,
+        is_failure: bool,
+    ) -> Result<(), TransactionError> {
+        {
+            let headers = session::headers(answer).map_err(TransactionError::Database)?;
+            let args = session::settled(grant, answer, &headers, &self.terms);
+            self.alone(&session::settling(is_failure), &args).await
+        }
+    }
+
+    /// Nothing was done since the last recovery point: the next request goes on at once.
+    pub(super) async fn give_back(&self, grant: &Grant) -> Result<(), TransactionError> {
+        let failed = word("onceward.fail($1, $2, 'retryable', keep => $3 * interval '1 microsecond')");
+        let args = [Arg::Bytes(&grant.record), Arg::Int(grant.fence), Arg::Int(session::micros(self.terms.keep))];
+        self.alone(&failed, &args).await
+    }
+
+    async fn alone(&self, sql: &str, args: &[Arg<'_>]) -> Result<(), TransactionError> {
+        let mut last: Option<BoxError> = None;
+        for attempt in 1..=self.terms.attempts_max.max(1) {
+            if last.is_some() {
+                pause(attempt).await;
+            }
+            let tried = async {
+                let mut connection = self.source.connection().await?;
+                let mut transaction = connection.begin(self.terms.isolation).await?;
+                transaction.call(sql, args).await?;
+                transaction.commit().await
+            };
+            match tried.await {
+                Ok(()) => return Ok(()),
+                Err(error) if session::is_worth_another(&error) => last = Some(error),
+                Err(error) => return Err(told(error, attempt)),
+            }
+        }
+        Err(told(last.unwrap_or_else(|| "no attempt".into()), self.terms.attempts_max))
+    }
+}
+
+impl<S: Source> Held<'_, S> {
+    /// The right that the work is done under: pass its fence on to whoever can check it.
+    #[must_use]
+    pub fn grant(&self) -> &Grant {
+        &self.grant
+    }
+
+    /// The work is done: repetitions get `answer`.
+    ///
+    /// # Errors
+    /// [`TransactionError`]; the work is done all the same, and the outcome unknown once the lease is over.
+    pub async fn complete(self, answer: Answer) -> Result<Done, TransactionError> {
+        self.transactions.settle_alone(&self.grant, &answer, false).await?;
+        Ok(Done { answer, replayed: false })
+    }
+
+    /// The work was certainly not done: the key is released, or kept as failed, as [`Terms::on_failure`](super::Terms::on_failure) says.
+    /// Either way it blocks nobody. Returns what to tell the caller. Where you cannot be certain, drop it instead.
+    pub async fn not_done(self, error: impl Into<BoxError>) -> TransactionError {
+        let (record, fence) = (Arg::Bytes(&self.grant.record), Arg::Int(self.grant.fence));
+        let keep = Arg::Int(session::micros(self.transactions.terms.keep));
+        let (sql, args) = match self.transactions.terms.on_failure {
+            OnFailure::Release => (word("onceward.release($1, $2)"), vec![record, fence]),
+            OnFailure::Fail => (
+                word("onceward.fail($1, $2, 'final', keep => $3 * interval '1 microsecond')"),
+                vec![record, fence, keep],
+            ),
+        };
+        let ended = self.transactions.alone(&sql, &args).await;
+        ended.map_or_else(|error| error, |()| TransactionError::Work(error.into()))
+    }
+}

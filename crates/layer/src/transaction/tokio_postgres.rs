@@ -1,0 +1,87 @@
+//! Over the library `tokio-postgres`.
+
+use std::{error::Error, future::Future, ops::DerefMut};
+
+use tokio_postgres::{
+    Client, Config, IsolationLevel, NoTls, Transaction,
+    types::{ToSql, Type},
+};
+
+use super::{
+    BoxError, Isolation,
+    session::{Arg, Calls, Said, Session, Source},
+};
+
+/// Connects each time, without TLS: for tests and tools. An application implements [`Source`] over its pool.
+impl Source for Config {
+    type Connection = Box<Client>;
+
+    async fn connection(&self) -> Result<Box<Client>, BoxError> {
+        let (client, connection) = self.connect(NoTls).await?;
+        // Ends with the client.
+        tokio::spawn(connection);
+        Ok(Box::new(client))
+    }
+}
+
+/// Whatever a pool gives out that is a client.
+impl<C: DerefMut<Target = Client> + Send> Session for C {
+    type Transaction<'c>
+        = Transaction<'c>
+    where
+        C: 'c;
+
+    fn begin(&mut self, isolation: Isolation) -> impl Future<Output = Result<Transaction<'_>, BoxError>> + Send {
+        let level = match isolation {
+            Isolation::ReadCommitted => IsolationLevel::ReadCommitted,
+            Isolation::RepeatableRead => IsolationLevel::RepeatableRead,
+            Isolation::Serializable => IsolationLevel::Serializable,
+        };
+        let begun = self.build_transaction().isolation_level(level).start();
+        async { Ok(begun.await?) }
+    }
+}
+
+impl Calls for Transaction<'_> {
+    async fn call(&mut self, sql: &str, args: &[Arg<'_>]) -> Result<Said, BoxError> {
+        let params: Vec<(&(dyn ToSql + Sync), Type)> = args
+            .iter()
+            .map(|arg| match arg {
+                Arg::Bytes(bytes) => (bytes as &(dyn ToSql + Sync), Type::BYTEA),
+                Arg::Int(number) => (number as &(dyn ToSql + Sync), Type::INT8),
+                Arg::Text(text) => (text as &(dyn ToSql + Sync), Type::TEXT),
+            })
+            .collect();
+        // Unnamed, so that a pooler in transaction mode carries it.
+        let row = self.query_typed_one(sql, &params).await?;
+        let status: Option<i32> = row.try_get(3)?;
+        Ok(Said {
+            word: row.try_get::<_, Option<String>>(0)?.unwrap_or_default(),
+            fence: row.try_get(1)?,
+            attempt: row.try_get(2)?,
+            status: status.and_then(|status| status.try_into().ok()),
+            headers: row.try_get(4)?,
+            body: row.try_get(5)?,
+            seq: row.try_get(6)?,
+            data: row.try_get(7)?,
+            record: row.try_get(8)?,
+        })
+    }
+
+    async fn commit(self) -> Result<(), BoxError> {
+        Ok(Transaction::commit(self).await?)
+    }
+}
+
+pub(super) fn state(error: &(dyn Error + 'static)) -> Option<String> {
+    let error = error.downcast_ref::<tokio_postgres::Error>()?;
+    Some(error.code()?.code().to_owned())
+}
+
+pub(super) fn is(error: &(dyn Error + 'static)) -> bool {
+    error.is::<tokio_postgres::Error>()
+}
+
+pub(super) fn is_lost(error: &(dyn Error + 'static)) -> bool {
+    error.downcast_ref::<tokio_postgres::Error>().is_some_and(tokio_postgres::Error::is_closed)
+}

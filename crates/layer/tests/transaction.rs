@@ -1,0 +1,198 @@
+//! The three couplings on a real server.
+
+#![cfg(feature = "tokio-postgres")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod shop;
+
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use onceward::transaction::{
+    Answer, Failure, Isolation, OnFailure, Request, Started, Terms, TransactionError, Transactions,
+};
+use tokio_postgres::Config;
+
+fn request(key: &str) -> Request {
+    Request::new("pay", key, b"amount=1200").principal("user:17")
+}
+
+fn transactions(server: &servers::Postgres, terms: Terms) -> Transactions<Config> {
+    Transactions::new(server.url("shop").parse().unwrap()).with_terms(terms)
+}
+
+async fn pay(transactions: &Transactions<Config>, request: &Request) -> Result<(u16, String, bool), TransactionError> {
+    let done = transactions
+        .same(request, |transaction, grant| {
+            Box::pin(async move {
+                let insert = "insert into ledger (idem_id) values ($1) returning id";
+                let id: i64 = transaction.query_one(insert, &[&&grant.record[..]]).await?.get(0);
+                let mut answer = Answer::new(201, id.to_string());
+                answer.headers.push(("content-type".into(), "text/plain".into()));
+                Ok(answer)
+            })
+        })
+        .await?;
+    let body = String::from_utf8(done.answer.body.to_vec()).unwrap();
+    assert_eq!(done.answer.headers, [("content-type".to_owned(), "text/plain".to_owned())]);
+    Ok((done.answer.status, body, done.replayed))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_at_once_one_pays_and_all_get_its_answer_at_every_isolation() {
+    let server = shop::server().await;
+    for isolation in [Isolation::ReadCommitted, Isolation::RepeatableRead, Isolation::Serializable] {
+        let transactions = transactions(&server, Terms { isolation, ..Terms::default() });
+        let key = format!("{isolation:?}");
+        // On tasks of their own, as a server has them: what `same` returns is Send.
+        let all = (0..20).map(|_| {
+            let (transactions, request) = (transactions.clone(), request(&key));
+            tokio::spawn(async move { pay(&transactions, &request).await })
+        });
+        let mut answers = Vec::new();
+        for one in all.collect::<Vec<_>>() {
+            answers.push(one.await.unwrap().unwrap());
+        }
+        assert_eq!(answers.iter().filter(|(.., replayed)| !replayed).count(), 1, "{isolation:?}");
+        answers.iter_mut().for_each(|answer| answer.2 = true);
+        answers.dedup();
+        assert_eq!(answers.len(), 1, "{isolation:?}: {answers:?}");
+    }
+    assert_eq!(server.psql("shop", "select count(*) from ledger").unwrap(), "3");
+}
+
+#[tokio::test]
+async fn what_is_rolled_back_leaves_nothing_and_a_refusal_is_recorded_after_the_rollback() {
+    let server = shop::server().await;
+    let transactions = transactions(&server, Terms::default());
+    let failing = async |refused: Option<Answer>| {
+        transactions
+            .same(&request("a"), |transaction, grant| {
+                let refused = refused.clone();
+                Box::pin(async move {
+                    transaction.execute("insert into ledger (idem_id) values ($1)", &[&&grant.record[..]]).await?;
+                    match refused {
+                        Some(answer) => Err(Failure::Refused(answer)),
+                        None => Err(std::io::Error::other("no paper").into()),
+                    }
+                })
+            })
+            .await
+    };
+    assert!(matches!(failing(None).await, Err(TransactionError::Work(error)) if error.to_string() == "no paper"));
+    let declined = Answer::new(402, "declined");
+    let done = failing(Some(declined.clone())).await.unwrap();
+    assert_eq!((done.answer, done.replayed), (declined.clone(), false));
+    let done = failing(None).await.unwrap();
+    assert_eq!((done.answer, done.replayed), (declined, true));
+    assert_eq!(server.psql("shop", "select count(*) from ledger").unwrap(), "0");
+
+    let other = Request::new("pay", "a", b"amount=7").principal("user:17");
+    assert!(matches!(pay(&transactions, &other).await, Err(TransactionError::KeyReused)));
+    let somebody_else = Request::new("pay", "a", b"amount=7").principal("user:18");
+    assert!(!pay(&transactions, &somebody_else).await.unwrap().2);
+}
+
+#[tokio::test]
+async fn conflicts_are_repeated_and_no_more_often_than_allowed() {
+    let server = shop::server().await;
+    let transactions = transactions(&server, Terms { attempts_max: 4, ..Terms::default() });
+    let calls = AtomicU32::new(0);
+    let conflicting = async |times: u32| {
+        transactions
+            .same(&request(&format!("conflicts {times}")), |transaction, _| {
+                let fails = calls.fetch_add(1, Ordering::Relaxed) < times;
+                Box::pin(async move {
+                    if fails {
+                        let deadlock = "do $$ begin raise exception using errcode = '40P01'; end $$";
+                        transaction.batch_execute(deadlock).await?;
+                    }
+                    Ok(Answer::new(200, "done"))
+                })
+            })
+            .await
+    };
+    assert_eq!(conflicting(3).await.unwrap().answer.status, 200);
+    calls.store(0, Ordering::Relaxed);
+    assert!(matches!(conflicting(9).await, Err(TransactionError::Attempts(4, _))));
+    assert_eq!(calls.load(Ordering::Relaxed), 4);
+}
+
+#[tokio::test]
+async fn phases_go_on_after_the_last_that_was_committed_with_the_same_derived_key() {
+    let server = shop::server().await;
+    let terms = Terms { lease: Duration::from_secs(600), ..Terms::default() };
+    let transactions = transactions(&server, terms);
+    let keys = std::sync::Mutex::new(Vec::new());
+    let order = async |fails: bool| -> Result<_, TransactionError> {
+        let mut phases = match transactions.phases(&request("order")).await? {
+            Started::Done(done) => return Ok(done),
+            Started::Granted(phases) => phases,
+        };
+        let id = phases
+            .local("reserve", |transaction, grant| {
+                Box::pin(async move {
+                    let insert = "insert into ledger (idem_id) values ($1) returning id";
+                    let id: i64 = transaction.query_one(insert, &[&&grant.record[..]]).await?.get(0);
+                    Ok(id.to_string().into())
+                })
+            })
+            .await?;
+        let receipt = phases
+            .external("charge", async |key| {
+                keys.lock().unwrap().push(key);
+                if fails { Err(std::io::Error::other("no line").into()) } else { Ok("receipt".into()) }
+            })
+            .await?;
+        let answer = Answer::new(201, [&id[..], b" ", &receipt].concat());
+        let finish = phases.finish(move |_, _| {
+            let answer = answer.clone();
+            Box::pin(async move { Ok(answer) })
+        });
+        finish.await
+    };
+    assert!(matches!(order(true).await, Err(TransactionError::Work(_))));
+    // Given back: the next request goes on at once, long before the lease ends.
+    let first = order(false).await.unwrap();
+    assert_eq!((&first.answer.body[..], first.replayed), (&b"1 receipt"[..], false));
+    let again = order(false).await.unwrap();
+    assert_eq!((again.answer, again.replayed), (first.answer, true));
+    assert_eq!(server.psql("shop", "select count(*) from ledger").unwrap(), "1");
+    let derived = onceward_core::key::child_key("order", "charge");
+    assert_eq!(*keys.lock().unwrap(), [derived.clone(), derived]);
+
+    let Started::Granted(mut phases) = transactions.phases(&request("renamed")).await.unwrap() else { panic!("new") };
+    phases.local("one", |_, _| Box::pin(async { Ok("1".into()) })).await.unwrap();
+    let failed = phases.external("two", async |_| Err(std::io::Error::other("no line").into())).await;
+    assert!(matches!(failed, Err(TransactionError::Work(_))));
+    let Started::Granted(mut phases) = transactions.phases(&request("renamed")).await.unwrap() else { panic!("open") };
+    let renamed = phases.local("eins", |_, _| Box::pin(async { Ok("1".into()) })).await;
+    assert!(matches!(renamed, Err(TransactionError::PhaseRenamed { number: 1, .. })), "{renamed:?}");
+}
+
+#[tokio::test]
+async fn loose_work_that_failed_blocks_nobody() {
+    let server = shop::server().await;
+    let releasing = transactions(&server, Terms::default());
+    let Started::Granted(held) = releasing.loose(&request("a")).await.unwrap() else { panic!("new") };
+    assert!(matches!(releasing.loose(&request("a")).await, Err(TransactionError::InFlight)));
+    let failed = held.not_done(std::io::Error::other("no line")).await;
+    assert!(matches!(failed, TransactionError::Work(_)));
+    let Started::Granted(held) = releasing.loose(&request("a")).await.unwrap() else { panic!("released") };
+    held.complete(Answer::new(200, "sent")).await.unwrap();
+    let Started::Done(done) = releasing.loose(&request("a")).await.unwrap() else { panic!("done") };
+    assert_eq!((&done.answer.body[..], done.replayed), (&b"sent"[..], true));
+
+    let failing = transactions(&server, Terms { on_failure: OnFailure::Fail, ..Terms::default() });
+    let Started::Granted(held) = failing.loose(&request("b")).await.unwrap() else { panic!("new") };
+    held.not_done(std::io::Error::other("no line")).await;
+    assert!(matches!(failing.loose(&request("b")).await, Err(TransactionError::Failed)));
+
+    // One that is dropped is unknown once its lease is over, and runs again by nobody's decision but yours.
+    let short = transactions(&server, Terms { lease: Duration::ZERO, ..Terms::default() });
+    let Started::Granted(held) = short.loose(&request("c")).await.unwrap() else { panic!("new") };
+    drop(held);
+    assert!(matches!(short.loose(&request("c")).await, Err(TransactionError::OutcomeUnknown)));
+}
