@@ -33,7 +33,8 @@
 //!   lease over, and it writes nothing more ([`Kind::SessionOver`]).
 //! - **S17** Fingerprint rules that are kept under a policy are found under it by every process of the
 //!   store, after a restart too, until [`RULES_MAX`] later ones have come.
-//! - **S18** [`Store::usage`] has each answered write in it, a tenant's own and no other's, after a restart too.
+//! - **S18** [`Store::usage`] has each answered write of this process in it, a tenant's own and no other's, after a
+//!   restart too; those of other processes of the store from when they were last counted.
 //!
 //! # Layout
 //!
