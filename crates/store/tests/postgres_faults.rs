@@ -314,6 +314,7 @@ async fn a_write_wakes_those_who_wait_in_another_process_and_notifies_for_no_oth
 async fn a_user_with_the_rights_that_the_documentation_lists_and_no_others_will_do() {
     let server = served(&[]).await;
     let rights = "CREATE ROLE gateway LOGIN PASSWORD 'weak'; GRANT USAGE ON SCHEMA onceward TO gateway;
+        GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA onceward TO gateway;
         GRANT SELECT, INSERT, UPDATE, DELETE ON onceward.record, onceward.mark, onceward.meta, onceward.rules,
             onceward.waiter TO gateway; GRANT SELECT ON onceward.migration TO gateway";
     server.psql("shop", rights).unwrap();
