@@ -173,6 +173,19 @@ async fn phases_go_on_after_the_last_that_was_committed_with_the_same_derived_ke
 }
 
 #[tokio::test]
+async fn what_a_phase_refuses_for_good_is_its_callers_answer_and_every_repetitions() {
+    let server = shop::server().await;
+    let transactions = transactions(&server, Terms::default());
+    let Started::Granted(mut phases) = transactions.phases(&request("refused")).await.unwrap() else { panic!("new") };
+    let refusal = Answer::new(402, "no money");
+    let refused = phases.external("charge", async |_| Err(Failure::Refused(refusal.clone()))).await;
+    let Err(TransactionError::Refused(answer)) = refused else { panic!("{refused:?}") };
+    assert_eq!(answer, refusal);
+    let Started::Done(done) = transactions.phases(&request("refused")).await.unwrap() else { panic!("settled") };
+    assert_eq!((done.answer, done.replayed), (refusal, true));
+}
+
+#[tokio::test]
 async fn loose_work_that_failed_blocks_nobody() {
     let server = shop::server().await;
     let releasing = transactions(&server, Terms::default());

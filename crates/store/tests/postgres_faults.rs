@@ -290,8 +290,9 @@ async fn a_write_wakes_those_who_wait_in_another_process_and_notifies_for_no_oth
     let server = served(&[]).await;
     let (here, there) = (opened(&server).await, opened(&server).await);
     let (waited, other) = (claim(&there, 1).await.unwrap(), claim(&there, 2).await.unwrap());
-    let watch = here.watch(id(1));
-    until(&server, "SELECT count(*) FROM onceward.waiter", "1").await;
+    let by_sql = claim(&there, 3).await.unwrap();
+    let (watch, watch_by_sql) = (here.watch(id(1)), here.watch(id(3)));
+    until(&server, "SELECT count(*) FROM onceward.waiter", "2").await;
     let (client, mut connection) = tokio_postgres::connect(&server.url("shop"), tokio_postgres::NoTls).await.unwrap();
     let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
     tokio::spawn(async move {
@@ -305,9 +306,16 @@ async fn a_write_wakes_those_who_wait_in_another_process_and_notifies_for_no_oth
     complete(&there, 2, other, LEASE).await;
     assert!(matches!(there.remove(id(1), Expect::Holder(waited)).await, Ok(Write::Applied { .. })));
     let first = heard.recv().await.unwrap();
-    let waited: String = id(1).0.iter().map(|byte| format!("{byte:02x}")).collect();
-    assert_eq!(first, waited, "nobody waits for the other key");
-    tokio::time::timeout(Duration::from_secs(60), watch).await.unwrap();
+    let hex = |number| id(number).0.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    assert_eq!(first, hex(1), "nobody waits for the other key");
+    // What the SQL functions write is a write too.
+    let completed = format!("SELECT onceward.complete('\\x{}', {}, 200)", hex(3), by_sql.0);
+    assert_eq!(server.psql("shop", &completed).unwrap(), "completed");
+    let second = tokio::time::timeout(Duration::from_secs(60), heard.recv()).await.unwrap();
+    assert_eq!(second, Some(hex(3)));
+    for watch in [watch, watch_by_sql] {
+        tokio::time::timeout(Duration::from_secs(60), watch).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -329,6 +329,21 @@ async fn an_effect_is_made_once_and_never_after_somebody_looked_for_it() {
 }
 
 #[tokio::test]
+async fn what_is_answered_is_durable_whatever_the_session_says() {
+    let server = sql::server().await;
+    let client = sql::connect(&server).await;
+    client.batch_execute("set synchronous_commit = off").await.unwrap();
+    let (_, fence) = claimed(&client, "k", "lease").await.unwrap();
+    let probe = format!("select onceward.probe_effect({}, {fence})", key("k"));
+    for call in [claim("other", "lease"), complete("k", fence), probe] {
+        client.batch_execute(&format!("begin; {call}")).await.unwrap();
+        let row = client.query_one("select current_setting('synchronous_commit')", &[]).await.unwrap();
+        assert_eq!(row.get::<_, &str>(0), "on", "{call}");
+        client.batch_execute("commit").await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn wrong_arguments_are_refused_in_words_and_nothing_is_written() {
     let server = sql::server().await;
     let client = sql::connect(&server).await;

@@ -1,7 +1,9 @@
 //! Claim here, work elsewhere, answer here.
 
 use super::{
-    Answer, BoxError, Done, Grant, OnFailure, Request, Source, Started, TransactionError, Transactions, pause, refused,
+    Answer, BoxError, Done, Grant, OnFailure, Request, Source, Started, TransactionError, Transactions,
+    attempts::{Attempts, commit},
+    refused,
     session::{self, Arg, Calls as _, Mode, Session as _, word},
     told,
 };
@@ -54,11 +56,9 @@ impl<S: Source> Transactions<S> {
         answer: &Answer,
         is_failure: bool,
     ) -> Result<(), TransactionError> {
-        {
-            let headers = session::headers(answer).map_err(TransactionError::Database)?;
-            let args = session::settled(grant, answer, &headers, &self.terms);
-            self.alone(&session::settling(is_failure), &args).await
-        }
+        let headers = session::headers(answer).map_err(TransactionError::Database)?;
+        let args = session::settled(grant, answer, &headers, &self.terms);
+        self.alone(&session::settling(is_failure), &args).await
     }
 
     /// Nothing was done since the last recovery point: the next request goes on at once.
@@ -69,24 +69,20 @@ impl<S: Source> Transactions<S> {
     }
 
     async fn alone(&self, sql: &str, args: &[Arg<'_>]) -> Result<(), TransactionError> {
-        let mut last: Option<BoxError> = None;
-        for attempt in 1..=self.terms.attempts_max.max(1) {
-            if last.is_some() {
-                pause(attempt).await;
-            }
+        let mut attempts = Attempts::new(&self.terms);
+        while attempts.another().await {
             let tried = async {
                 let mut connection = self.source.connection().await?;
                 let mut transaction = connection.begin(self.terms.isolation).await?;
                 transaction.call(sql, args).await?;
-                transaction.commit().await
+                commit(transaction).await
             };
             match tried.await {
                 Ok(()) => return Ok(()),
-                Err(error) if session::is_worth_another(&error) => last = Some(error),
-                Err(error) => return Err(told(error, attempt)),
+                Err(error) => attempts.failed(error).map_err(|error| told(error, 1))?,
             }
         }
-        Err(told(last.unwrap_or_else(|| "no attempt".into()), self.terms.attempts_max))
+        Err(attempts.given_up())
     }
 }
 

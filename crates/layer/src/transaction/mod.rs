@@ -35,6 +35,7 @@
 //! # }
 //! ```
 
+mod attempts;
 mod loose;
 mod phases;
 mod same;
@@ -168,6 +169,9 @@ pub enum TransactionError {
     /// It was settled as failed, without an answer (409).
     #[error("the request with this key was settled as failed")]
     Failed,
+    /// The work refused for good, between two phases. This answer was recorded, and repetitions get it: send it.
+    #[error("the work refused with {}", .0.status)]
+    Refused(Answer),
     /// It was answered with this status, and the body was not kept (409).
     #[error("the request was answered with {0}, and its body was not kept")]
     ResponseNotKept(u16),
@@ -289,21 +293,15 @@ fn refused(said: Said) -> Result<Done, TransactionError> {
     }
 }
 
-/// What the server said, as the caller's business.
-fn told(error: BoxError, attempts: u32) -> TransactionError {
+/// What the server said after so many attempts, as the caller's business.
+fn told(error: BoxError, count: u32) -> TransactionError {
     match session::state(&error).as_deref() {
         Some("ID001" | "ID003") => TransactionError::ClaimLost(error),
         Some("ID002") => TransactionError::KeyReused,
         Some("ID004") => TransactionError::Gone,
         Some("55P03") => TransactionError::InFlight,
-        _ if session::is_worth_another(&error) => TransactionError::Attempts(attempts, error),
+        _ if attempts::is_in_doubt(&error) => TransactionError::CommitUnknown(error),
+        _ if session::is_worth_another(&error) => TransactionError::Attempts(count, error),
         _ => TransactionError::Database(error),
     }
-}
-
-/// The pause before another attempt: longer each time, at most a second, and not the same for everybody.
-async fn pause(attempt: u32) {
-    let most = 20_u64.saturating_mul(1 << attempt.min(6)).min(1_000);
-    let drawn = getrandom::u32().unwrap_or_default();
-    tokio::time::sleep(Duration::from_millis(most / 2 + u64::from(drawn) % (most / 2 + 1))).await;
 }

@@ -4,8 +4,9 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use onceward_core::key::child_key;
 
 use super::{
-    Answer, BoxError, Done, Failure, Grant, Request, Source, TransactionError, TransactionOf, Transactions, Working,
-    pause, refused,
+    Answer, Done, Failure, Grant, Request, Source, TransactionError, TransactionOf, Transactions, Working,
+    attempts::{Attempts, commit},
+    refused,
     session::{self, Arg, Calls as _, Mode, Session as _, word},
     told,
 };
@@ -81,25 +82,21 @@ impl<S: Source> Transactions<S> {
         mode: Mode,
         claim_id: &[u8; 16],
     ) -> Result<session::Said, TransactionError> {
-        let mut last: Option<BoxError> = None;
-        for attempt in 1..=self.terms.attempts_max.max(1) {
-            if last.is_some() {
-                pause(attempt).await;
-            }
+        let mut attempts = Attempts::new(&self.terms);
+        while attempts.another().await {
             let tried = async {
                 let mut connection = self.source.connection().await?;
                 let mut transaction = connection.begin(self.terms.isolation).await?;
                 let said = session::claim(&mut transaction, request, &self.terms, mode, claim_id).await?;
-                transaction.commit().await?;
+                commit(transaction).await?;
                 Ok(said)
             };
             match tried.await {
                 Ok(said) => return Ok(said),
-                Err(error) if session::is_worth_another(&error) => last = Some(error),
-                Err(error) => return Err(told(error, attempt)),
+                Err(error) => attempts.failed(error).map_err(|error| told(error, 1))?,
             }
         }
-        Err(told(last.unwrap_or_else(|| "no attempt".into()), self.terms.attempts_max))
+        Err(attempts.given_up())
     }
 }
 
@@ -162,15 +159,18 @@ impl<S: Source> Phases<'_, S> {
         W: for<'t> FnMut(&'t mut TransactionOf<'_, S>, &'t Grant) -> Working<'t, Answer> + Send,
     {
         let terms = &self.transactions.terms;
-        let mut last: Option<BoxError> = None;
-        for attempt in 1..=terms.attempts_max.max(1) {
-            if last.is_some() {
-                pause(attempt).await;
+        let mut attempts = Attempts::new(terms);
+        while attempts.another().await {
+            if !attempts.is_first() {
                 // Committed, perhaps, although its answer was lost.
-                let said = self.claim_again().await?;
+                let said = match self.claim_again().await {
+                    Ok(said) => said,
+                    Err(error) => return Err(attempts.ended_by(error)),
+                };
                 let Some(grant) = said.grant() else {
                     return refused(said).map(|done| Done { replayed: false, ..done });
                 };
+                attempts.nothing_stands();
                 self.grant = grant;
             }
             let tried = async {
@@ -181,16 +181,20 @@ impl<S: Source> Phases<'_, S> {
                 session::settle(&mut transaction, &self.grant, &answer, false, terms)
                     .await
                     .map_err(Failure::Rollback)?;
-                transaction.commit().await.map_err(Failure::Rollback)?;
+                commit(transaction).await.map_err(Failure::Rollback)?;
                 Ok(answer)
             };
             match tried.await {
                 Ok(answer) => return Ok(Done { answer, replayed: false }),
-                Err(Failure::Rollback(error)) if session::is_worth_another(&error) => last = Some(error),
-                Err(failure) => return Err(self.end(failure).await),
+                Err(Failure::Rollback(error)) => {
+                    if let Err(error) = attempts.failed(error) {
+                        return Err(self.end(Failure::Rollback(error)).await);
+                    }
+                }
+                Err(refused) => return Err(self.end(refused).await),
             }
         }
-        Err(told(last.unwrap_or_else(|| "no attempt".into()), terms.attempts_max))
+        Err(attempts.given_up())
     }
 
     /// What the phase gave in an earlier execution.
@@ -211,12 +215,14 @@ impl<S: Source> Phases<'_, S> {
     /// One transaction with its recovery point.
     async fn write(&mut self, name: &str, work: &mut Phase<'_, S>) -> Result<Bytes, TransactionError> {
         let terms = &self.transactions.terms;
-        let mut last: Option<BoxError> = None;
-        for attempt in 1..=terms.attempts_max.max(1) {
-            if last.is_some() {
-                pause(attempt).await;
+        let mut attempts = Attempts::new(terms);
+        while attempts.another().await {
+            if !attempts.is_first() {
                 // Committed, perhaps, although its answer was lost: then its recovery point is there.
-                let said = self.claim_again().await?;
+                let said = match self.claim_again().await {
+                    Ok(said) => said,
+                    Err(error) => return Err(attempts.ended_by(error)),
+                };
                 let Some(grant) = said.grant() else {
                     return Err(TransactionError::ClaimLost("it was settled".into()));
                 };
@@ -226,6 +232,7 @@ impl<S: Source> Phases<'_, S> {
                     self.behind = behind;
                     return self.kept(name)?.ok_or_else(|| TransactionError::ClaimLost("its phases are others".into()));
                 }
+                attempts.nothing_stands();
             }
             let seq = i64::try_from(self.behind.len() + 1).unwrap_or(i64::MAX);
             let tried = async {
@@ -246,7 +253,7 @@ impl<S: Source> Phases<'_, S> {
                     "onceward.renew($1, $2, $6 * interval '1 microsecond')::text || onceward.checkpoint($1, $2, $3, $4, $5)",
                 );
                 transaction.call(&renewed, &args).await.map_err(Failure::Rollback)?;
-                transaction.commit().await.map_err(Failure::Rollback)?;
+                commit(transaction).await.map_err(Failure::Rollback)?;
                 Ok(result)
             };
             match tried.await {
@@ -255,11 +262,15 @@ impl<S: Source> Phases<'_, S> {
                     self.at = self.behind.len();
                     return Ok(result);
                 }
-                Err(Failure::Rollback(error)) if session::is_worth_another(&error) => last = Some(error),
-                Err(failure) => return Err(self.end(failure).await),
+                Err(Failure::Rollback(error)) => {
+                    if let Err(error) = attempts.failed(error) {
+                        return Err(self.end(Failure::Rollback(error)).await);
+                    }
+                }
+                Err(refused) => return Err(self.end(refused).await),
             }
         }
-        Err(told(last.unwrap_or_else(|| "no attempt".into()), terms.attempts_max))
+        Err(attempts.given_up())
     }
 
     /// After a failure that another attempt would not mend: the key is free, or refused for good.
@@ -267,6 +278,7 @@ impl<S: Source> Phases<'_, S> {
         let ended = match &failure {
             Failure::Rollback(error) if session::state(error).is_some_and(|state| state.starts_with("ID")) => Ok(()),
             Failure::Rollback(_) => self.transactions.give_back(&self.grant).await,
+            // Recorded after the rollback, never inside it.
             Failure::Refused(answer) => self.transactions.settle_alone(&self.grant, answer, true).await,
         };
         match (failure, ended) {
@@ -275,7 +287,7 @@ impl<S: Source> Phases<'_, S> {
                 TransactionError::Database(error) => TransactionError::Work(error),
                 other => other,
             },
-            (Failure::Refused(_), Ok(())) => TransactionError::Failed,
+            (Failure::Refused(answer), Ok(())) => TransactionError::Refused(answer),
             (Failure::Refused(_), Err(error)) => error,
         }
     }

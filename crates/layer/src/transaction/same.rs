@@ -2,7 +2,8 @@
 
 use super::{
     Answer, BoxError, Done, Failure, Grant, Request, Source, TransactionError, TransactionOf, Transactions, Working,
-    pause, refused,
+    attempts::pause,
+    refused,
     session::{self, Calls as _, Mode, Session as _},
     told,
 };

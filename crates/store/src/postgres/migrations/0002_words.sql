@@ -164,7 +164,18 @@ begin
   return before;
 end $$;
 
--- The record, locked until the transaction ends; all null where there is none, or where it has ended.
+-- What was answered must survive a crash of the server, whatever the session says.
+create function onceward.be_durable() returns void
+language plpgsql volatile
+as $$
+begin
+  if current_setting('synchronous_commit') = 'off' then
+    perform set_config('synchronous_commit', 'on', true);
+  end if;
+end $$;
+
+-- The record, locked until the transaction ends; all null where there is none, or where it has ended. Whoever locks it writes
+-- it: durably, and those who wait for it hear of the commit.
 create function onceward.locked(id bytea) returns onceward.record
 language plpgsql volatile
 as $$
@@ -173,8 +184,10 @@ declare
   there onceward.record;
   before text := onceward.bounded();
 begin
+  perform onceward.be_durable();
   select r.* into there from onceward.record r where r.id = locked.id for update;
   perform set_config('lock_timeout', before, true);
+  perform onceward.tell(array[locked.id]);
   if there.keep_until <> 0 and there.keep_until <= onceward.time_of(there) then
     return null;
   end if;

@@ -178,10 +178,7 @@ begin
     or claim.fingerprint_policy is null or claim.route is null or claim.tenant is null or claim.env is null then
     raise exception 'claim: only claim_id, session and principal_proof may be null' using errcode = '22004';
   end if;
-  -- What was answered must survive a crash of the server.
-  if current_setting('synchronous_commit') = 'off' then
-    perform set_config('synchronous_commit', 'on', true);
-  end if;
+  perform onceward.be_durable();
 
   for round in 1 .. 100 loop
     if is_absent then

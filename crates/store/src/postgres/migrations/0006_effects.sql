@@ -61,6 +61,8 @@ begin
   if octet_length(probe_effect.id) is distinct from 32 or probe_effect.fence is null or coalesce(probe_effect.name, '') = '' then
     raise exception 'probe_effect: it needs a record id of 32 bytes, a fence and a name' using errcode = '22023';
   end if;
+  -- A fence that a crash takes back would refuse nobody.
+  perform onceward.be_durable();
   -- Waits for a transaction that makes the effect just now.
   insert into onceward.effect as e (record_id, fence, name, written_at) values (probe_effect.id, probe_effect.fence, '', onceward.now_us())
   on conflict (record_id, name) do update set fence = greatest(e.fence, excluded.fence);

@@ -24,17 +24,6 @@ BEGIN
 END
 $$;
 
--- A session whose commits do not wait for the disk would acknowledge what a crash undoes.
-CREATE FUNCTION onceward.be_durable() RETURNS void
-    LANGUAGE plpgsql VOLATILE
-    AS $$
-BEGIN
-    IF current_setting('synchronous_commit') = 'off' THEN
-        PERFORM set_config('synchronous_commit', 'on', true);
-    END IF;
-END
-$$;
-
 -- Makes each record that is not there, or has ended; returns for each of the others what is there. One that is in
 -- neither answer met another write each time.
 CREATE FUNCTION onceward.store_insert(
@@ -55,9 +44,7 @@ DECLARE
     open_ids bytea[] := w_id;
     new_ids bytea[];
 BEGIN
-    IF current_setting('synchronous_commit') = 'off' THEN
-        PERFORM onceward.be_durable();
-    END IF;
+    PERFORM onceward.be_durable();
     FOR round IN 1..4 LOOP
         t := greatest(onceward.now_us(), floor_us);
         -- A key that is there costs neither a lock nor a commit.
@@ -173,9 +160,7 @@ DECLARE
     locked_bytes bigint[];
     open_ids bytea[] := w_id;
 BEGIN
-    IF current_setting('synchronous_commit') = 'off' THEN
-        PERFORM onceward.be_durable();
-    END IF;
+    PERFORM onceward.be_durable();
     SELECT array_agg(l.id), array_agg(l.bytes) INTO locked_ids, locked_bytes FROM (
         SELECT r.id, onceward.record_bytes(r) AS bytes FROM onceward.record r
         WHERE r.id = ANY (w_id) ORDER BY r.id FOR UPDATE) l;
@@ -239,9 +224,7 @@ DECLARE
     t bigint;
     held onceward.record;
 BEGIN
-    IF current_setting('synchronous_commit') = 'off' THEN
-        PERFORM onceward.be_durable();
-    END IF;
+    PERFORM onceward.be_durable();
     SELECT r.* INTO held FROM onceward.record r WHERE r.id = w_id FOR UPDATE;
     t := greatest(onceward.now_us(), floor_us);
     IF held.id IS NULL OR held.fence <> w_fence OR held.state <> 1 THEN
@@ -266,9 +249,7 @@ DECLARE
     t bigint;
     held onceward.record;
 BEGIN
-    IF current_setting('synchronous_commit') = 'off' THEN
-        PERFORM onceward.be_durable();
-    END IF;
+    PERFORM onceward.be_durable();
     SELECT r.* INTO held FROM onceward.record r WHERE r.id = w_id FOR UPDATE;
     t := greatest(onceward.now_us(), floor_us);
     IF held.id IS NULL OR held.fence <> w_fence OR (held.keep_until > 0 AND held.keep_until <= t)
@@ -331,9 +312,7 @@ DECLARE
     parts smallint[];
     fences bigint[];
 BEGIN
-    IF current_setting('synchronous_commit') = 'off' THEN
-        PERFORM onceward.be_durable();
-    END IF;
+    PERFORM onceward.be_durable();
     ids := ARRAY(SELECT r.id FROM onceward.record r WHERE r.keep_until > 0 AND r.keep_until <= t
         LIMIT rows_max FOR UPDATE SKIP LOCKED);
     IF cardinality(ids) > 0 THEN
@@ -405,9 +384,7 @@ CREATE FUNCTION onceward.store_keep_rules(w_policy bigint, w_text text) RETURNS 
     LANGUAGE plpgsql VOLATILE
     AS $$
 BEGIN
-    IF current_setting('synchronous_commit') = 'off' THEN
-        PERFORM onceward.be_durable();
-    END IF;
+    PERFORM onceward.be_durable();
     INSERT INTO onceward.rules (policy, text, written_at) VALUES (w_policy, w_text, onceward.now_us())
         ON CONFLICT (policy) DO UPDATE SET text = EXCLUDED.text, written_at = EXCLUDED.written_at;
     DELETE FROM onceward.rules WHERE policy <> w_policy AND policy NOT IN (
@@ -420,9 +397,7 @@ CREATE FUNCTION onceward.store_remember(w_name text, w_value text) RETURNS text
     LANGUAGE plpgsql VOLATILE
     AS $$
 BEGIN
-    IF current_setting('synchronous_commit') = 'off' THEN
-        PERFORM onceward.be_durable();
-    END IF;
+    PERFORM onceward.be_durable();
     INSERT INTO onceward.meta (name, value) VALUES (w_name, w_value) ON CONFLICT (name) DO NOTHING;
     RETURN (SELECT m.value FROM onceward.meta m WHERE m.name = w_name);
 END
