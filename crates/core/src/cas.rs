@@ -8,7 +8,7 @@ use core::time::Duration;
 
 use crate::{
     mutant::{self, Mutant},
-    record::{Facts, Fence, Micros, Record, Revision, State, Stored},
+    record::{Facts, Fence, Micros, Revision, State, Stored},
 };
 
 /// Which record a write is meant for. Whoever acts on what he read loses to any write since.
@@ -83,16 +83,10 @@ pub fn is_meant(expect: Expect, there: &Stored, state: State) -> bool {
     }
 }
 
-/// The record that an insert writes. `ended` is the record of the same key whose retention is
+/// The store's block of the record that an insert writes. `ended` is the record of the same key whose retention is
 /// over, where it is still at hand.
 #[must_use]
-pub fn inserted(facts: Facts, lease: Duration, now: Micros, mark: Fence, ended: Option<&Stored>) -> Record {
-    Record { stored: inserted_block(lease, now, mark, ended), facts }
-}
-
-/// The store's block of that record.
-#[must_use]
-pub fn inserted_block(lease: Duration, now: Micros, mark: Fence, ended: Option<&Stored>) -> Stored {
+pub fn inserted(lease: Duration, now: Micros, mark: Fence, ended: Option<&Stored>) -> Stored {
     let last = ended.map_or(Fence(0), |stored| stored.fence);
     Stored {
         fence: next_fence(now, mark, last),

@@ -263,7 +263,8 @@ impl Model {
             Some(record) => Event::Existing { record: Box::new(record), now: self.now },
             None => {
                 let ended = self.record.take().map(|record| record.stored);
-                let record = cas::inserted(facts.clone(), lease, self.now, self.mark, ended.as_ref());
+                let stored = cas::inserted(lease, self.now, self.mark, ended.as_ref());
+                let record = Record { stored, facts: facts.clone() };
                 let fence = record.stored.fence;
                 self.record = Some(record);
                 Event::Inserted { fence, now: self.now }

@@ -1,6 +1,6 @@
 //! The store that the configuration names, opened.
 
-use std::{fs, io, sync::Arc};
+use std::{fs, io, path::Path, sync::Arc};
 
 use onceward::{
     Quotas, SecretId,
@@ -146,17 +146,21 @@ async fn embedded(config: &Config, accept_loss: bool) -> Result<(Opened, Vec<Str
 /// [`StartError::Address`].
 pub fn addresses(said: &PostgresStore) -> Result<(Address, Option<Address>), StartError> {
     let wrong = |error: &dyn std::fmt::Display| StartError::Address(error.to_string());
-    let tls = if said.tls {
-        let mut tls = proxy::http1_client(said.ca.clone(), true).map_err(|error| wrong(&error))?;
-        // The protocol inside is the database's own.
-        tls.alpn_protocols.clear();
-        Some(Arc::new(tls))
-    } else {
-        None
-    };
+    let tls = if said.tls { Some(tls(said.ca.as_deref()).map_err(|error| wrong(&error))?) } else { None };
     let password = said.password.as_ref().map(Secret::expose);
     let address = |url: &Secret| Address::new(url.expose(), password, tls.clone()).map_err(|error| wrong(&error));
     Ok((address(&said.url)?, said.listen_url.as_ref().map(address).transpose()?))
+}
+
+/// TLS to a database; the authorities of the system where `ca` is none.
+///
+/// # Errors
+/// Where a certificate cannot be read.
+pub fn tls(ca: Option<&Path>) -> Result<Arc<rustls::ClientConfig>, proxy::TlsErrors> {
+    let mut tls = proxy::http1_client(ca.map(Path::to_path_buf), true)?;
+    // The protocol inside is the database's own.
+    tls.alpn_protocols.clear();
+    Ok(Arc::new(tls))
 }
 
 async fn postgres(config: &Config, said: &PostgresStore) -> Result<(Opened, Vec<String>), StartError> {

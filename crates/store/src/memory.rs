@@ -256,7 +256,7 @@ impl Memory {
         if let Some(ended) = &ended {
             inner.take(&id, ended);
         }
-        let stored = cas::inserted_block(lease, now, inner.mark, ended.map(|record| record.stored).as_ref());
+        let stored = cas::inserted(lease, now, inner.mark, ended.map(|record| record.stored).as_ref());
         inner.put(id, &stored, facts);
         drop(inner);
         self.shared.watchers.wake(&id);
@@ -311,12 +311,12 @@ impl Inner {
         codec::encode_parts(stored, facts, &mut bytes);
         self.bytes += bytes.len() as u64;
         self.open += u64::from(facts.state == State::InFlight);
-        if !self.tenants.contains_key(&facts.tenant) {
-            self.tenants.insert(facts.tenant.clone(), Usage::default());
-        }
-        if let Some(usage) = self.tenants.get_mut(&facts.tenant) {
-            usage.records += 1;
-            usage.bytes += bytes.len() as u64;
+        let added = Usage { records: 1, bytes: bytes.len() as u64 };
+        match self.tenants.get_mut(&facts.tenant) {
+            Some(usage) => *usage = Usage { records: usage.records + 1, bytes: usage.bytes + added.bytes },
+            None => {
+                self.tenants.insert(facts.tenant.clone(), added);
+            }
         }
         if stored.keep_until != Micros::ZERO {
             self.ends.insert((stored.keep_until, id));

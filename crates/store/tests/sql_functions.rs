@@ -344,6 +344,34 @@ async fn what_is_answered_is_durable_whatever_the_session_says() {
 }
 
 #[tokio::test]
+async fn whoever_names_no_fence_holds_nothing() {
+    let server = sql::server().await;
+    let client = sql::connect(&server).await;
+    claimed(&client, "held", "lease").await.unwrap();
+    let short = format!("select onceward.claim({}, sha256('request'), 'lease', '0 s')", key("unknown"));
+    client.batch_execute(&short).await.unwrap();
+    let all = "select string_agg(r::text, ' ' order by id) from onceward.record r";
+    let before: String = client.query_one(all, &[]).await.unwrap().get(0);
+    let (held, unknown) = (key("held"), key("unknown"));
+    for (call, state) in [
+        (format!("complete({held}, null, 200)"), "ID003"),
+        (format!("fail({held}, null)"), "ID003"),
+        (format!("fail({held}, null, 'retryable')"), "ID003"),
+        (format!("release({held}, null)"), "ID003"),
+        (format!("renew({held}, null)"), "ID003"),
+        (format!("checkpoint({held}, null, 1, 'one')"), "ID003"),
+        (format!("dispatched({held}, null)"), "ID003"),
+        (format!("assert_fence({held}, null)"), "ID001"),
+        (format!("resolve({unknown}, null, 'failed')"), "ID001"),
+        (format!("effect({held}, null)"), "22023"),
+        (format!("probe_effect({held}, null)"), "22023"),
+    ] {
+        assert_eq!(code(client.query(&format!("select onceward.{call}"), &[]).await), state, "{call}");
+    }
+    assert_eq!(client.query_one(all, &[]).await.unwrap().get::<_, String>(0), before);
+}
+
+#[tokio::test]
 async fn wrong_arguments_are_refused_in_words_and_nothing_is_written() {
     let server = sql::server().await;
     let client = sql::connect(&server).await;

@@ -57,8 +57,6 @@ pub struct Said {
     /// Of a replay.
     pub body: Option<Vec<u8>>,
     /// Of the last recovery point.
-    pub seq: i64,
-    /// Of the last recovery point.
     pub data: Option<Vec<u8>>,
     /// The record's id.
     pub record: Vec<u8>,
@@ -108,7 +106,7 @@ pub(super) async fn claim(
     claim_id: &[u8; 16],
 ) -> Result<Said, BoxError> {
     const CLAIM: &str = "select c.outcome, c.fence, c.attempt, c.status, c.headers::text, c.body, \
-         coalesce(c.checkpoint_seq, 0), c.checkpoint_data, i.id \
+         c.checkpoint_data, i.id \
          from onceward.record_id($1, $2, $3, $4, $5) i(id), \
          lateral onceward.claim(i.id, $6, $7, $8 * interval '1 microsecond', claim_id => $9, two_phase => $7 = 'lease' and $10 = 1, \
          route => $4, tenant => $1, env => $2) c";
@@ -176,9 +174,7 @@ pub(super) fn settling(is_failure: bool) -> String {
 
 /// A call that says one word. `sql` is a constant of this crate.
 pub(super) fn word(sql: &str) -> String {
-    format!(
-        "select ({sql})::text, 0::bigint, 0::bigint, null::int, null::text, null::bytea, 0::bigint, null::bytea, ''::bytea"
-    )
+    format!("select ({sql})::text, 0::bigint, 0::bigint, null::int, null::text, null::bytea, null::bytea, ''::bytea")
 }
 
 pub(super) fn micros(span: std::time::Duration) -> i64 {

@@ -62,9 +62,8 @@ impl Calls for Transaction<'_> {
             status: status.and_then(|status| status.try_into().ok()),
             headers: row.try_get(4)?,
             body: row.try_get(5)?,
-            seq: row.try_get(6)?,
-            data: row.try_get(7)?,
-            record: row.try_get(8)?,
+            data: row.try_get(6)?,
+            record: row.try_get(7)?,
         })
     }
 

@@ -9,7 +9,6 @@ use super::{Failure, args::MigrateArgs};
 use crate::{
     config::{Config, Environment, Flags, secret::InstallSecret},
     opened,
-    proxy::http1_client,
 };
 
 impl From<SchemaError> for Failure {
@@ -65,10 +64,8 @@ fn target(args: &MigrateArgs, environment: &Environment) -> Result<(Address, Opt
         let wrong = |error: InvalidAddress| Failure::usage(format!("--database: {error}"));
         let address = match Address::new(url.expose(), None, None) {
             Err(InvalidAddress::NoTls(_)) => {
-                let mut tls =
-                    http1_client(args.ca.clone(), true).map_err(|error| Failure::usage(format!("--ca: {error}")))?;
-                tls.alpn_protocols.clear();
-                Address::new(url.expose(), None, Some(std::sync::Arc::new(tls)))
+                let tls = opened::tls(args.ca.as_deref()).map_err(|error| Failure::usage(format!("--ca: {error}")))?;
+                Address::new(url.expose(), None, Some(tls))
             }
             other => other,
         };

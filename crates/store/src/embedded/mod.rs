@@ -358,7 +358,7 @@ impl Store for Embedded {
             if !inner.log.has_space() || ended.is_none() && inner.is_full() {
                 return Err(StoreError::not_applied(Kind::Full));
             }
-            let stored = cas::inserted_block(lease, now, inner.state.mark(), ended.as_ref());
+            let stored = cas::inserted(lease, now, inner.state.mark(), ended.as_ref());
             bytes.clear();
             codec::encode_parts(&stored, facts, bytes);
             let answer = Insert::Inserted { fence: stored.fence, now };

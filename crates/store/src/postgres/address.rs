@@ -23,7 +23,9 @@ pub enum InvalidAddress {
     #[error("the address of the database cannot be read: {0}; write postgresql://user@host:5432/database")]
     Url(String),
     /// TLS is asked for and there is nothing to make it with.
-    #[error("the address says sslmode={0}, and no TLS was set up for the store: set [store.tls], or sslmode=disable")]
+    #[error(
+        "the address says sslmode={0}, and it is to be spoken to in clear: leave out `tls = \"off\"`, or write sslmode=disable"
+    )]
     NoTls(&'static str),
 }
 

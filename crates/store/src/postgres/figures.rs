@@ -33,10 +33,11 @@ type Tenants = HashMap<String, Change>;
 
 /// Everybody's share.
 #[derive(Debug, Default)]
-pub(super) struct Figures(Mutex<Inner>, Asked);
-
-/// Whether anybody has asked.
-type Asked = AtomicBool;
+pub(super) struct Figures {
+    inner: Mutex<Inner>,
+    /// Whether anybody has asked.
+    asked: AtomicBool,
+}
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -58,7 +59,7 @@ impl Inner {
 
 impl Figures {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A write of this process.
@@ -93,7 +94,7 @@ impl Figures {
     }
 
     pub(super) fn of(&self, tenant: &str) -> Usage {
-        self.1.store(true, Ordering::Relaxed);
+        self.asked.store(true, Ordering::Relaxed);
         let inner = self.lock();
         let mut sum = Change::default();
         inner.parts().iter().filter_map(|part| part.get(tenant)).for_each(|change| sum.add(*change));
@@ -102,7 +103,7 @@ impl Figures {
 
     /// Whether somebody has asked what a tenant takes up.
     pub(super) fn are_asked(&self) -> bool {
-        self.1.load(Ordering::Relaxed)
+        self.asked.load(Ordering::Relaxed)
     }
 
     /// What all take up; `None` where that was never counted.

@@ -151,7 +151,7 @@ impl Oracle {
     fn inserted(&mut self, id: [u8; 32], facts: Facts, lease: Duration, clock: Micros) {
         let ended = self.records.get(&id).map(|record| record.stored);
         let now = ended.map_or(clock, |ended| clock.max(ended.written_at));
-        let record = cas::inserted(facts, lease, now, self.mark, ended.as_ref());
+        let record = Record { stored: cas::inserted(lease, now, self.mark, ended.as_ref()), facts };
         self.records.insert(id, record);
     }
 

@@ -19,6 +19,19 @@ begin
   where r.id = (there).id;
 end $$;
 
+-- The record that is held under this fence, locked.
+create function onceward.held_by(id bytea, fence bigint, verb text) returns onceward.record
+language plpgsql volatile
+as $$
+declare
+  there onceward.record := onceward.locked(held_by.id);
+begin
+  if there.state is distinct from 1 or there.fence is distinct from held_by.fence then
+    perform onceward.lost(there, held_by.fence, held_by.verb);
+  end if;
+  return there;
+end $$;
+
 -- The holder cannot say what happened: unknown from now on.
 create function onceward.doubted(there onceward.record, now_us bigint) returns void
 language plpgsql volatile
@@ -99,7 +112,7 @@ begin
   there := onceward.locked(fail.id);
   if there.state = 2 and there.fence = fail.fence then
     return 'already';
-  elsif there.state is distinct from 1 or there.fence <> fail.fence then
+  elsif there.state is distinct from 1 or there.fence is distinct from fail.fence then
     perform onceward.lost(there, fail.fence, 'fail');
   end if;
   now_us := onceward.time_of(there);
@@ -124,7 +137,7 @@ declare
 begin
   if there.id is null then
     return 'absent';
-  elsif there.state <> 1 or there.fence <> release.fence then
+  elsif there.state is distinct from 1 or there.fence is distinct from release.fence then
     perform onceward.lost(there, release.fence, 'release');
   elsif there.ambiguous then
     perform onceward.doubted(there, onceward.time_of(there));
@@ -151,12 +164,9 @@ language plpgsql volatile security definer set search_path = onceward, pg_catalo
 as $$
 declare
   lease_us constant bigint := onceward.micros(renew.lease);
-  there onceward.record := onceward.locked(renew.id);
+  there onceward.record := onceward.held_by(renew.id, renew.fence, 'renew');
   now_us bigint;
 begin
-  if there.state is distinct from 1 or there.fence <> renew.fence then
-    perform onceward.lost(there, renew.fence, 'renew');
-  end if;
   now_us := onceward.time_of(there);
   update onceward.record r set
     revision = r.revision + 1, written_at = now_us,
@@ -173,12 +183,10 @@ create function onceward.checkpoint(id bytea, fence bigint, seq bigint, name tex
 language plpgsql volatile security definer set search_path = onceward, pg_catalog, pg_temp set plan_cache_mode = force_generic_plan
 as $$
 declare
-  there onceward.record := onceward.locked(checkpoint.id);
+  there onceward.record := onceward.held_by(checkpoint.id, checkpoint.fence, 'checkpoint');
   last bigint;
 begin
-  if there.state is distinct from 1 or there.fence <> checkpoint.fence then
-    perform onceward.lost(there, checkpoint.fence, 'checkpoint');
-  elsif checkpoint.seq is null or checkpoint.name is null or checkpoint.data is null then
+  if checkpoint.seq is null or checkpoint.name is null or checkpoint.data is null then
     raise exception 'checkpoint: seq, name and data may not be null' using errcode = '22004';
   elsif octet_length(checkpoint.data) > 65536 then
     raise exception 'checkpoint: it carries at most 65536 bytes, not %', octet_length(checkpoint.data) using errcode = '22023', detail = 'size';
@@ -205,11 +213,8 @@ create function onceward.dispatched(id bytea, fence bigint) returns void
 language plpgsql volatile security definer set search_path = onceward, pg_catalog, pg_temp set plan_cache_mode = force_generic_plan
 as $$
 declare
-  there onceward.record := onceward.locked(dispatched.id);
+  there onceward.record := onceward.held_by(dispatched.id, dispatched.fence, 'dispatched');
 begin
-  if there.state is distinct from 1 or there.fence <> dispatched.fence then
-    perform onceward.lost(there, dispatched.fence, 'dispatched');
-  end if;
   update onceward.record r set
     revision = r.revision + 1, keep_until = 0, written_at = onceward.time_of(there), dispatched = true
   where r.id = dispatched.id;

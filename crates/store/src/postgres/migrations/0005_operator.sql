@@ -23,7 +23,7 @@ begin
   there := onceward.locked(resolve.id);
   if there.id is null then
     perform onceward.lost(there, resolve.fence, 'resolve');
-  elsif there.fence <> resolve.fence then
+  elsif there.fence is distinct from resolve.fence then
     raise exception 'resolve: the fence is %, not %', there.fence, resolve.fence using errcode = 'ID001', detail = 'stale_fence', hint = 'look again with onceward.get';
   end if;
   now_us := onceward.time_of(there);
