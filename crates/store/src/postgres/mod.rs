@@ -44,7 +44,8 @@ use std::{
 use onceward_core::{
     cas::{Expect, Replacement},
     key::RecordId,
-    record::{Facts, Fence, Micros},
+    mutant::{self, Mutant},
+    record::{Facts, Fence, Micros, State},
 };
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tokio_postgres::types::Type;
@@ -212,6 +213,20 @@ impl Postgres {
         self.shared.plain()?.write(sql, &parameters).await.map(|_| ()).map_err(|failed| failed.error)
     }
 
+    /// [`Mutant::LeaseDeletes`]: a claim whose lease is over counts as no record.
+    async fn claim_over_lease(&self, id: RecordId, claim: step::Claim) -> Result<step::Answered, StoreError> {
+        let again = step::Claim { facts: claim.facts.clone(), lease: claim.lease };
+        match self.claims.write(id, claim).await? {
+            step::Answered::There { record: Some(there), now }
+                if there.facts.state == State::InFlight && there.stored.lease_until <= now =>
+            {
+                step::remove(&self.shared, id, Expect::Seen(there.stored.fence, there.stored.revision)).await?;
+                self.claims.write(id, again).await
+            }
+            answered => Ok(answered),
+        }
+    }
+
     /// A call that ends: whatever it waits for, no longer than two calls on the server may take.
     async fn within<T>(
         &self,
@@ -238,7 +253,11 @@ impl Store for Postgres {
                 let said = "a claim carries neither an outcome nor a checkpoint";
                 return Err(StoreError::not_applied(Kind::Damaged(said.into())));
             }
-            Ok(match self.claims.write(id, claim).await? {
+            let claimed = match mutant::is(Mutant::LeaseDeletes) {
+                true => self.claim_over_lease(id, claim).await?,
+                false => self.claims.write(id, claim).await?,
+            };
+            Ok(match claimed {
                 step::Answered::Done { fence, now, .. } => Insert::Inserted { fence, now },
                 step::Answered::There { record: Some(record), now } => Insert::Existing { record, now },
                 step::Answered::There { record: None, .. } => return Err(StoreError::not_applied(Kind::Conflict)),
@@ -247,8 +266,15 @@ impl Store for Postgres {
     }
 
     fn replace<'a>(&'a self, id: RecordId, write: &'a Replacement) -> Answer<'a, Write> {
-        let write = write.clone();
-        let written = async move { self.settling.write(id, write).await.map(step::Answered::into_write) };
+        let mut write = write.clone();
+        let written = async move {
+            if mutant::is(Mutant::FenceNotCompared)
+                && let Some(there) = step::get(&self.shared, id).await?.record
+            {
+                write.expect = Expect::Seen(there.stored.fence, there.stored.revision);
+            }
+            self.settling.write(id, write).await.map(step::Answered::into_write)
+        };
         Box::pin(self.within(StoreError::unknown, written))
     }
 
