@@ -1,8 +1,8 @@
-//! The process that is under test: the real binary, on a folder that outlives it.
+//! The processes that are under test: the real binary, before a store that outlives it.
 
 use std::fs::OpenOptions;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 
 use anyhow::{Context as _, bail};
@@ -11,24 +11,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
 use crate::PATIENCE;
-
-/// The store behind the process: what the configuration says of it. A store of its own servers starts them, too.
-pub(crate) trait StoreSetup {
-    /// The tables `[store…]` of the configuration.
-    fn config(&self) -> String;
-}
-
-/// The durable store of one process, in a folder.
-pub(crate) struct Embedded {
-    /// The folder.
-    pub(crate) folder: PathBuf,
-}
-
-impl StoreSetup for Embedded {
-    fn config(&self) -> String {
-        format!("[store]\nkind = \"embedded\"\npath = {:?}\nreserve = \"1MiB\"\n", self.folder)
-    }
-}
+use crate::backing::{Backing, Leases};
 
 /// The routes that run an unknown outcome again.
 pub(crate) const RETRIES: [&str; 2] = ["/again", "/brief"];
@@ -37,16 +20,15 @@ pub(crate) const RETRY_MAX: u32 = 3;
 
 /// The routes, each with what is special about it.
 #[must_use]
-pub(crate) fn routes() -> String {
+fn routes(leases: Leases) -> String {
+    let Leases { short, again, long } = leases;
     let mut text = String::from("[defaults]\nkey = { missing = \"required\" }\nin_flight = { wait = \"2s\" }\n");
     for (name, says) in [
-        // Renewed every tenth of a second, so that a stopped process soon sleeps through it.
-        ("pay", "lease = \"400ms\"".to_owned()),
-        ("two", "lease = \"400ms\"\ntwo_phase_dispatch = true".to_owned()),
-        ("again", format!("on_unknown = [\"retry\"]\nretry_max = {RETRY_MAX}")),
-        ("brief", format!("on_unknown = [\"retry\"]\nretry_max = {RETRY_MAX}\nlease = \"400ms\"")),
-        // Nobody waits for this lease: a process that is gone holds nothing.
-        ("long", "lease = \"30m\"".to_owned()),
+        ("pay", format!("lease = \"{short}\"")),
+        ("two", format!("lease = \"{short}\"\ntwo_phase_dispatch = true")),
+        ("again", format!("on_unknown = [\"retry\"]\nretry_max = {RETRY_MAX}\nlease = \"{again}\"")),
+        ("brief", format!("on_unknown = [\"retry\"]\nretry_max = {RETRY_MAX}\nlease = \"{short}\"")),
+        ("long", format!("lease = \"{long}\"")),
     ] {
         text.push_str(&format!("\n[[route]]\nname = \"{name}\"\nmatch = {{ path = \"/{name}\" }}\n{says}\n"));
     }
@@ -54,7 +36,7 @@ pub(crate) fn routes() -> String {
 }
 
 /// How one life of the process is begun.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Start {
     /// `ONCEWARD_FAILPOINT`
     pub(crate) failpoint: Option<String>,
@@ -62,34 +44,52 @@ pub(crate) struct Start {
     pub(crate) env: Vec<(String, String)>,
     /// More arguments.
     pub(crate) args: Vec<String>,
+    /// Of all processes; else of the first alone, and the others are begun as they are.
+    pub(crate) everywhere: bool,
 }
 
-/// Where the process is and what it is started with.
+/// The binary, without a setting of whoever runs the checker.
+#[must_use]
+pub(crate) fn command(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("ONCEWARD_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Where the processes are and what they are started with.
 pub(crate) struct Site {
     /// The binary.
     pub(crate) program: PathBuf,
     /// A safety to take out of it, where it is built for that.
     pub(crate) mutant: Option<String>,
-    /// Where its configuration and log are.
+    /// Where their configurations and log are.
     pub(crate) folder: PathBuf,
 }
 
 impl Site {
-    /// Writes the configuration.
+    /// Writes the configuration of each process.
     ///
     /// # Errors
     /// The file system's.
-    pub(crate) fn configure(&self, store: &dyn StoreSetup, upstream: SocketAddr) -> anyhow::Result<()> {
-        let text =
-            format!("{}\n{}\n[[upstream]]\nname = \"ledger\"\nurl = \"http://{upstream}\"\n", store.config(), routes());
-        std::fs::write(self.config(), text).context("the configuration")
+    pub(crate) fn configure(&self, backing: &Backing, upstream: SocketAddr) -> anyhow::Result<()> {
+        for which in 0..backing.gateways() {
+            let store = backing.config(&self.folder.join(format!("own{which}")));
+            let routes = routes(backing.leases());
+            let text = format!("{store}\n{routes}\n[[upstream]]\nname = \"ledger\"\nurl = \"http://{upstream}\"\n");
+            std::fs::write(self.config(which), text).context("the configuration")?;
+        }
+        Ok(())
     }
 
-    fn config(&self) -> PathBuf {
-        self.folder.join("onceward.toml")
+    fn config(&self, which: usize) -> PathBuf {
+        self.folder.join(format!("onceward{which}.toml"))
     }
 
-    /// Where it logs, over all its lives.
+    /// Where they log, over all their lives.
     #[must_use]
     pub(crate) fn log(&self) -> PathBuf {
         self.folder.join("onceward.log")
@@ -109,16 +109,11 @@ impl Site {
         std::fs::metadata(self.log()).map_or(0, |file| file.len())
     }
 
-    fn command(&self, start: &Start) -> anyhow::Result<Command> {
+    fn command(&self, which: usize, start: &Start) -> anyhow::Result<Command> {
         let log = OpenOptions::new().create(true).append(true).open(self.log()).context("the log")?;
-        let mut command = Command::new(&self.program);
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("ONCEWARD_") {
-                command.env_remove(name);
-            }
-        }
+        let mut command = command(&self.program);
         command.args(["proxy", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--config"]);
-        command.arg(self.config()).args(&start.args);
+        command.arg(self.config(which)).args(&start.args);
         command.envs(start.failpoint.iter().map(|failpoint| ("ONCEWARD_FAILPOINT", failpoint)));
         command.envs(self.mutant.iter().map(|mutant| ("ONCEWARD_MUTANT", mutant)));
         command.envs(start.env.iter().map(|(name, value)| (name, value)));
@@ -126,12 +121,13 @@ impl Site {
         Ok(command)
     }
 
-    /// Starts it, and waits until it is ready.
+    /// Starts one of them, and waits until it is ready.
     ///
     /// # Errors
     /// Where it does not get ready.
-    pub(crate) async fn start(&self, start: &Start) -> anyhow::Result<Gateway> {
-        let mut child = self.command(start)?.stdout(Stdio::piped()).spawn().context("the binary does not start")?;
+    pub(crate) async fn start(&self, which: usize, start: &Start) -> anyhow::Result<Gateway> {
+        let mut child =
+            self.command(which, start)?.stdout(Stdio::piped()).spawn().context("the binary does not start")?;
         let mut out = BufReader::new(child.stdout.take().context("its output")?);
         let mut line = String::new();
         let read = tokio::time::timeout(PATIENCE, out.read_line(&mut line));
@@ -145,12 +141,12 @@ impl Site {
 }
 
 impl Site {
-    /// Starts it where it is to refuse: its exit code.
+    /// Starts the first where it is to refuse: its exit code.
     ///
     /// # Errors
     /// Where it gets ready.
     pub(crate) async fn refused(&self, start: &Start) -> anyhow::Result<i32> {
-        let mut child = self.command(start)?.stdout(Stdio::null()).spawn().context("the binary does not start")?;
+        let mut child = self.command(0, start)?.stdout(Stdio::null()).spawn().context("the binary does not start")?;
         let ended =
             tokio::time::timeout(PATIENCE, child.wait()).await.context("it was to refuse to start, and runs")??;
         ended.code().context("it was to refuse to start, and was killed")

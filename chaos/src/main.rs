@@ -4,14 +4,16 @@
 //! # Layout
 //!
 //! [`plan`] what a seed means · [`round`] one plan carried out · [`lives`] faults, life by life, with
-//! [`damage`], [`disk`] and [`clock`] · [`gateway`] the process
-//! under test · [`ledger`] the upstream, which knows the truth · [`clients`], [`traffic`] who asks, and what all of them
+//! [`damage`], [`disk`] and [`clock`] · [`gateway`] a process
+//! under test · [`backing`] what is behind it: a folder, or a [`database`] behind a [`relay`] · [`ledger`] the upstream, which knows the truth · [`clients`], [`traffic`] who asks, and what all of them
 //! saw · [`history`] what is judged · [`judge`] the rules · [`mutants`] the product
 //! without one of its safeties
 
+mod backing;
 mod clients;
 mod clock;
 mod damage;
+mod database;
 mod disk;
 mod gateway;
 mod history;
@@ -20,6 +22,7 @@ mod ledger;
 mod lives;
 mod mutants;
 mod plan;
+mod relay;
 mod round;
 mod traffic;
 
@@ -31,7 +34,8 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use onceward_core::mutant::Mutant;
 
-use crate::plan::{NAMES, Plan};
+use crate::backing::Store;
+use crate::plan::{Plan, names};
 use crate::round::{Counts, Programs};
 
 /// Against what hangs; no verdict depends on it but that a key ends.
@@ -54,9 +58,12 @@ enum Command {
         /// The seed of the first round; each further one has the next
         #[arg(long, default_value_t = 1)]
         seed: u64,
-        /// Only this plan, once
+        /// Only the plans of this store; without it those of each
         #[arg(long)]
-        plan: Option<String>,
+        store: Option<Store>,
+        /// Only these plans, apart by commas; without --store they are the embedded store's
+        #[arg(long, value_delimiter = ',')]
+        plan: Vec<String>,
         /// Rounds go on for so long; without it each plan has one
         #[arg(long, conflicts_with = "long")]
         seconds: Option<u64>,
@@ -72,9 +79,12 @@ enum Command {
         /// The seed of the first plan; each further one has the next
         #[arg(long, default_value_t = 1)]
         seed: u64,
-        /// Only this mutant
+        /// Only the plans of this store; without it those of each
         #[arg(long)]
-        only: Option<String>,
+        store: Option<Store>,
+        /// Only these mutants, apart by commas
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
     },
     /// The upstream
     #[command(hide = true)]
@@ -88,11 +98,14 @@ enum Command {
 async fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Ledger { file } => ledger::serve(&file).await.map(|()| true),
-        Command::Mutants { onceward, seed, only } => teeth(onceward, seed, only.as_deref()).await,
-        Command::Run { onceward, seed, plan, seconds, long } => {
+        Command::Mutants { onceward, seed, store, only } => teeth(onceward, seed, store, &only).await,
+        Command::Run { onceward, seed, store, plan, seconds, long } => {
             let programs = Programs { onceward, mutant: None };
             let seconds = seconds.or(long.map(|minutes| minutes.saturating_mul(60)));
-            run(&programs, seed, plan.as_deref(), seconds.map(Duration::from_secs)).await
+            match chosen(store, &plan) {
+                Ok(chosen) => run(&programs, seed, &chosen, seconds.map(Duration::from_secs)).await,
+                Err(error) => Err(error),
+            }
         }
     };
     match done {
@@ -105,52 +118,82 @@ async fn main() -> ExitCode {
     }
 }
 
-/// The names of the plans that this machine can carry out; what it cannot is said.
-fn possible() -> Vec<&'static str> {
-    let can_fill_a_disk = disk::can_mount();
-    if let Err(why) = &can_fill_a_disk {
+/// A plan by its store and name.
+type Name = (Store, &'static str);
+
+/// The plans of this store that this machine can carry out; what it cannot is said.
+fn possible(store: Store) -> Vec<Name> {
+    let mut plans: Vec<Name> = names(store).iter().map(|name| (store, *name)).collect();
+    if store == Store::Embedded
+        && let Err(why) = disk::can_mount()
+    {
         println!("LEFT OUT: the plan disk: {why:#}");
+        plans.retain(|(_, name)| *name != "disk");
     }
-    NAMES.iter().copied().filter(|name| *name != "disk" || can_fill_a_disk.is_ok()).collect()
+    plans
 }
 
-/// The plans of a run that does not go on: each once, from this seed on.
-fn plans(seed: u64) -> Vec<Plan> {
-    possible().iter().zip(seed..).filter_map(|(name, seed)| Plan::of(name, seed)).collect()
+/// The plans that are asked for.
+fn chosen(store: Option<Store>, plans: &[String]) -> anyhow::Result<Vec<Name>> {
+    if plans.is_empty() {
+        let stores = store.map_or(Store::ALL.to_vec(), |store| vec![store]);
+        return Ok(stores.into_iter().flat_map(possible).collect());
+    }
+    let store = store.unwrap_or(Store::Embedded);
+    let known = names(store);
+    let found = plans.iter().map(|plan| {
+        let name = known.iter().find(|name| *name == plan);
+        Ok((store, *name.with_context(|| format!("no plan {plan} on {}; there are {known:?}", store.name()))?))
+    });
+    found.collect()
 }
 
-async fn teeth(onceward: PathBuf, seed: u64, only: Option<&str>) -> anyhow::Result<bool> {
-    let names = || Mutant::ALL.map(Mutant::name);
-    let only =
-        only.map(|name| Mutant::named(name).with_context(|| format!("no mutant {name}; there are {:?}", names())));
-    mutants::all(&Programs { onceward, mutant: None }, &plans(seed), only.transpose()?).await
+async fn teeth(onceward: PathBuf, seed: u64, store: Option<Store>, only: &[String]) -> anyhow::Result<bool> {
+    let named = |name: &String| {
+        let names = || Mutant::ALL.map(Mutant::name);
+        Mutant::named(name).with_context(|| format!("no mutant {name}; there are {:?}", names()))
+    };
+    let only: Vec<Mutant> = only.iter().map(named).collect::<anyhow::Result<_>>()?;
+    let programs = Programs { onceward, mutant: None };
+    let mut all = true;
+    for store in Store::ALL.into_iter().filter(|one| store.is_none_or(|only| only == *one)) {
+        let plans = possible(store).into_iter().zip(seed..);
+        let plans: Vec<Plan> = plans.filter_map(|((store, name), seed)| Plan::of(store, name, seed)).collect();
+        all &= mutants::all(&programs, store, &plans, &only).await?;
+    }
+    Ok(all)
 }
 
 /// Carries plans out until one is found red. True: none was.
-async fn run(programs: &Programs, seed: u64, plan: Option<&str>, goes_on: Option<Duration>) -> anyhow::Result<bool> {
-    let names: Vec<&str> = match plan {
-        Some(name) => vec![name],
-        None => possible(),
-    };
+async fn run(programs: &Programs, seed: u64, names: &[Name], goes_on: Option<Duration>) -> anyhow::Result<bool> {
     let began = Instant::now();
-    let mut counts = Counts::default();
+    let mut of_each: Vec<Counts> = names.iter().map(|_| Counts::default()).collect();
     let mut seed = seed;
-    loop {
-        for name in &names {
-            let plan = Plan::of(name, seed).with_context(|| format!("no plan {name}; there are {NAMES:?}"))?;
-            if !one(&plan, programs, &mut counts).await? {
-                println!("\n{counts}\nRED\n{} passed, 1 failed", counts.rounds - 1);
-                return Ok(false);
-            }
+    let mut is_green = true;
+    'rounds: loop {
+        for ((store, name), counts) in names.iter().zip(&mut of_each) {
+            let plan = Plan::of(*store, name, seed).context("a plan that is known")?;
+            is_green = one(&plan, programs, counts).await?;
             seed += 1;
+            if !is_green || goes_on.is_some_and(|goes_on| began.elapsed() >= goes_on) {
+                break 'rounds;
+            }
         }
-        if goes_on.is_none_or(|goes_on| began.elapsed() >= goes_on) {
+        if goes_on.is_none() {
             break;
         }
     }
-    println!("\n{counts}\ngreen in {:.0} s", began.elapsed().as_secs_f64());
-    println!("{} passed, 0 failed", counts.rounds);
-    Ok(true)
+    let mut counts = Counts::default();
+    println!();
+    for ((store, name), of_plan) in names.iter().zip(&of_each) {
+        println!("{:<8} {name:<11} {}", store.name(), of_plan.in_a_line());
+        counts.add(of_plan);
+    }
+    let failed = usize::from(!is_green);
+    let how = if is_green { "green" } else { "RED" };
+    println!("\n{counts}\n{how} in {:.0} s", began.elapsed().as_secs_f64());
+    println!("{} passed, {failed} failed", counts.rounds - failed);
+    Ok(is_green)
 }
 
 async fn one(plan: &Plan, programs: &Programs, counts: &mut Counts) -> anyhow::Result<bool> {
@@ -158,17 +201,7 @@ async fn one(plan: &Plan, programs: &Programs, counts: &mut Counts) -> anyhow::R
     let began = Instant::now();
     let judged = round::run(plan, programs).await?;
     let mine = &judged.counts;
-    println!(
-        "  {:.1} s  kills {}  keys {}  dispatches {}  replays {}  unknown {}  duplicates in flight {}  duplicates {}",
-        began.elapsed().as_secs_f64(),
-        mine.kills,
-        mine.keys,
-        mine.dispatches,
-        mine.replays,
-        mine.unknowns,
-        mine.duplicates_at_a_kill,
-        mine.duplicates
-    );
+    println!("  {:.1} s  {}", began.elapsed().as_secs_f64(), mine.in_a_line());
     counts.add(mine);
     for broken in judged.broken.iter().take(20) {
         println!("  BROKEN {}: {}: {}", broken.rule, broken.operation, broken.what);

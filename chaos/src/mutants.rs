@@ -7,20 +7,23 @@ use anyhow::Context as _;
 use onceward_core::mutant::Mutant;
 use tokio::task::JoinSet;
 
+use crate::backing::Store;
 use crate::plan::Plan;
 use crate::round::{self, Programs};
 
 /// Mutants that are looked for at a time: a round waits more than it computes.
 const AT_ONCE: usize = 2;
 
-/// Runs `plans` for each mutant until one is red. False: a mutant survived all of them.
+/// Runs `plans` for each of `only` that `store` has, or for all that it has, until one is red. False: a mutant survived all
+/// of them.
 ///
 /// # Errors
 /// Where a fault did not happen.
-pub(crate) async fn all(programs: &Programs, plans: &[Plan], only: Option<Mutant>) -> anyhow::Result<bool> {
+pub(crate) async fn all(programs: &Programs, store: Store, plans: &[Plan], only: &[Mutant]) -> anyhow::Result<bool> {
     let mut survivors = Vec::new();
     let mut running = JoinSet::new();
-    let mut left = Mutant::ALL.into_iter().filter(|mutant| only.is_none_or(|only| only == *mutant));
+    let asked = |mutant: &Mutant| (only.is_empty() || only.contains(mutant)) && is_of(*mutant, store);
+    let mut left = Mutant::ALL.into_iter().filter(asked);
     loop {
         while running.len() < AT_ONCE
             && let Some(mutant) = left.next()
@@ -41,14 +44,24 @@ pub(crate) async fn all(programs: &Programs, plans: &[Plan], only: Option<Mutant
             }
         }
     }
-    let all = Mutant::ALL.into_iter().filter(|mutant| only.is_none_or(|only| only == *mutant)).count();
+    let all = Mutant::ALL.into_iter().filter(asked).count();
     if survivors.is_empty() {
-        println!("every mutant was found");
+        println!("every mutant was found on {}", store.name());
     } else {
-        println!("SURVIVED: {}", survivors.join(", "));
+        println!("SURVIVED on {}: {}", store.name(), survivors.join(", "));
     }
     println!("{} passed, {} failed", all - survivors.len(), survivors.len());
     Ok(survivors.is_empty())
+}
+
+/// Whether the store keeps this safety itself, or what is before every store does.
+fn is_of(mutant: Mutant, store: Store) -> bool {
+    match mutant {
+        // A claim is one commit of the server, whose `synchronous_commit` the store looks at; and no process knows
+        // that the session of another is over.
+        Mutant::ClaimNotDurable | Mutant::StaleSession => store == Store::Embedded,
+        _ => true,
+    }
 }
 
 /// The plan that is most about it.

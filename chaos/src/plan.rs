@@ -2,6 +2,8 @@
 
 use fastrand::Rng;
 
+use crate::backing::Store;
+
 /// The failpoints, in the order of a request (`ONCEWARD_FAILPOINT`).
 pub(crate) const FAILPOINTS: [&str; 9] = [
     "claim.begin",
@@ -15,11 +17,55 @@ pub(crate) const FAILPOINTS: [&str; 9] = [
     "store.extend",
 ];
 
-/// One life of the process: what is done to it, and how it ends. Moments are counted in answers that clients got.
+/// What is done to a database while the processes before it go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Blow {
+    /// `kill -9`, and started again.
+    Killed,
+    /// Shut down without waiting for anybody, and started again.
+    ShutDown,
+    /// `kill -9` for good, and its synchronous standby takes its place.
+    FailedOver,
+    /// All connections to it are cut.
+    Cut,
+    /// The same once some of its answers were withheld.
+    Unanswered,
+}
+
+impl Blow {
+    /// In the list of faults.
+    #[must_use]
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Killed => "database kill -9",
+            Self::ShutDown => "database shut down at once",
+            Self::FailedOver => "failed over",
+            Self::Cut => "connections cut",
+            Self::Unanswered => "answers withheld",
+        }
+    }
+}
+
+/// One life of the processes: what is done to them, and how it ends. Moments are counted in answers that clients got.
+/// Where there are several, what is done to one is done to the first, unless it is said otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Life {
-    /// `kill -9` after so many answers, with duplicates under way.
+    /// `kill -9` after so many answers, with duplicates under way; where there are several processes, of all.
     Killed {
+        /// Answers.
+        after: u32,
+    },
+    /// `kill -9` of one of several after so many answers; the others go on for as many more.
+    OneKilled {
+        /// Which.
+        which: usize,
+        /// Answers.
+        after: u32,
+    },
+    /// Something is done to the database after so many answers, and as many keys more are answered by themselves.
+    Struck {
+        /// What.
+        blow: Blow,
         /// Answers.
         after: u32,
     },
@@ -88,9 +134,18 @@ pub(crate) enum Life {
 const HOUR_S: i64 = 3600;
 const DAY_S: i64 = 24 * HOUR_S;
 
-/// The names of plans, in the order in which all are run.
-pub(crate) const NAMES: &[&str] =
-    &["kills", "failpoints", "pauses", "stops", "overtaken", "unconfirmed", "clock", "damage", "disk"];
+/// The names of the plans that a store knows, in the order in which all are run.
+#[must_use]
+pub(crate) fn names(store: Store) -> &'static [&'static str] {
+    match store {
+        Store::Embedded => {
+            &["kills", "failpoints", "pauses", "stops", "overtaken", "unconfirmed", "clock", "damage", "disk"]
+        }
+        Store::Postgres => {
+            &["kills", "database", "failover", "connections", "stops", "failpoints", "overtaken", "unconfirmed"]
+        }
+    }
+}
 
 /// Which stories clients play.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +159,8 @@ pub(crate) enum Mix {
 /// What is done in one round: a folder, a ledger, clients, and several lives of the process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
+    /// On what.
+    pub(crate) store: Store,
     /// Its name.
     pub(crate) name: &'static str,
     /// Of faults and clients.
@@ -115,32 +172,60 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// The plan of this name and seed; none where no plan has the name.
+    /// The plan of this name and seed; none where the store has no plan of the name.
     #[must_use]
-    pub(crate) fn of(name: &str, seed: u64) -> Option<Self> {
-        let name = *NAMES.iter().find(|known| **known == name)?;
+    pub(crate) fn of(store: Store, name: &str, seed: u64) -> Option<Self> {
+        let name = *names(store).iter().find(|known| **known == name)?;
         let mut rng = Rng::with_seed(seed);
-        let mut lives = match name {
-            "kills" => kills(&mut rng),
-            "failpoints" => failpoints(&mut rng),
-            "pauses" => pauses(&mut rng),
-            "stops" => stops(&mut rng),
-            "overtaken" => vec![Life::Unrenewed { after: rng.u32(80..160) }],
-            "unconfirmed" => vec![Life::Unconfirmed { after: rng.u32(30..60) }],
-            "clock" => clock(&mut rng),
-            "damage" => damage(&mut rng),
+        let mut lives = match (store, name) {
+            (Store::Embedded, "kills") => kills(&mut rng),
+            (Store::Postgres, "kills") => kills_of_several(&mut rng),
+            (_, "failpoints") => failpoints(&mut rng),
+            (_, "pauses") => pauses(&mut rng),
+            (Store::Embedded, "stops") => stops(&mut rng, 500, 900),
+            // Another process may take over what is sent late only where the upstream does not look at the fence.
+            (Store::Postgres, "stops") => stops(&mut rng, 700, 1500),
+            (_, "overtaken") => vec![Life::Unrenewed { after: rng.u32(80..160) }],
+            (_, "unconfirmed") => vec![Life::Unconfirmed { after: rng.u32(30..60) }],
+            (_, "clock") => clock(&mut rng),
+            (_, "damage") => damage(&mut rng),
+            (_, "database") => struck(&mut rng, &[Blow::Killed, Blow::ShutDown]),
+            (_, "failover") => vec![struck_by(&mut rng, Blow::FailedOver), struck_by(&mut rng, Blow::FailedOver)],
+            (_, "connections") => struck(&mut rng, &[Blow::Cut, Blow::Unanswered, Blow::Unanswered]),
             _ => vec![Life::Full { refusals: rng.u32(10..40) }, Life::Killed { after: rng.u32(20..60) }],
         };
         lives.push(Life::Clean);
         let mix = if name == "overtaken" { Mix::Overtaken } else { Mix::All };
-        Some(Self { name, seed, mix, lives })
+        Some(Self { store, name, seed, mix, lives })
     }
 
     /// The command that runs it again.
     #[must_use]
     pub(crate) fn command(&self) -> String {
-        format!("cargo xtask chaos --plan {} --seed {}", self.name, self.seed)
+        let Self { store, name, seed, .. } = self;
+        format!("cargo xtask chaos --store {} --plan {name} --seed {seed}", store.name())
     }
+}
+
+/// Of one and of all, in turn; what one left is met by the other, and by the next one.
+fn kills_of_several(rng: &mut Rng) -> Vec<Life> {
+    let mut one = |which| Life::OneKilled { which, after: rng.u32(20..90) };
+    let mut lives = vec![one(0), one(1), one(0)];
+    lives.insert(rng.usize(0..=lives.len()), Life::Killed { after: rng.u32(20..90) });
+    lives
+}
+
+fn struck_by(rng: &mut Rng, blow: Blow) -> Life {
+    Life::Struck { blow, after: rng.u32(30..90) }
+}
+
+/// Each blow once, in any order, and then a process is killed: what it could not record is left to the others.
+fn struck(rng: &mut Rng, blows: &[Blow]) -> Vec<Life> {
+    let mut blows = blows.to_vec();
+    rng.shuffle(&mut blows);
+    let mut lives: Vec<Life> = blows.into_iter().map(|blow| struck_by(rng, blow)).collect();
+    lives.push(Life::OneKilled { which: rng.usize(0..2), after: rng.u32(10..40) });
+    lives
 }
 
 fn kills(rng: &mut Rng) -> Vec<Life> {
@@ -162,8 +247,8 @@ fn pauses(rng: &mut Rng) -> Vec<Life> {
     some.map(|point| Life::Paused { point, hit: rng.u32(1..10), after: rng.u32(20..60) }).collect()
 }
 
-fn stops(rng: &mut Rng) -> Vec<Life> {
-    (0..2).map(|_| Life::Stopped { after: rng.u32(10..40), for_ms: rng.u64(500..900) }).collect()
+fn stops(rng: &mut Rng, from_ms: u64, to_ms: u64) -> Vec<Life> {
+    (0..2).map(|_| Life::Stopped { after: rng.u32(10..40), for_ms: rng.u64(from_ms..to_ms) }).collect()
 }
 
 /// Jumps at a start stay well below the retention: a wall clock that is further ahead ends records early, as promised.
@@ -182,17 +267,19 @@ mod tests {
 
     #[test]
     fn a_seed_is_one_plan_and_each_failpoint_has_its_life() {
-        for name in NAMES {
-            assert_eq!(Plan::of(name, 3), Plan::of(name, 3));
-            assert_ne!(Plan::of(name, 3), Plan::of(name, 4), "{name}");
+        for store in Store::ALL {
+            for name in names(store) {
+                assert_eq!(Plan::of(store, name, 3), Plan::of(store, name, 3));
+                assert_ne!(Plan::of(store, name, 3), Plan::of(store, name, 4), "{name}");
+            }
+            let lives = Plan::of(store, "failpoints", 3).unwrap().lives;
+            for point in FAILPOINTS {
+                assert!(
+                    lives.iter().any(|life| matches!(life, Life::Aborted { point: of, .. } if *of == point)),
+                    "{point}"
+                );
+            }
+            assert_eq!(Plan::of(store, "no-such-plan", 3), None);
         }
-        let lives = Plan::of("failpoints", 3).unwrap().lives;
-        for point in FAILPOINTS {
-            assert!(
-                lives.iter().any(|life| matches!(life, Life::Aborted { point: of, .. } if *of == point)),
-                "{point}"
-            );
-        }
-        assert_eq!(Plan::of("no-such-plan", 3), None);
     }
 }

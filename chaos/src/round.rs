@@ -10,9 +10,11 @@ use anyhow::{Context as _, ensure};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::backing::{Backing, Store};
 use crate::clients::{self, Story};
+use crate::database::Database;
 use crate::disk::SmallDisk;
-use crate::gateway::{Embedded, RETRIES, RETRY_MAX, Site};
+use crate::gateway::{RETRIES, RETRY_MAX, Site};
 use crate::history::{self, Seen};
 use crate::judge::{self, Broken};
 use crate::ledger::Ledger;
@@ -59,6 +61,24 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
+    /// What matters most.
+    #[must_use]
+    pub(crate) fn in_a_line(&self) -> String {
+        format!(
+            "rounds {}  kills {}  keys {}  requests {}  dispatches {}  replays {}  unknown {}  duplicates in flight {}  \
+             duplicates {}",
+            self.rounds,
+            self.kills,
+            self.keys,
+            self.requests,
+            self.dispatches,
+            self.replays,
+            self.unknowns,
+            self.duplicates_at_a_kill,
+            self.duplicates
+        )
+    }
+
     /// Adds another's.
     pub(crate) fn add(&mut self, other: &Self) {
         self.rounds += other.rounds;
@@ -132,10 +152,16 @@ pub(crate) async fn run(plan: &Plan, programs: &Programs) -> anyhow::Result<Judg
 
 async fn carry_out(plan: &Plan, programs: &Programs, folder: &Path) -> anyhow::Result<(Seen, Counts)> {
     let ledger = Ledger::start(folder).await?;
-    let disk = (plan.name == "disk").then(|| SmallDisk::mount(&folder.join("data"))).transpose()?;
-    let store = Embedded { folder: folder.join("data") };
+    let mut backing = match plan.store {
+        Store::Embedded => {
+            let data = folder.join("data");
+            let disk = (plan.name == "disk").then(|| SmallDisk::mount(&data)).transpose()?;
+            Backing::Embedded { folder: data, disk }
+        }
+        Store::Postgres => Backing::Postgres(Box::new(Database::start(&programs.onceward).await?)),
+    };
     let site = Site { program: programs.onceward.clone(), mutant: programs.mutant.clone(), folder: folder.to_owned() };
-    site.configure(&store, ledger.address)?;
+    site.configure(&backing, ledger.address)?;
     let traffic = Arc::new(Traffic::default());
     let stop = Arc::new(AtomicBool::new(false));
     let mut workers = JoinSet::new();
@@ -149,7 +175,7 @@ async fn carry_out(plan: &Plan, programs: &Programs, folder: &Path) -> anyhow::R
             }
         });
     }
-    let mut lives = Lives::new(&site, (&store, disk.as_ref()), &ledger, &traffic, plan.seed);
+    let mut lives = Lives::new(&site, &mut backing, &ledger, &traffic, plan.seed);
     for life in &plan.lives {
         lives.live(life).await.with_context(|| format!("{life:?} did not happen"))?;
     }

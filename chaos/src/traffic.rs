@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,11 +10,11 @@ use tokio::sync::watch;
 
 use crate::history::{Digest, End, Event, Operation};
 
-/// Where the process is, and which of its lives it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Where the processes are, and which of their lives it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
-    /// None while it is down.
-    pub(crate) address: Option<SocketAddr>,
+    /// Of those that run; empty while all are down.
+    pub(crate) addresses: Vec<SocketAddr>,
     /// Counted from 0.
     pub(crate) life: usize,
 }
@@ -38,6 +39,8 @@ pub(crate) struct Figures {
 /// Shared by all clients of a round.
 pub(crate) struct Traffic {
     place: watch::Sender<Place>,
+    /// Requests so far: each goes to another process than the one before.
+    turns: AtomicUsize,
     figures: watch::Sender<Figures>,
     log: Mutex<Log>,
 }
@@ -60,7 +63,8 @@ pub(crate) struct Log {
 impl Default for Traffic {
     fn default() -> Self {
         Self {
-            place: watch::Sender::new(Place { address: None, life: 0 }),
+            place: watch::Sender::new(Place { addresses: Vec::new(), life: 0 }),
+            turns: AtomicUsize::new(0),
             figures: watch::Sender::default(),
             log: Mutex::default(),
         }
@@ -72,26 +76,30 @@ impl Traffic {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The process is up: a new life.
-    pub(crate) fn is_up(&self, address: SocketAddr, life: usize) {
+    /// The processes are up: a new life.
+    pub(crate) fn are_up(&self, addresses: Vec<SocketAddr>, life: usize) {
         self.figures.send_modify(|figures| {
             *figures = Figures { open: figures.open, duplicates: figures.duplicates, ..Figures::default() }
         });
-        let _before = self.place.send_replace(Place { address: Some(address), life });
+        let _before = self.place.send_replace(Place { addresses, life });
     }
 
-    /// It is down.
-    pub(crate) fn is_down(&self) {
-        self.place.send_modify(|place| place.address = None);
+    /// In the same life, these are left.
+    pub(crate) fn are_left(&self, addresses: Vec<SocketAddr>) {
+        self.place.send_modify(|place| place.addresses = addresses);
     }
 
-    /// Waits until the process is up.
+    /// Waits until a process is up; where several are, each in its turn.
     pub(crate) async fn place(&self) -> (SocketAddr, usize) {
         let mut place = self.place.subscribe();
+        let turn = self.turns.fetch_add(1, Ordering::Relaxed);
         loop {
-            let Place { address, life } = *place.borrow_and_update();
-            if let Some(address) = address {
-                return (address, life);
+            {
+                let Place { addresses, life } = &*place.borrow_and_update();
+                let at = turn.checked_rem(addresses.len()).unwrap_or(0);
+                if let Some(address) = addresses.get(at) {
+                    return (*address, *life);
+                }
             }
             // The sender is this one: it is not gone.
             let _changed = place.changed().await;

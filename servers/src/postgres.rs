@@ -150,6 +150,17 @@ impl Postgres {
         running.ended().map(|_| ())
     }
 
+    /// Ends it without a word to its clients and without a checkpoint (an "immediate" shutdown): it recovers at its
+    /// next start, as after a crash.
+    ///
+    /// # Errors
+    /// Where it does not run or does not end.
+    pub fn stop_at_once(&mut self) -> anyhow::Result<()> {
+        let mut running = self.running.take().context("it does not run")?;
+        running.signal(Signal::QUIT, false)?;
+        running.ended().map(|_| ())
+    }
+
     /// `kill -9`, of all its processes.
     ///
     /// # Errors

@@ -5,6 +5,25 @@ use anyhow::Context as _;
 use crate::step::{Counts, Shown};
 use crate::{install, tree};
 
+/// The plans on Postgres that are part of `cargo xtask test`; the others are for by hand.
+const ON_POSTGRES: &str = "kills,database,failover,connections,stops";
+/// And the safeties that are taken out there.
+const TAKEN_OUT_ON_POSTGRES: &str = "completion-not-durable,fence-not-compared,lease-deletes,unknown-as-failed";
+
+/// What `cargo xtask test` runs: every plan and every mutant on the embedded store, and some on Postgres.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn gate(counts: &mut Counts) -> anyhow::Result<()> {
+    run(&["--store", "embedded"], counts)?;
+    run(&["--store", "postgres", "--plan", ON_POSTGRES], counts)?;
+    run(&["--mutants", "--store", "embedded"], counts)?;
+    // The build with mutants is still there.
+    let mutants = tree::shown(&mutants_binary());
+    let store = ["--store", "postgres", "--only", TAKEN_OUT_ON_POSTGRES];
+    checker(&["mutants", "--onceward", &mutants], &store, counts)
+}
+
 /// Builds what is needed, and runs the checker.
 ///
 /// # Errors
@@ -12,6 +31,9 @@ use crate::{install, tree};
 pub(crate) fn run(arguments: &[&str], counts: &mut Counts) -> anyhow::Result<()> {
     // What moves the clock of a process.
     install::program("faketime", "faketime")?;
+    if !arguments.windows(2).any(|pair| pair == ["--store", "embedded"]) {
+        install::databases()?;
+    }
     if let Some(at) = arguments.iter().position(|argument| *argument == "--mutants") {
         let (before, after) = arguments.split_at(at);
         return mutants(&[before, after.get(1..).unwrap_or_default()].concat(), counts);
@@ -23,14 +45,17 @@ pub(crate) fn run(arguments: &[&str], counts: &mut Counts) -> anyhow::Result<()>
 /// The same plans with each safety taken out of the product, in a build of its own.
 fn mutants(arguments: &[&str], counts: &mut Counts) -> anyhow::Result<()> {
     Shown::new("cargo build --package onceward-server --bins --features mutants").run(counts)?;
-    let (folder, binary) = (tree::target().join("chaos"), tree::target().join("debug/onceward"));
-    let mutants = folder.join("onceward-mutants");
-    std::fs::create_dir_all(&folder)
+    let (binary, mutants) = (tree::target().join("debug/onceward"), mutants_binary());
+    std::fs::create_dir_all(tree::target().join("chaos"))
         .and_then(|()| std::fs::copy(&binary, &mutants))
         .context("the build with mutants")?;
     // The next one who looks there finds the product again.
     Shown::new("cargo build --package onceward-server --package onceward-chaos --bins").run(counts)?;
     checker(&["mutants", "--onceward", &tree::shown(&mutants)], arguments, counts)
+}
+
+fn mutants_binary() -> std::path::PathBuf {
+    tree::target().join("chaos/onceward-mutants")
 }
 
 fn checker(first: &[&str], arguments: &[&str], counts: &mut Counts) -> anyhow::Result<()> {

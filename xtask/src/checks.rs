@@ -28,10 +28,7 @@ const STEPS: &[Step] = &[
     ("conformance", |counts| Shown::new("cargo xtask conformance --list").run(counts)),
     ("codegen", |counts| Shown::new("cargo xtask codegen --check").run(counts)),
     ("clients", clients),
-    ("chaos", |counts| {
-        chaos::run(&[], counts)?;
-        chaos::run(&["--mutants"], counts)
-    }),
+    ("chaos", chaos::gate),
     ("fuzz", |_| fuzz::run(&["--seconds", &fuzz::SECONDS.to_string()])),
 ];
 

@@ -1,0 +1,123 @@
+//! What is behind the processes under test: a folder of one process's own, or a database that several share.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::ValueEnum;
+
+use crate::database::Database;
+use crate::disk::SmallDisk;
+
+/// The stores that plans are carried out on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Store {
+    /// One process on its folder.
+    Embedded,
+    /// Two processes on one PostgreSQL database.
+    Postgres,
+}
+
+impl Store {
+    /// All of them.
+    pub(crate) const ALL: [Self; 2] = [Self::Embedded, Self::Postgres];
+
+    /// As `--store` spells it.
+    #[must_use]
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Embedded => "embedded",
+            Self::Postgres => "postgres",
+        }
+    }
+}
+
+/// How long a claim lasts without renewal, as the configuration writes it, on routes of three kinds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Leases {
+    /// Shorter than a process is stopped for.
+    pub(crate) short: &'static str,
+    /// Longer than that: what would be run again.
+    pub(crate) again: &'static str,
+    /// Longer than anything that is waited for, where nobody has to wait for it.
+    pub(crate) long: &'static str,
+}
+
+/// What is behind the processes of one round.
+pub(crate) enum Backing {
+    /// A folder, and the disk that it is on, where that is one that can be filled.
+    Embedded {
+        /// The folder.
+        folder: PathBuf,
+        /// The disk.
+        disk: Option<SmallDisk>,
+    },
+    /// A database.
+    Postgres(Box<Database>),
+}
+
+impl Backing {
+    /// How many processes are before it.
+    #[must_use]
+    pub(crate) fn gateways(&self) -> usize {
+        match self {
+            Self::Embedded { .. } => 1,
+            Self::Postgres(_) => 2,
+        }
+    }
+
+    /// The tables of the configuration that name it. What a process keeps for itself is in `own`.
+    #[must_use]
+    pub(crate) fn config(&self, own: &Path) -> String {
+        match self {
+            Self::Embedded { folder, .. } => {
+                format!("[store]\nkind = \"embedded\"\npath = {folder:?}\nreserve = \"1MiB\"\n")
+            }
+            Self::Postgres(database) => database.config(own),
+        }
+    }
+
+    /// How long claims last before it.
+    #[must_use]
+    pub(crate) fn leases(&self) -> Leases {
+        match self {
+            // A short one is renewed every tenth of a second, so that a stopped process soon sleeps through it.
+            // Nobody waits for the end of one: a process that is gone holds nothing.
+            Self::Embedded { .. } => Leases { short: "400ms", again: "10s", long: "30m" },
+            // The claims of a process that is gone are its own until their leases end.
+            Self::Postgres(_) => Leases { short: "500ms", again: "3s", long: "3s" },
+        }
+    }
+
+    /// The folder.
+    ///
+    /// # Errors
+    /// Where it is none.
+    pub(crate) fn folder(&self) -> anyhow::Result<&Path> {
+        match self {
+            Self::Embedded { folder, .. } => Ok(folder),
+            Self::Postgres(_) => anyhow::bail!("this life needs a store in a folder"),
+        }
+    }
+
+    /// The disk that can be filled.
+    ///
+    /// # Errors
+    /// Where it is on none.
+    pub(crate) fn disk(&self) -> anyhow::Result<&SmallDisk> {
+        match self {
+            Self::Embedded { disk, .. } => disk.as_ref().context("this life needs a disk of its own"),
+            Self::Postgres(_) => anyhow::bail!("this life needs a store in a folder"),
+        }
+    }
+
+    /// The database.
+    ///
+    /// # Errors
+    /// Where it is none.
+    pub(crate) fn database(&mut self) -> anyhow::Result<&mut Database> {
+        match self {
+            Self::Postgres(database) => Ok(database),
+            Self::Embedded { .. } => anyhow::bail!("this life needs a database"),
+        }
+    }
+}
