@@ -41,10 +41,10 @@ use alloc::{boxed::Box, string::String, sync::Arc, vec::Vec};
 
 use crate::{
     cas::{Expect, Keep, Replacement},
-    decide::{Ask, Decision, Found, Refusal, Verified, decide, probed},
+    decide::{Ask, Decision, Found, Place, Refusal, Verified, decide, probed},
     mutant::{self, Mutant},
     outcome::Outcome,
-    policy::{Class, Outage, Policy},
+    policy::{Class, Outage, Policy, Step},
     record::{Attempt, Facts, Fence, Micros, NO_FINGERPRINT, Phase, Record, Revision, State, Stored},
     transition::{self, Lost, Write},
 };
@@ -147,9 +147,9 @@ pub enum Action {
     Remove(Expect),
     /// Wait for the holder, at most until this store time, then report [`Event::Woken`].
     Wait(Micros),
-    /// Ask whether the record as it stands there took effect, then report [`Event::Probed`]. Where it is still executed
-    /// in this process, wait for that instead, as for [`Action::Wait`].
-    Probe(Fence, Revision),
+    /// Ask whether the record as it stands there took effect, as this step has it, then report [`Event::Probed`]. Where
+    /// it is still executed in this process, wait for that instead, as for [`Action::Wait`].
+    Probe(Step, Fence, Revision),
     /// Send the request upstream.
     Execute {
         /// To be sent along.
@@ -220,8 +220,8 @@ pub struct Claim {
     may_hold: bool,
     unverified: bool,
     last_write: Option<Write>,
-    /// What a probe is asked about.
-    in_doubt: Option<Box<Record>>,
+    /// What a probe is asked about, and the step that asks.
+    in_doubt: Option<(Box<Record>, Place)>,
     /// What the write under way makes of the record, and who settles an unknown outcome by it.
     settling: Option<Box<Replacement>>,
     settles: Option<SettledBy>,
@@ -235,6 +235,8 @@ pub enum SettledBy {
     Policy,
     /// Whoever keeps the books was asked.
     Probe,
+    /// The effect was looked for in its database.
+    Effect,
     /// The answer came after all.
     Late,
     /// A person.
@@ -242,12 +244,23 @@ pub enum SettledBy {
 }
 
 impl SettledBy {
+    /// Who settles by what the step found.
+    #[must_use]
+    pub fn found(found: &Found, step: Option<Step>) -> Self {
+        match (found, step) {
+            (Found::Nothing, _) => Self::Policy,
+            (_, Some(Step::Effect)) => Self::Effect,
+            _ => Self::Probe,
+        }
+    }
+
     /// As metrics spell it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Policy => "policy",
             Self::Probe => "probe",
+            Self::Effect => "effect",
             Self::Late => "late",
             Self::Operator => "operator",
         }
@@ -470,9 +483,9 @@ impl Claim {
     }
 
     fn probed(&mut self, found: Found, now: Micros) -> Action {
-        let Some(record) = self.in_doubt.take() else { panic!("probing without a record") };
-        let by = if found == Found::Nothing { SettledBy::Policy } else { SettledBy::Probe };
-        let decision = probed(&record, &self.ask_of(&record), &self.policy, found, now);
+        let Some((record, place)) = self.in_doubt.take() else { panic!("probing without a record") };
+        let by = SettledBy::found(&found, place.step(&self.policy));
+        let decision = probed(&record, &self.ask_of(&record), &self.policy, place, found, now);
         self.follow(decision, record, by)
     }
 
@@ -495,17 +508,18 @@ impl Claim {
                 drop(write);
                 self.refuse(Refusal::InFlight, Some(record))
             }
-            Decision::Probe if self.lost_tries >= LOST_TRIES_MAX => self.refuse(Refusal::InFlight, Some(record)),
-            Decision::Probe => {
+            Decision::Probe(_) if self.lost_tries >= LOST_TRIES_MAX => self.refuse(Refusal::InFlight, Some(record)),
+            Decision::Probe(place) => {
+                let Some(step) = place.step(&self.policy) else { panic!("no step at {place:?}") };
                 self.at = At::Probing;
                 let (fence, revision) = (record.stored.fence, record.stored.revision);
-                self.in_doubt = Some(record);
-                Action::Probe(fence, revision)
+                self.in_doubt = Some((record, place));
+                Action::Probe(step, fence, revision)
             }
             Decision::TakeOver(write) => {
                 self.at = At::TakingOver;
                 // An attempt that runs in doubt settles nothing before it is answered.
-                self.settles = (by == SettledBy::Probe).then_some(by);
+                self.settles = (by != SettledBy::Policy).then_some(by);
                 self.lost_tries += 1;
                 let mine = core::mem::replace(&mut self.facts, write.facts.clone());
                 self.first.get_or_insert(mine);

@@ -50,10 +50,26 @@ pub enum Decision {
     TakeOver(Replacement),
     /// The outcome is given up: settle it by this write, then refuse as failed.
     Settle(Replacement),
-    /// Ask whether it took effect, then go on with [`probed`].
-    Probe,
+    /// Ask whether it took effect, as the step at this place of `on_unknown` has it, then go on with [`probed`].
+    Probe(Place),
     /// Say no.
     Refuse(Refusal),
+}
+
+/// A step of a policy's `on_unknown`, by its place in the list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place(usize);
+
+impl Place {
+    /// The step there; of another policy than it was said of, perhaps none.
+    #[must_use]
+    pub fn step(self, policy: &Policy) -> Option<Step> {
+        policy.on_unknown.get(self.0).copied()
+    }
+
+    fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
 }
 
 /// Why a request is not served. `layer/refuse.rs` says which status that is.
@@ -129,7 +145,7 @@ fn by_state(there: &Record, seen: Seen, ask: &Ask, policy: &Policy, now: Micros)
         Seen::InFlight => Decision::Wait(there.stored.lease_until),
         Seen::NotExecuted if facts.not_before > now => Decision::Refuse(Refusal::RetryLater(facts.not_before)),
         Seen::Abandoned | Seen::NotExecuted => take_over(there, ask, policy),
-        Seen::Unknown => on_unknown(there, ask, policy, now, Books::NotAsked),
+        Seen::Unknown => on_unknown(there, ask, policy, now, Place(0)),
         Seen::Completed | Seen::Failed => match &facts.outcome {
             Some(outcome) if outcome.is_bare(now) => {
                 Decision::Refuse(Refusal::ResponseNotKept { status: outcome.status })
@@ -152,52 +168,49 @@ pub enum Found {
     Nothing,
 }
 
-/// Whether the step `probe` is behind.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Books {
-    NotAsked,
-    CannotSay,
-}
-
-/// Decides on an unknown outcome about which this was found; `there` is what [`Decision::Probe`] was said of. The writes
-/// lose to whatever was written since: a late answer, an operator, another request's probe.
+/// Decides on an unknown outcome about which the step at `place` found this; `there` is what [`Decision::Probe`] was said
+/// of. The writes lose to whatever was written since: a late answer, an operator, another request's probe.
 #[must_use]
-pub fn probed(there: &Record, ask: &Ask, policy: &Policy, found: Found, now: Micros) -> Decision {
+pub fn probed(there: &Record, ask: &Ask, policy: &Policy, place: Place, found: Found, now: Micros) -> Decision {
     match found {
-        Found::Executed(_) => settled_by_probe(there, policy, found, now)
+        Found::Executed(_) => settled_by_probe(there, policy, place, found, now)
             .map_or(Decision::Refuse(Refusal::OutcomeUnknown), Decision::Settle),
         Found::NotExecuted => {
             let write = transition::take_over_unexecuted(there, taker(ask, policy), policy.lease);
             Decision::TakeOver(as_asked(write, ask))
         }
-        Found::Nothing => on_unknown(there, ask, policy, now, Books::CannotSay),
+        Found::Nothing => on_unknown(there, ask, policy, now, place.next()),
     }
 }
 
 /// What was found, as the write that settles it; none where it was nothing.
-fn settled_by_probe(there: &Record, policy: &Policy, found: Found, now: Micros) -> Option<Replacement> {
+fn settled_by_probe(there: &Record, policy: &Policy, place: Place, found: Found, now: Micros) -> Option<Replacement> {
+    let looked = place.step(policy) == Some(Step::Effect);
     let (resolution, reason) = match found {
-        Found::Executed(outcome) => (Resolution::Executed(outcome), "probe: executed"),
-        Found::NotExecuted => (Resolution::NotExecuted, "probe: not executed"),
+        Found::Executed(outcome) => {
+            (Resolution::Executed(outcome), if looked { "effect: executed" } else { "probe: executed" })
+        }
+        Found::NotExecuted => {
+            (Resolution::NotExecuted, if looked { "effect: not executed" } else { "probe: not executed" })
+        }
         Found::Nothing => return None,
     };
     transition::resolve(there, resolution, reason, policy.retention, now).ok()
 }
 
-/// Works the route's list: each step settles or passes on; at its end the outcome is held.
-fn on_unknown(there: &Record, ask: &Ask, policy: &Policy, now: Micros, books: Books) -> Decision {
+/// Works the route's list from a place on: each step settles or passes on; at its end the outcome is held.
+fn on_unknown(there: &Record, ask: &Ask, policy: &Policy, now: Micros, from: Place) -> Decision {
     if let Some(write) = overdue(there, policy, now) {
         return Decision::Settle(write);
     }
     let age = now.since(there.unknown_since());
-    for step in &policy.on_unknown {
+    for (at, step) in policy.on_unknown.iter().enumerate().skip(from.0) {
         match *step {
             Step::Hold => break,
             Step::HoldFor(span) if age < span => break,
             Step::HoldFor(_) => {}
-            Step::Probe { .. } if books == Books::CannotSay => {}
             Step::Probe { quiesce, .. } if age < quiesce => break,
-            Step::Probe { .. } => return Decision::Probe,
+            Step::Probe { .. } | Step::Effect => return Decision::Probe(Place(at)),
             Step::Retry if there.facts.attempt <= policy.retry_max => return take_over(there, ask, policy),
             Step::Retry => {}
             Step::Fail => {
@@ -215,30 +228,33 @@ fn on_unknown(there: &Record, ask: &Ask, policy: &Policy, now: Micros, books: Bo
 pub enum Unattended {
     /// Settle it by this write.
     Settle(Box<Replacement>),
-    /// Ask whether it took effect, then go on with [`unattended_probed`].
-    Probe,
+    /// Ask whether it took effect, as the step at this place has it, then go on with [`unattended_probed`].
+    Probe(Place),
 }
 
 /// What can be done without a request: nothing where the list comes to a step that needs one, or must wait. An outcome
 /// unknown for longer than `unknown_max` is settled whatever the list says.
 #[must_use]
 pub fn unattended(there: &Record, policy: &Policy, now: Micros) -> Option<Unattended> {
-    work_unattended(there, policy, now, Books::NotAsked)
+    work_unattended(there, policy, now, Place(0))
 }
 
-/// As [`unattended`], where it was asked whether it took effect.
+/// As [`unattended`], where the step at `place` found this.
 #[must_use]
-pub fn unattended_probed(there: &Record, policy: &Policy, found: Found, now: Micros) -> Option<Replacement> {
-    if found != Found::Nothing {
-        return settled_by_probe(there, policy, found, now);
-    }
-    match work_unattended(there, policy, now, Books::CannotSay)? {
-        Unattended::Settle(write) => Some(*write),
-        Unattended::Probe => None,
+pub fn unattended_probed(
+    there: &Record,
+    policy: &Policy,
+    place: Place,
+    found: Found,
+    now: Micros,
+) -> Option<Unattended> {
+    match found {
+        Found::Nothing => work_unattended(there, policy, now, place.next()),
+        found => settled_by_probe(there, policy, place, found, now).map(Box::new).map(Unattended::Settle),
     }
 }
 
-fn work_unattended(there: &Record, policy: &Policy, now: Micros, books: Books) -> Option<Unattended> {
+fn work_unattended(there: &Record, policy: &Policy, now: Micros, from: Place) -> Option<Unattended> {
     if there.seen_at(now) != Seen::Unknown {
         return None;
     }
@@ -246,11 +262,11 @@ fn work_unattended(there: &Record, policy: &Policy, now: Micros, books: Books) -
         return Some(Unattended::Settle(Box::new(write)));
     }
     let age = now.since(there.unknown_since());
-    for step in &policy.on_unknown {
+    for (at, step) in policy.on_unknown.iter().enumerate().skip(from.0) {
         match *step {
             Step::HoldFor(span) if age >= span => {}
-            Step::Probe { .. } if books == Books::CannotSay => {}
-            Step::Probe { quiesce, unattended: true } if age >= quiesce => return Some(Unattended::Probe),
+            Step::Probe { quiesce, unattended: true } if age >= quiesce => return Some(Unattended::Probe(Place(at))),
+            Step::Effect => return Some(Unattended::Probe(Place(at))),
             Step::Fail => {
                 return given_up(there, policy, now, "on_unknown: fail").map(Box::new).map(Unattended::Settle);
             }
@@ -381,8 +397,9 @@ mod tests {
         let probe = |unattended| Step::Probe { quiesce: span, unattended };
         for (steps, now, does) in [
             (&[probe(true), Step::Fail][..], NOW, None),
-            (&[probe(true), Step::Fail], late, Some(Unattended::Probe)),
-            (&[hour, probe(true)], late, Some(Unattended::Probe)),
+            (&[probe(true), Step::Fail], late, Some(Unattended::Probe(Place(0)))),
+            (&[Step::Effect, Step::Fail], NOW, Some(Unattended::Probe(Place(0)))),
+            (&[hour, probe(true)], late, Some(Unattended::Probe(Place(1)))),
             (&[probe(false), Step::Fail], late, None),
         ] {
             assert_eq!(unattended(&there, &with(steps), now), does, "{steps:?}");
@@ -395,12 +412,21 @@ mod tests {
     fn what_was_found_without_a_request_settles_and_nothing_goes_on_in_the_list() {
         let there = record();
         let probe = Step::Probe { quiesce: Duration::ZERO, unattended: true };
-        let policy = Policy { on_unknown: alloc::vec![probe, Step::Fail], ..Policy::default() };
-        let state = |found| unattended_probed(&there, &policy, found, NOW).map(|write| write.facts.state);
-        assert_eq!(state(Found::Executed(Outcome::default())), Some(State::Completed));
-        assert_eq!(state(Found::NotExecuted), Some(State::NotExecuted));
-        assert_eq!(state(Found::Nothing), Some(State::Failed));
+        let policy = Policy { on_unknown: alloc::vec![probe, Step::Effect, Step::Fail], ..Policy::default() };
+        let settled = |place, found| match unattended_probed(&there, &policy, place, found, NOW) {
+            Some(Unattended::Settle(write)) => (write.facts.state, write.facts.reason),
+            other => panic!("{other:?}"),
+        };
+        for (place, word) in [(Place(0), "probe"), (Place(1), "effect")] {
+            let executed = settled(place, Found::Executed(Outcome::default()));
+            assert_eq!(executed, (State::Completed, alloc::format!("{word}: executed")));
+            let not = settled(place, Found::NotExecuted);
+            assert_eq!(not, (State::NotExecuted, alloc::format!("{word}: not executed")));
+        }
+        let next = unattended_probed(&there, &policy, Place(0), Found::Nothing, NOW);
+        assert_eq!(next, Some(Unattended::Probe(Place(1))), "each is asked once");
+        assert_eq!(settled(Place(1), Found::Nothing).0, State::Failed);
         let held = Policy { on_unknown: alloc::vec![probe], ..Policy::default() };
-        assert_eq!(unattended_probed(&there, &held, Found::Nothing, NOW), None);
+        assert_eq!(unattended_probed(&there, &held, Place(0), Found::Nothing, NOW), None);
     }
 }

@@ -68,6 +68,9 @@ pub enum Step {
         /// Whether it can be asked without a request at hand.
         unattended: bool,
     },
+    /// Looks for the effect in the database where the upstream writes it down, under a fence that refuses whoever may
+    /// still be at work: what is not there then never will be. Passes on where the database does not answer.
+    Effect,
 }
 
 /// What to do with a request when the store is unavailable.

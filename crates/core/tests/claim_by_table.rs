@@ -29,6 +29,8 @@ enum Does {
     SettleExecuted,
     /// Fence and revision.
     Probe(u64, u64),
+    /// The same, for the effect.
+    Look(u64, u64),
     Complete,
     Fail,
     GiveUp,
@@ -63,7 +65,13 @@ fn does(action: &Action) -> Does {
         },
         Action::Remove(_) => Does::Remove,
         Action::Wait(_) => Does::Wait,
-        Action::Probe(fence, revision) => Does::Probe(fence.0, revision.0),
+        Action::Probe(step, fence, revision) => {
+            if *step == Step::Effect {
+                Does::Look(fence.0, revision.0)
+            } else {
+                Does::Probe(fence.0, revision.0)
+            }
+        }
         Action::Execute { fence, attempt } => Does::Execute(fence.0, *attempt),
         Action::Replay(_) => Does::Replay,
         Action::Refuse { refusal, abandon: false, .. } => Does::Refuse(*refusal),
@@ -454,6 +462,37 @@ fn probing_without_a_word_passes_on_and_before_its_time_holds() {
         check(early.clone(), &[(existing(lease_over()), Does::Refuse(Refusal::OutcomeUnknown))]);
         let quiet = with(|record| record.stored.lease_until = Micros(1));
         check(early, &[(existing(quiet), ASKS)]);
+    }
+}
+
+#[test]
+fn each_step_that_asks_is_asked_once_in_the_order_of_the_list_and_named_as_who_settled() {
+    let both = |first, second| Policy { on_unknown: vec![first, second, Step::Fail], ..plain() };
+    let books = Step::Probe { quiesce: Duration::ZERO, unattended: true };
+    const LOOKS: Does = Does::Look(10, 1);
+    for (policy, asks) in [(both(books, Step::Effect), [ASKS, LOOKS]), (both(Step::Effect, books), [LOOKS, ASKS])] {
+        let [first, second] = asks;
+        let mut claim = check(
+            policy.clone(),
+            &[
+                (existing(lease_over()), first),
+                (found(Found::Nothing), second),
+                (found(Found::Nothing), Does::Settle),
+                (applied(20), Does::Refuse(Refusal::Failed)),
+            ],
+        );
+        assert_eq!(claim.settled(), Some(SettledBy::Policy));
+        let by = if second == LOOKS { SettledBy::Effect } else { SettledBy::Probe };
+        let mut claim = check(
+            policy,
+            &[
+                (existing(lease_over()), first),
+                (found(Found::Nothing), second),
+                (found(Found::NotExecuted), Does::TakeOver(2)),
+                (applied(20), Does::Execute(20, 2)),
+            ],
+        );
+        assert_eq!(claim.settled(), Some(by));
     }
 }
 

@@ -14,6 +14,7 @@ use onceward_core::{
     decide::{Found, Refusal},
     key::RecordId,
     mutant::{self, Mutant},
+    policy::Step,
     record::{Facts, Fence, Micros, Record, Revision, State, Stored},
     transition::Write as Transition,
 };
@@ -27,7 +28,7 @@ use crate::{
     engine::Engine,
     failpoint,
     metrics::{StoreResult, StoreVerb},
-    probe::Books,
+    probe::{Books, Doubt},
     quota::Over,
     replay::UNRECORDED,
     request::again::Again,
@@ -195,7 +196,7 @@ pub(crate) async fn obtain(
                     },
                 }
             }
-            Action::Probe(fence, revision) => {
+            Action::Probe(step, fence, revision) => {
                 must_finish.store(false, Ordering::Relaxed);
                 permit = None;
                 // Its lease is over, as after an outage of the store, and yet it may be executed here: then it is
@@ -210,7 +211,7 @@ pub(crate) async fn obtain(
                         waited = true;
                         event
                     }
-                    None => ask_books(engine, terms.books, (id, fence, revision), clock).await,
+                    None => ask_books(engine, terms.books, step, (id, fence, revision), clock).await,
                 }
             }
             Action::Execute { fence, attempt } => {
@@ -274,19 +275,14 @@ async fn hear(seat: Result<Seat, NoSeat>, deadline: Instant, turn: &mut Option<T
 }
 
 /// Asks whether the record, as it was read, took effect.
-async fn ask_books(
-    engine: &Engine,
-    books: Option<Books<'_>>,
-    doubt: (RecordId, Fence, Revision),
-    clock: StoreClock,
-) -> Event {
+async fn ask_books(engine: &Engine, books: Option<Books<'_>>, step: Step, doubt: Doubt, clock: StoreClock) -> Event {
     let found = match books {
         None => Found::Nothing,
         Some(books) => {
             // Those who cannot wait for an answer must not pass it over for the next step of the list.
             let Some(_aside) = engine.0.flights.wait_aside(engine.0.limits().waiters) else { return Event::WaitOver };
             // On the heap, so that no other request carries its room.
-            Box::pin(books.ask(doubt)).await
+            Box::pin(books.ask(step, doubt)).await
         }
     };
     Event::Probed { found, now: clock.now() }

@@ -89,7 +89,7 @@ pub use self::{
     explain::{Explained, ExplainedScope},
     layer::Layer,
     observe::Unanswered,
-    probe::{InvalidProbeUrl, Probe, ProbeRules, ProbeUrl},
+    probe::{EffectRules, Effects, InvalidProbeUrl, Probe, ProbeRules, ProbeUrl},
     quota::{Quota, QuotaLimit, Quotas},
     refuse::{Details, Problem},
     rekey::Rekeyed,

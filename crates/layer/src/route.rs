@@ -10,7 +10,11 @@ use onceward_core::{
 };
 use tokio::sync::Semaphore;
 
-use crate::{auth::Auth, pattern::Pattern, probe::Probe};
+use crate::{
+    auth::Auth,
+    pattern::Pattern,
+    probe::{Effects, Probe},
+};
 
 /// How requests of one route are treated. Names and defaults are those of the configuration.
 #[derive(Clone, Debug)]
@@ -38,6 +42,8 @@ pub struct Route {
     pub policy: Arc<Policy>,
     /// Who is asked by the step `probe` of the policy's list.
     pub probe: Option<Arc<Probe>>,
+    /// Where the step `effect` of the policy's list looks.
+    pub effects: Option<Arc<Effects>>,
     /// To the upstream's head; after it the client gets 504 and the execution goes on.
     pub timeout: Duration,
     /// To the end of an answer that is kept; after it the outcome is unknown.
@@ -214,6 +220,7 @@ impl Route {
             in_flight: Arc::new(Semaphore::new(1000)),
             policy: Arc::new(Policy::default()),
             probe: None,
+            effects: None,
             timeout: Duration::from_secs(30),
             execution_max: Duration::from_secs(600),
             idle_timeout: Duration::from_secs(60),

@@ -210,7 +210,7 @@ where
         wait: route.wait,
         waiters_per_key: route.waiters_per_key,
         in_flight: &route.in_flight,
-        books: route.probe.as_ref().map(|probe| Books { probe, route: &route, key: (!derived).then_some(&key) }),
+        books: Some(Books { route: &route, key: (!derived).then_some(&key) }),
         only_there: false,
     };
     if !engine.0.policies.is_kept(policies::number(&route.fingerprint)) {

@@ -13,7 +13,7 @@ use futures_util::{StreamExt, stream};
 use onceward_core::{
     cas::Replacement,
     claim::SettledBy,
-    decide::{Found, Unattended, unattended, unattended_probed},
+    decide::{Place, Unattended, unattended, unattended_probed},
     key::RecordId,
     record::{Micros, Record, Seen},
 };
@@ -57,6 +57,8 @@ struct Doubtful {
     route: Arc<Route>,
     /// Since when it has been unknown.
     age: Duration,
+    /// The step that asks.
+    place: Place,
 }
 
 /// What one look found.
@@ -121,7 +123,7 @@ impl Engine {
         unknowns.open += 1;
         unknowns.oldest = unknowns.oldest.max(age);
         // Of a route that is gone nobody knows whose books to ask: those of another would know nothing of it.
-        if let (Some(Unattended::Probe), Some(route)) = (&next, self.routes().named(name)) {
+        if let (Some(Unattended::Probe(asks)), Some(route)) = (next, self.routes().named(name)) {
             let route = Arc::clone(route);
             let again = self.lock().again.get(&id).copied();
             look.seen.insert(id);
@@ -131,27 +133,26 @@ impl Engine {
                 _ => return Ok(()),
             };
             if place.len() < PROBES_MAX {
-                place.push(Doubtful { id, record, route, age });
+                place.push(Doubtful { id, record, route, age, place: asks });
             }
         }
         Ok(())
     }
 
-    /// Whether it was settled.
-    async fn probe(&self, Doubtful { id, record, route, age }: Doubtful) -> Result<bool, StoreError> {
+    /// Asks by one step after another. Whether it was settled.
+    async fn probe(&self, Doubtful { id, record, route, age, mut place }: Doubtful) -> Result<bool, StoreError> {
         let (policy, started) = (&route.policy, Instant::now());
-        let found = match &route.probe {
-            Some(probe) => {
-                let books = Books { probe, route: &route, key: None };
-                books.ask((id, record.stored.fence, record.stored.revision)).await
+        let books = Books { route: &route, key: None };
+        let settled = loop {
+            let Some(step) = place.step(policy) else { break false };
+            let found = books.ask(step, (id, record.stored.fence, record.stored.revision)).await;
+            let by = SettledBy::found(&found, Some(step));
+            let now = record.unknown_since().plus(age + started.elapsed());
+            match unattended_probed(&record, policy, place, found, now) {
+                Some(Unattended::Settle(write)) => break self.settle(id, &write, by).await?,
+                Some(Unattended::Probe(next)) => place = next,
+                None => break false,
             }
-            None => Found::Nothing,
-        };
-        let by = if found == Found::Nothing { SettledBy::Policy } else { SettledBy::Probe };
-        let now = record.unknown_since().plus(age + started.elapsed());
-        let settled = match unattended_probed(&record, policy, found, now) {
-            Some(write) => self.settle(id, &write, by).await?,
-            None => false,
         };
         if !settled {
             let pause = (age / 8).clamp(*PROBE_AGAIN.start(), *PROBE_AGAIN.end());

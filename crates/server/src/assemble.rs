@@ -1,21 +1,26 @@
 //! The configuration as the layer's routes and the proxy's upstreams.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use http::{HeaderValue, Uri, uri::Scheme};
 use onceward::{
-    Auth, AuthRules, Body, BodyRule, Hash, KeyRules, Limits, Mode, Pointer, Probe, ProbeRules, Route, Routes, RuleSet,
-    Rules,
+    Auth, AuthRules, Body, BodyRule, EffectRules, Effects, Hash, KeyRules, Limits, Mode, Pointer, Probe, ProbeRules,
+    Route, Routes, RuleSet, Rules,
     ask::Client,
     route::{KeyRule, Missing, Part, Principal, PrincipalSource, ScopeRule, Source},
+    store::postgres::PostgresEffects,
 };
 use tokio::sync::Semaphore;
 
 use crate::{
     ask::Questions,
-    config::{self, Config, RouteConfig, route as said},
+    config::{self, Config, Database, RouteConfig, route as said},
+    opened,
     proxy::{Certificates, ClientTls, Passthrough, PassthroughTimes, Target, Upstream, UpstreamOptions},
 };
+
+/// How long a look may take before its connection is given up: longer than the schema lets it wait for a lock.
+const EFFECT_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A route or upstream that the layer or the transport does not take, though the configuration did.
 #[derive(Debug, thiserror::Error)]
@@ -95,15 +100,22 @@ impl Upstreams {
 /// # Errors
 /// [`Unusable`].
 pub fn routes(config: &Config, upstreams: &Upstreams) -> Result<Routes, Unusable> {
-    let mut asks = Asks { config, certificates: &upstreams.certificates, clients: HashMap::new(), auths: Vec::new() };
+    let mut asks = Asks {
+        config,
+        certificates: &upstreams.certificates,
+        clients: HashMap::new(),
+        auths: Vec::new(),
+        tables: Vec::new(),
+    };
     let mut route = |said: &RouteConfig| {
         let mut route = route_of(said, config.limits.canonical_body)?;
         let wrong = unusable(format!("route {:?}: who is asked", said.name));
         let mut asked = || -> Result<_, Failed> {
             let auth = said.auth.as_ref().map(|said| asks.auth(said)).transpose()?;
-            Ok((auth, said.probe.as_ref().map(|said| asks.probe(said)).transpose()?))
+            let probe = said.probe.as_ref().map(|said| asks.probe(said)).transpose()?;
+            Ok((auth, probe, said.effect.as_ref().map(|said| asks.effects(said)).transpose()?))
         };
-        (route.auth, route.probe) = asked().map_err(wrong)?;
+        (route.auth, route.probe, route.effects) = asked().map_err(wrong)?;
         if let Some(reached) = said.upstream.as_ref().and_then(|name| upstreams.by_name.get(name)) {
             let permits = if route.mode == Mode::Observe { &reached.watched } else { &reached.permits };
             route.in_flight = Arc::clone(permits);
@@ -125,6 +137,8 @@ struct Asks<'c> {
     clients: HashMap<String, Arc<Questions>>,
     /// Routes that check alike share what is remembered.
     auths: Vec<(said::AuthConfig, Arc<Auth>)>,
+    /// Those of one database share its connections.
+    tables: Vec<(Database, Arc<PostgresEffects>)>,
 }
 
 impl Asks<'_> {
@@ -174,6 +188,25 @@ impl Asks<'_> {
             }
         }
         Ok(Arc::new(Probe::new(self.client(said.url.server())?, rules)))
+    }
+
+    fn effects(&mut self, said: &said::EffectConfig) -> Result<Arc<Effects>, Failed> {
+        let of_records = self.config.store.postgres.as_ref().map(|store| &store.database);
+        let Some(database) = said.database.as_ref().or(of_records) else {
+            return Err("nothing says in which database the effects are".into());
+        };
+        let table = match self.tables.iter().find(|(other, _)| other == database) {
+            Some((_, same)) => Arc::clone(same),
+            None => {
+                let new = Arc::new(PostgresEffects::new(&opened::address(database)?, EFFECT_DEADLINE));
+                self.tables.push((database.clone(), Arc::clone(&new)));
+                new
+            }
+        };
+        let mut rules = EffectRules::default();
+        rules.name.clone_from(&said.name);
+        rules.timeout = said.timeout;
+        Ok(Arc::new(Effects::new(table, rules)))
     }
 }
 

@@ -8,12 +8,15 @@ use onceward::{
         Store,
         embedded::{self, Embedded},
         log::{self, Keeps},
-        postgres::{Options, Postgres, address::Address},
+        postgres::{
+            Options, Postgres,
+            address::{Address, InvalidAddress},
+        },
     },
 };
 
 use crate::{
-    config::{Config, PostgresStore, secret::Secret},
+    config::{Config, Database, PostgresStore, secret::Secret},
     proxy,
     start::StartError,
 };
@@ -145,11 +148,30 @@ async fn embedded(config: &Config, accept_loss: bool) -> Result<(Opened, Vec<Str
 /// # Errors
 /// [`StartError::Address`].
 pub fn addresses(said: &PostgresStore) -> Result<(Address, Option<Address>), StartError> {
-    let wrong = |error: &dyn std::fmt::Display| StartError::Address(error.to_string());
-    let tls = if said.tls { Some(tls(said.ca.as_deref()).map_err(|error| wrong(&error))?) } else { None };
-    let password = said.password.as_ref().map(Secret::expose);
-    let address = |url: &Secret| Address::new(url.expose(), password, tls.clone()).map_err(|error| wrong(&error));
-    Ok((address(&said.url)?, said.listen_url.as_ref().map(address).transpose()?))
+    let listen = said.listen_url.as_ref().map(|url| Database { url: url.clone(), ..said.database.clone() });
+    let wrong = |error: AddressError| StartError::Address(error.to_string());
+    let address = address(&said.database).map_err(wrong)?;
+    Ok((address, listen.as_ref().map(self::address).transpose().map_err(wrong)?))
+}
+
+/// Where a database is, and how a connection to it is made.
+///
+/// # Errors
+/// Where it is no address, or a certificate cannot be read.
+pub fn address(said: &Database) -> Result<Address, AddressError> {
+    let tls = if said.tls { Some(tls(said.ca.as_deref())?) } else { None };
+    Ok(Address::new(said.url.expose(), said.password.as_ref().map(Secret::expose), tls)?)
+}
+
+/// Why a database cannot be reached at all.
+#[derive(Debug, thiserror::Error)]
+pub enum AddressError {
+    /// Its address.
+    #[error(transparent)]
+    Address(#[from] InvalidAddress),
+    /// A certificate.
+    #[error(transparent)]
+    Tls(#[from] proxy::TlsErrors),
 }
 
 /// TLS to a database; the authorities of the system where `ca` is none.

@@ -206,7 +206,23 @@ fn a_wrong_file_says_what_where_and_how_to_mend_it() {
         ),
         (
             "[defaults]\non_unknown = [\"probe\", { hold = \"1h\" }, \"probe\"]\nprobe = { url = \"http://h/{record}\", executed = [200] }\n",
-            r#"onceward.toml:5:41: "on_unknown" of [defaults]: "probe" stands twice; it is asked each time"#,
+            r#"onceward.toml:5:41: "on_unknown" of [defaults]: "probe" stands twice"#,
+        ),
+        (
+            "[defaults]\non_unknown = [\"effect\"]\n",
+            r#"onceward.toml:5:15: "on_unknown" of [defaults] says "effect", and nothing says in which database it is: add effect = { url = "env:DATABASE_URL" }"#,
+        ),
+        (
+            "[defaults]\non_unknown = [\"effect\", \"effect\"]\neffect = { url = \"postgresql://h/shop\" }\n",
+            r#"onceward.toml:5:25: "on_unknown" of [defaults]: "effect" stands twice"#,
+        ),
+        (
+            "[defaults]\non_unknown = [\"effect\"]\neffect = { url = \"env:GONE\" }\n",
+            r#"onceward.toml:6:12: "url" of "effect" of [defaults]: the environment variable "GONE" is not set, or is not UTF-8"#,
+        ),
+        (
+            "[defaults]\non_unknown = [\"effect\"]\neffect = { url = \"postgresql://me:secret@h:port/\" }\n",
+            r#"onceward.toml:6:12: "url" in "effect" of [defaults]: the address of the database cannot be read: invalid connection string: invalid value for option `port`; write postgresql://user@host:5432/database"#,
         ),
         (
             "[defaults]\nprobe = { url = \"http://h/{key}\", executed = [200], headers = [{ name = \"X-Key\", value = \"env:GONE\" }] }\n",
@@ -430,20 +446,12 @@ fn with_several_upstreams_a_route_says_which_and_the_rest_has_its_own() {
 fn what_is_not_available_is_refused_by_name_and_place() {
     for (key, what) in NOT_AVAILABLE {
         let (path, value) = key.split_once(" = ").unwrap_or((key, "{}"));
-        let value = match (path, value) {
-            ("upstream.url", _) => r#""https://h""#.to_owned(),
-            ("route.on_unknown", value) => format!("[{value}]"),
-            (_, value) => value.to_owned(),
-        };
-        // What else it must say.
-        let more = if path == "route.probe.url" { "probe.executed = [200]\n" } else { "" };
         // Each in a route and in [defaults]; others in their section.
         let texts: Vec<String> = match path.split('.').collect::<Vec<_>>().as_slice() {
             ["route", rest @ ..] => {
-                let line = format!("{} = {value}\n{more}", rest.join("."));
+                let line = format!("{} = {value}\n", rest.join("."));
                 vec![format!("{UPSTREAM}[[route]]\nname = \"a\"\n{line}"), format!("{UPSTREAM}[defaults]\n{line}")]
             }
-            ["upstream", "url"] => vec![format!("[[upstream]]\nname = \"api\"\nurl = {value}\n")],
             ["upstream", name] => vec![format!("{UPSTREAM}{name} = {value}\n")],
             [section] => vec![format!("{UPSTREAM}[{section}]\n")],
             [section, name @ ..] => vec![format!("{UPSTREAM}[{section}]\n{} = {value}\n", name.join("."))],
@@ -482,6 +490,7 @@ const PROTOCOL_KEYS: &str = "
     route.record.release_when route.record.set_cookie route.replay.body route.replay.header
     route.mismatch_status route.on_unknown route.probe.url route.probe.executed route.probe.not_executed
     route.probe.quiesce route.probe.timeout route.probe.replay route.probe.headers
+    route.effect.url route.effect.password route.effect.tls route.effect.ca route.effect.name route.effect.timeout
     route.retry_max route.on_store_outage route.durability route.on_cache_loss
     route.limits.request_body route.limits.recorded_body route.forward_key
     limits.connections limits.headers limits.waiters limits.held_answer limits.canonical_body limits.spool
@@ -578,6 +587,10 @@ fn what_is_odd_but_not_wrong_is_a_warning() {
         (
             "[[route]]\nname = \"a\"\nprobe = { url = \"http://h/{key}\", executed = [200] }\n",
             r#"[[route]] "a": "probe" is never asked: put "probe" into "on_unknown""#,
+        ),
+        (
+            "[[route]]\nname = \"a\"\neffect = { url = \"postgresql://h/shop\" }\n",
+            r#""effect" of [[route]] "a" is never looked into: put "effect" into "on_unknown""#,
         ),
         (
             "[defaults]\non_unknown = [\"probe\"]\nprobe = { url = \"http://h/{key}\", not_executed = [404], quiesce = \"10s\" }\n",

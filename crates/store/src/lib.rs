@@ -39,7 +39,8 @@
 //! # Layout
 //!
 //! [`memory`] the reference, [`embedded`] the durable store of one process over [`log`], `postgres` the store of
-//! several processes in a PostgreSQL database, `watch` the waking of waiters inside a process, `conformance` the cases.
+//! several processes in a PostgreSQL database, `watch` the waking of waiters inside a process, `conformance` the cases; [`effects`] what
+//! an upstream wrote down beside.
 
 use std::{fmt, future::Future, pin::Pin, time::Duration};
 
@@ -55,6 +56,7 @@ pub use self::watch::Watch;
 pub mod circuit;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+pub mod effects;
 #[cfg(feature = "embedded")]
 pub mod embedded;
 mod error;

@@ -319,12 +319,9 @@ async fn a_write_wakes_those_who_wait_in_another_process_and_notifies_for_no_oth
 }
 
 #[tokio::test]
-async fn a_user_with_the_rights_that_the_documentation_lists_and_no_others_will_do() {
+async fn a_user_in_the_role_of_gateways_and_with_no_other_rights_will_do() {
     let server = served(&[]).await;
-    let rights = "CREATE ROLE gateway LOGIN PASSWORD 'weak'; GRANT USAGE ON SCHEMA onceward TO gateway;
-        GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA onceward TO gateway;
-        GRANT SELECT, INSERT, UPDATE, DELETE ON onceward.record, onceward.mark, onceward.meta, onceward.rules,
-            onceward.waiter TO gateway; GRANT SELECT ON onceward.migration TO gateway";
+    let rights = "CREATE ROLE gateway LOGIN PASSWORD 'weak' IN ROLE onceward_gateway";
     server.psql("shop", rights).unwrap();
     let url = server.url("shop").replace("postgres:only-for-tests", "gateway:weak");
     let store = Postgres::open(Options::new(Address::new(&url, None, None).unwrap())).await.unwrap();

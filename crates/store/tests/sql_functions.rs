@@ -317,6 +317,20 @@ async fn an_effect_is_made_once_and_never_after_somebody_looked_for_it() {
     assert!(!is(&other, probe("c", 11)).await.unwrap());
     assert_eq!(code(is(&one, effect("c", 10)).await), "ID001");
 
+    // The first answer that was written down with it is the one that is found.
+    for status in [201, 409] {
+        let answer = format!("[[\"Location\",\"/{status}\"]]");
+        let call = format!("select onceward.effect({}, 10, 'done', {status}, '{answer}', 'paid')", key("e"));
+        one.query_one(&call, &[]).await.unwrap();
+    }
+    let look = format!(
+        "select made, status, onceward.unpacked(headers)::text, body from onceward.look({}, 11, 'done')",
+        key("e")
+    );
+    let found = one.query_one(&look, &[]).await.unwrap();
+    let answer: (bool, i32, &str, &[u8]) = (found.get(0), found.get(1), found.get(2), found.get(3));
+    assert_eq!(answer, (true, 201, "[[\"location\", \"/201\"]]", b"paid".as_slice()));
+
     // A record in this database that was taken over needs no probe.
     let (_, fence) = claimed(&one, "d", "lease").await.unwrap();
     assert!(is(&one, effect("d", fence)).await.unwrap());

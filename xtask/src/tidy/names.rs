@@ -141,6 +141,7 @@ const NOT_METRICS: &[&str] = &[
     "onceward_client",
     // Roles of a database.
     "onceward_app",
+    "onceward_gateway",
     "onceward_operator",
 ];
 

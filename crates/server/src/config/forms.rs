@@ -33,6 +33,15 @@ pub(super) fn plain_name(text: &str) -> Result<String, String> {
     }
 }
 
+/// What an upstream calls an effect.
+pub(super) fn effect_name(text: &str) -> Result<String, String> {
+    if (1..=200).contains(&text.len()) && !text.contains(char::is_control) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("{} is no name of an effect: 1 to 200 bytes, no control characters", shown(text)))
+    }
+}
+
 /// A tenant, as a header names it or a route is fixed to.
 pub(super) fn tenant(text: &str) -> Result<String, String> {
     if (1..=256).contains(&text.len()) && !text.contains(char::is_control) {

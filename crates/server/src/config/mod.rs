@@ -146,14 +146,21 @@ pub struct Store {
 /// `[store.postgres]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PostgresStore {
-    /// The database.
-    pub url: Secret,
-    /// Where notifications are listened for; `url` where `None`.
+    /// Where the records are.
+    pub database: Database,
+    /// Where notifications are listened for; the database's own where `None`.
     pub listen_url: Option<Secret>,
-    /// Counts before the one in `url`.
-    pub password: Option<Secret>,
     /// For claims, for settling and for all else, so many each.
     pub connections: usize,
+}
+
+/// A PostgreSQL database, and how it is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Database {
+    /// Where it is.
+    pub url: Secret,
+    /// Counts before the one in `url`.
+    pub password: Option<Secret>,
     /// Whether the connection is encrypted and the server's name checked.
     pub tls: bool,
     /// The only authorities that count; those of the system where `None`.

@@ -10,7 +10,7 @@ use onceward::store::{
 };
 
 use super::{
-    Admin, Config, Identity, Inputs, Limits, Listen, PostgresStore, Secrets, Store, Telemetry, Upstream, forms,
+    Admin, Config, Database, Identity, Inputs, Limits, Listen, PostgresStore, Store, Telemetry, Upstream, forms,
     problem::{Origin, Problems},
     quota, read_route, schema,
     secret::{self, InstallSecret, Secret},
@@ -134,7 +134,7 @@ pub(super) fn config(root: &Node, inputs: &Inputs<'_>, problems: &mut Problems<'
     };
     let identity = identity(section("identity"), inputs, problems);
     let upstreams = upstreams(root, inputs, problems);
-    let routes = read_route::routes(root, &upstreams, &listen, inputs, problems)?;
+    let routes = read_route::routes(root, &upstreams, &listen, &store, inputs, problems)?;
     Some(Config {
         identity,
         listen,
@@ -235,22 +235,27 @@ fn postgres(
     }
     let mut secret = |key: &str| follow(section, key, whose, inputs, problems).map(Secret::new);
     let (url, listen_url, password) = (secret("url"), secret("listen_url"), secret("password"));
-    let said = PostgresStore {
-        url: url.unwrap_or_else(|| Secret::new("postgresql://localhost".into())),
-        listen_url,
-        password,
-        connections: section.integer("connections", 2),
-        tls: section.text("tls") != Some("off"),
-        ca: section.text("ca").map(PathBuf::from),
-    };
-    let listen = said.listen_url.as_ref().map(|url| ("listen_url", url));
-    for (key, url) in [("url", &said.url)].into_iter().chain(listen) {
-        // What TLS it is to have is said apart.
-        if let Err(error @ InvalidAddress::Url(_)) = Address::new(url.expose(), None, None) {
-            problems.error(section.at(key).unwrap_or(here), format!("{key:?} in {whose}: {error}"));
+    for (key, url) in [("url", &url), ("listen_url", &listen_url)] {
+        if let Some(why) = url.as_ref().and_then(no_address) {
+            problems.error(section.at(key).unwrap_or(here), format!("{key:?} in {whose}: {why}"));
         }
     }
-    Some(said)
+    let url = url.unwrap_or_else(|| Secret::new("postgresql://localhost".into()));
+    let database = database(section, url, password);
+    Some(PostgresStore { database, listen_url, connections: section.integer("connections", 2) })
+}
+
+/// How a database is reached, its secrets followed.
+pub(super) fn database(section: Layers<'_>, url: Secret, password: Option<Secret>) -> Database {
+    Database { url, password, tls: section.text("tls") != Some("off"), ca: section.text("ca").map(PathBuf::from) }
+}
+
+/// Why it names no database; what TLS it is to have is said apart.
+pub(super) fn no_address(url: &Secret) -> Option<String> {
+    match Address::new(url.expose(), None, None) {
+        Err(error @ InvalidAddress::Url(_)) => Some(error.to_string()),
+        _ => None,
+    }
 }
 
 /// A secret's text, from where the file says it is.
@@ -261,14 +266,12 @@ fn follow(
     inputs: &Inputs<'_>,
     problems: &mut Problems<'_>,
 ) -> Option<String> {
-    let text = section.text(key)?;
-    match secret::resolve(text, inputs.environment) {
+    match secret::followed(section.text(key)?, inputs) {
         Ok(value) => Some(value),
-        Err(why) => {
+        Err(unfollowed) => {
             let at = section.at(key).unwrap_or(&Origin::Whole);
-            let message = format!("{key:?} in {whose}: {why}");
-            // A literal is wrong anywhere, what it points to may be missing here only.
-            if inputs.secrets == Secrets::Absent && (text.starts_with("env:") || text.starts_with("file:")) {
+            let message = format!("{key:?} in {whose}: {}", unfollowed.why);
+            if unfollowed.may_be_elsewhere {
                 problems.warn(at, message);
             } else {
                 problems.error(at, message);

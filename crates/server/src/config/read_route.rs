@@ -8,7 +8,7 @@ use onceward::pattern::Pattern;
 use onceward_core::policy::Outage;
 
 use super::{
-    Inputs, Listen, Upstream, forms,
+    Inputs, Listen, Store, Upstream, forms,
     problem::{Origin, Problems},
     read::Layers,
     route::{DEFAULT_ROUTE, ForwardKey, InFlight, Match, Mode, Replay, ReplayBody, RouteConfig, RouteLimits},
@@ -49,12 +49,14 @@ pub(super) fn routes(
     root: &Node,
     upstreams: &[Upstream],
     listen: &Listen,
+    store: &Store,
     inputs: &Inputs<'_>,
     problems: &mut Problems<'_>,
 ) -> Option<Routes> {
     let mut names: HashMap<&str, &Origin> = HashMap::new();
     let mut told = HashSet::new();
     let mut routes = Vec::new();
+    let has_database = store.postgres.is_some();
     let mut all = layers(root);
     // First, so that what is wrong in `[defaults]` is told of them.
     all.rotate_right(1);
@@ -66,7 +68,8 @@ pub(super) fn routes(
             Some(name) => format!("[[route]] {}", shown(name)),
             None => format!("[[route]] number {index}"),
         };
-        let mut reader = Reader { table, whose: &whose, at, told: &mut told, inputs, problems: &mut *problems };
+        let mut reader =
+            Reader { table, whose: &whose, at, has_database, told: &mut told, inputs, problems: &mut *problems };
         if is_default {
             reader.only_in_routes();
         } else if let Some(name) = own_name {
@@ -96,6 +99,8 @@ pub(super) struct Reader<'a, 'p, 's> {
     /// `[defaults]`, or `[[route]] "name"`.
     pub(super) whose: &'a str,
     at: &'a Origin,
+    /// Whether the records are in a database.
+    pub(super) has_database: bool,
     /// What has been told, and where, whoever's it is: routes inherit what is wrong.
     told: &'p mut HashSet<(Origin, String)>,
     pub(super) inputs: &'p Inputs<'p>,
@@ -246,6 +251,7 @@ impl Reader<'_, '_, '_> {
             mismatch_status: table.integer("mismatch_status", 422),
             on_unknown: self.on_unknown(retry_max, unknown_max, probe.as_ref()),
             probe,
+            effect: self.effect(),
             retry_max,
             on_store_outage: table.choice(
                 "on_store_outage",

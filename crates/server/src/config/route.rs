@@ -8,7 +8,7 @@ use onceward_core::policy::{Outage, Policy, Recording, Step};
 
 use onceward::{ProbeUrl, pattern::Pattern};
 
-use super::secret::Secret;
+use super::{Database, secret::Secret};
 
 /// The name of the route that treats what no other route matches.
 pub const DEFAULT_ROUTE: &str = "default";
@@ -73,6 +73,8 @@ pub struct RouteConfig {
     pub on_unknown: Vec<Step>,
     /// Who is asked by [`Step::Probe`]; there whenever that is in the list.
     pub probe: Option<ProbeConfig>,
+    /// Where [`Step::Effect`] looks; there whenever that is in the list.
+    pub effect: Option<EffectConfig>,
     /// How many attempts [`Step::Retry`] adds at most.
     pub retry_max: u32,
     /// What to do when the store does not answer before a claim.
@@ -272,6 +274,17 @@ pub struct ProbeConfig {
     pub replay: ReplayBody,
     /// Sent along; their values are shown nowhere.
     pub headers: Vec<(HeaderName, Secret)>,
+}
+
+/// Where it is looked for whether a request took effect of which nobody knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EffectConfig {
+    /// The database where the upstream writes its effects down; that of the records where `None`.
+    pub database: Option<Database>,
+    /// What the upstream calls it.
+    pub name: String,
+    /// For one look.
+    pub timeout: Duration,
 }
 
 /// What makes two requests the same.

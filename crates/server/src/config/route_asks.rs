@@ -1,4 +1,4 @@
-//! The tables of a route that ask somebody else: `auth` and `probe`.
+//! The tables of a route that ask somebody else: `auth`, `probe` and `effect`.
 
 use core::time::Duration;
 
@@ -7,10 +7,11 @@ use onceward::ProbeUrl;
 use onceward_core::policy::Step;
 
 use super::{
-    Secrets, forms,
-    read::Layers,
+    forms,
+    problem::Origin,
+    read::{self, Layers},
     read_route::Reader,
-    route::{AuthConfig, Principal, ProbeConfig, ReplayBody},
+    route::{AuthConfig, EffectConfig, Principal, ProbeConfig, ReplayBody},
     secret::{self, Secret},
     tree::{Node, Value},
     units::spell_duration,
@@ -111,6 +112,54 @@ impl Reader<'_, '_, '_> {
         Some(Step::Probe { quiesce: probe.quiesce, unattended: !probe.url.needs_key() })
     }
 
+    /// Where the step `effect` looks; `None` where it is not in `on_unknown`.
+    pub(super) fn effect(&mut self) -> Option<EffectConfig> {
+        let (table, whose) = (self.table.sub("effect"), format!(r#""effect" of {}"#, self.whose));
+        let items = self.table.node("on_unknown").map_or(&[][..], Node::items);
+        let Some(step) = items.iter().find(|item| item.text() == Some("effect")) else {
+            if self.table.own("effect").is_some() {
+                let why = format!(r#"{whose} is never looked into: put "effect" into "on_unknown""#);
+                self.warn(self.table, "effect", why);
+            }
+            return None;
+        };
+        if table.node("url").is_none() && !self.has_database {
+            let why = format!(
+                r#""on_unknown" of {} says "effect", and nothing says in which database it is: add effect = {{ url = "env:DATABASE_URL" }}"#,
+                self.whose
+            );
+            self.wrong_at(&step.at, why);
+        }
+        let [url, password] = ["url", "password"].map(|key| {
+            let value = secret::followed(table.text(key)?, self.inputs);
+            let at = table.at(key).unwrap_or(&step.at);
+            value.map(Secret::new).map_err(|why| self.unfollowed(at, &format!(r#"{key:?} of "effect""#), why)).ok()
+        });
+        if let Some(why) = url.as_ref().and_then(read::no_address) {
+            self.wrong(table, "url", format!(r#""url" in {whose}: {why}"#));
+        }
+        if url.is_none() {
+            for key in ["password", "tls", "ca"].into_iter().filter(|key| table.own(key).is_some()) {
+                self.warn(table, key, format!(r#"{whose}: {key:?} counts only with a "url" of its own"#));
+            }
+        }
+        Some(EffectConfig {
+            database: url.map(|url| read::database(table, url, password)),
+            name: table.form("name", forms::effect_name).unwrap_or_else(|| "done".into()),
+            timeout: table.duration("timeout", Duration::from_secs(5)),
+        })
+    }
+
+    /// A secret that could not be followed from here.
+    fn unfollowed(&mut self, at: &Origin, what: &str, unfollowed: secret::Unfollowed) {
+        let why = format!("{what} of {}: {}", self.whose, unfollowed.why);
+        if unfollowed.may_be_elsewhere {
+            self.warn_at(at, why);
+        } else {
+            self.wrong_at(at, why);
+        }
+    }
+
     /// Statuses that can say something.
     fn statuses(&mut self, table: Layers<'_>, key: &str) -> Vec<u16> {
         let mut statuses = Vec::new();
@@ -144,21 +193,12 @@ impl Reader<'_, '_, '_> {
             }
             let (Some(name), Some(text)) = (entry.form("name", forms::header), entry.text("value")) else { continue };
             let at = entry.at("value").unwrap_or(&item.at);
-            match secret::resolve(text, self.inputs.environment) {
+            match secret::followed(text, self.inputs) {
                 Ok(value) if http::HeaderValue::from_str(&value).is_ok() => headers.push((name, Secret::new(value))),
                 Ok(_) => {
                     self.wrong_at(at, format!("the value of {name} in \"probe\" of {} is none of a header", self.whose))
                 }
-                Err(why) => {
-                    let why = format!(r#"the value of {name} in "probe" of {}: {why}"#, self.whose);
-                    // What a secret points to may be missing here only.
-                    let elsewhere = text.starts_with("env:") || text.starts_with("file:");
-                    if self.inputs.secrets == Secrets::Absent && elsewhere {
-                        self.warn_at(at, why);
-                    } else {
-                        self.wrong_at(at, why);
-                    }
-                }
+                Err(unfollowed) => self.unfollowed(at, &format!("the value of {name} in \"probe\""), unfollowed),
             }
         }
         headers

@@ -250,6 +250,7 @@ impl Reader<'_, '_, '_> {
                 Some("retry") => Some(Step::Retry),
                 Some("fail") => Some(Step::Fail),
                 Some("probe") => self.probe_step(item, probe),
+                Some("effect") => Some(Step::Effect),
                 Some(_) => None,
                 None => {
                     let span = Layers::new(Some(item), None);
@@ -276,10 +277,14 @@ impl Reader<'_, '_, '_> {
                 );
                 self.warn_at(&item.at, why);
             }
-            if let Some(Step::Probe { .. }) = step
-                && steps.iter().any(|step| matches!(step, Step::Probe { .. }))
-            {
-                let why = format!(r#""on_unknown" of {}: "probe" stands twice; it is asked each time"#, self.whose);
+            let asks = match step {
+                Some(Step::Probe { .. }) => steps.iter().any(|step| matches!(step, Step::Probe { .. })),
+                Some(Step::Effect) => steps.contains(&Step::Effect),
+                _ => false,
+            };
+            if asks {
+                let why =
+                    format!(r#""on_unknown" of {}: {:?} stands twice"#, self.whose, item.text().unwrap_or_default());
                 self.wrong_at(&item.at, why);
             }
             if step == Some(Step::Retry) && retry_max == 0 {

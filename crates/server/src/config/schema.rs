@@ -15,7 +15,6 @@ pub const NOT_AVAILABLE: &[(&str, &str)] = &[
     (r#"store.kind = "tiered""#, "the tiered store"),
     ("store.redis", "the Redis store"),
     ("store.fallback", "a fallback store"),
-    (r#"route.on_unknown = "effect""#, "looking for the effect in Postgres"),
     (r#"route.durability = "cache""#, "durability other than strict"),
     (r#"route.durability = "journaled""#, "durability other than strict"),
     ("route.on_cache_loss", "durability other than strict"),
@@ -344,6 +343,7 @@ pub(super) const ROUTE: &[Key] = &[
         ),
     ),
     key("probe", Kind::Table(PROBE)),
+    key("effect", Kind::Table(EFFECT)),
     key("retry_max", Kind::Integer(0, 100)),
     key("on_store_outage", Kind::Choice(&["deny", "bypass", "fallback"])),
     key("durability", Kind::Choice(&["strict", "journaled", "cache"])),
@@ -383,6 +383,15 @@ const PROBE: &[Key] = &[
     key("timeout", Kind::Duration(ms(1), secs(300))),
     key("replay", Kind::Choice(&["recorded", "ack"])),
     key("headers", Kind::List(16, &Kind::Table(&[key("name", HEADER), key("value", Kind::Secret)]))),
+];
+
+const EFFECT: &[Key] = &[
+    key("url", Kind::Secret),
+    key("password", Kind::Secret),
+    key("tls", Kind::Choice(&["required", "off"])),
+    key("ca", PATH),
+    key("name", Kind::Text(|text| forms::effect_name(text).map(drop), "a name of 1 to 200 bytes")),
+    key("timeout", Kind::Duration(ms(1), secs(300))),
 ];
 
 /// With its headers, a record must fit half a batch of the log, which is 4 MiB.

@@ -4,7 +4,7 @@ use std::{fmt, io::Read as _};
 
 use base64::Engine as _;
 
-use super::overlay::Environment;
+use super::{Inputs, Secrets, overlay::Environment};
 
 /// A secret text. Never shown: `Debug` hides it and there is no `Display`.
 #[derive(Clone, PartialEq, Eq)]
@@ -81,6 +81,22 @@ impl fmt::Debug for InstallSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("InstallSecret(hidden)")
     }
+}
+
+/// Why a secret of the file is not known.
+pub(super) struct Unfollowed {
+    pub(super) why: String,
+    /// What it points to may be missing here only, where secrets are not needed.
+    pub(super) may_be_elsewhere: bool,
+}
+
+/// A secret's text, from where the file says it is.
+pub(super) fn followed(text: &str, inputs: &Inputs<'_>) -> Result<String, Unfollowed> {
+    resolve(text, inputs.environment).map_err(|why| {
+        // A literal is wrong anywhere.
+        let points = text.starts_with("env:") || text.starts_with("file:");
+        Unfollowed { why, may_be_elsewhere: points && inputs.secrets == Secrets::Absent }
+    })
 }
 
 /// Follows `env:NAME` and `file:PATH`; any other text is the secret itself. One line break at the

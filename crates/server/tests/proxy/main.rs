@@ -18,6 +18,8 @@ mod crashes;
 #[cfg(test)]
 mod duplicates;
 #[cfg(test)]
+mod effect;
+#[cfg(test)]
 mod folder;
 #[cfg(test)]
 mod grpc;

@@ -73,7 +73,7 @@ async fn what_took_effect_is_answered_from_the_books_and_recorded() {
     assert_eq!((upstream.received().len(), books.received().len()), (1, 1));
     let metrics = gateway.metrics().await;
     assert!(metrics.contains(r#"onceward_unknown_outcomes_total{route="default",settled_by="probe"} 1"#), "{metrics}");
-    assert!(metrics.contains(r#"onceward_probes_total{route="default",found="executed"} 1"#), "{metrics}");
+    assert!(metrics.contains(r#"onceward_probes_total{route="default",by="probe",found="executed"} 1"#), "{metrics}");
     assert!(!gateway.log().contains("of-the-books"));
 }
 

@@ -120,6 +120,11 @@ pub async fn migrate(
             done.push(migration);
         }
     }
+    if !done.is_empty() {
+        // What the steps added is nobody's before.
+        let granted = client.batch_execute("SELECT onceward.grant_roles()").await;
+        granted.map_err(|error| failed("grant_roles", error))?;
+    }
     Ok(done)
 }
 

@@ -19,11 +19,13 @@
 //! [`address`] where the database is and how it is reached, [`migrate`] its tables and functions, [`doctor`] whether it
 //! is fit; `lane` a connection,
 //! `batch` many writes in one call, `step` the calls, `row` records as columns, `waiting` waiters, `upkeep` the clock,
-//! counts and concerns, `figures` what tenants take up.
+//! counts and concerns, `figures` what tenants take up,
+//! `effects` what an upstream wrote down.
 
 pub mod address;
 mod batch;
 pub mod doctor;
+mod effects;
 mod error;
 mod figures;
 mod lane;
@@ -50,8 +52,8 @@ use onceward_core::{
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tokio_postgres::types::Type;
 
-pub use self::error::Failure;
 use self::{address::Address, batch::Batcher, figures::Figures, lane::Lane, migrate::SchemaError, row::big};
+pub use self::{effects::PostgresEffects, error::Failure};
 use crate::{
     Answer, Filter, Insert, Kind, Page, RULES_BYTES_MAX, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write,
     watch::Watchers,

@@ -158,7 +158,7 @@ fn packed(fields: &[Field]) -> Vec<u8> {
 }
 
 /// The inverse; `None` where the bytes are not such.
-fn unpacked(mut bytes: Bytes) -> Option<Vec<Field>> {
+pub(super) fn unpacked(mut bytes: Bytes) -> Option<Vec<Field>> {
     let mut fields = Vec::new();
     while !bytes.is_empty() {
         let name_len = u16::from_be_bytes(*bytes.first_chunk()?);

@@ -191,7 +191,7 @@ impl Oracle {
                 self.replaced(id, &write, now);
                 ("failed", false)
             }
-            Decision::Probe => ("probe", false),
+            Decision::Probe(_) => ("probe", false),
             Decision::Refuse(refusal) => match refusal {
                 Refusal::PrincipalChanged => return error("ID002", "principal_changed"),
                 Refusal::KeyReused => return error("ID002", "key_reused"),

@@ -109,12 +109,15 @@ CREATE TABLE onceward.secret (
 );
 REVOKE ALL ON onceward.secret FROM PUBLIC;
 
--- Effects that an application wrote down in the transaction of the effect itself.
+-- Effects that an application wrote down in the transaction of the effect itself, with the answer where it has one by then.
 CREATE TABLE onceward.effect (
     record_id bytea NOT NULL,
     fence bigint NOT NULL,
     name text NOT NULL,
     written_at bigint NOT NULL,
+    status smallint,
+    headers bytea,
+    body bytea,
     UNIQUE (record_id, name)
 );
 

@@ -17,8 +17,11 @@ end $$;
 
 -- For the transaction that makes an effect: true where it is the first of that name under the record, false where it was
 -- made before (then do nothing, and answer from what is there). Refuses (ID001) a fence smaller than one that was seen:
--- that of the record, where it is in this database, of an earlier effect, or of probe_effect.
-create function onceward.effect(id bytea, fence bigint, name text default 'done') returns boolean
+-- that of the record, where it is in this database, of an earlier effect, or of probe_effect. With a status, the answer is
+-- written down with it: whoever finds the effect repeats that one.
+create function onceward.effect(
+  id bytea, fence bigint, name text default 'done', status int default null, headers jsonb default '[]', body bytea default '')
+returns boolean
 language plpgsql volatile security definer set search_path = onceward, pg_catalog, pg_temp set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
@@ -29,6 +32,8 @@ declare
 begin
   if octet_length(effect.id) is distinct from 32 or effect.fence is null or coalesce(effect.name, '') = '' then
     raise exception 'effect: it needs a record id of 32 bytes, a fence and a name' using errcode = '22023';
+  elsif effect.status not between 100 and 999 then
+    raise exception 'effect: the status is a number of 100 to 999, or null for none, not %', effect.status using errcode = '22023';
   end if;
   before := onceward.bounded();
   -- Not changed by a takeover before this transaction ends.
@@ -42,33 +47,44 @@ begin
   if not found then
     raise exception 'effect: the fence % was overtaken', effect.fence using errcode = 'ID001', detail = 'stale_fence', hint = 'roll back';
   end if;
-  insert into onceward.effect (record_id, fence, name, written_at) values (effect.id, effect.fence, effect.name, onceward.now_us())
+  insert into onceward.effect (record_id, fence, name, written_at, status, headers, body)
+  values (effect.id, effect.fence, effect.name, onceward.now_us(), effect.status::smallint,
+    case when effect.status is not null then onceward.packed(effect.headers) end,
+    case when effect.status is not null then coalesce(effect.body, '') end)
   on conflict (record_id, name) do nothing;
   is_first := found;
   perform set_config('lock_timeout', before, true);
   return is_first;
 end $$;
 
--- Whether the effect was made. `fence` is a new one, larger than that of whoever may still be at work: from here on, those
--- are refused. So true means that it took effect, false that it never will.
-create function onceward.probe_effect(id bytea, fence bigint, name text default 'done') returns boolean
+-- Whether the effect was made, and the answer that was written down with it, its headers packed. `fence` is a new one,
+-- larger than that of whoever may still be at work: from here on, those are refused. So made means that it took effect, not
+-- made that it never will.
+create function onceward.look(id bytea, fence bigint, name text, out made boolean, out status int, out headers bytea, out body bytea)
 language plpgsql volatile security definer set search_path = onceward, pg_catalog, pg_temp set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare
   before text := onceward.bounded();
 begin
-  if octet_length(probe_effect.id) is distinct from 32 or probe_effect.fence is null or coalesce(probe_effect.name, '') = '' then
+  if octet_length(look.id) is distinct from 32 or look.fence is null or coalesce(look.name, '') = '' then
     raise exception 'probe_effect: it needs a record id of 32 bytes, a fence and a name' using errcode = '22023';
   end if;
   -- A fence that a crash takes back would refuse nobody.
   perform onceward.be_durable();
   -- Waits for a transaction that makes the effect just now.
-  insert into onceward.effect as e (record_id, fence, name, written_at) values (probe_effect.id, probe_effect.fence, '', onceward.now_us())
+  insert into onceward.effect as e (record_id, fence, name, written_at) values (look.id, look.fence, '', onceward.now_us())
   on conflict (record_id, name) do update set fence = greatest(e.fence, excluded.fence);
   perform set_config('lock_timeout', before, true);
-  return exists (select 1 from onceward.effect e where e.record_id = probe_effect.id and e.name = probe_effect.name);
+  select true, e.status, e.headers, e.body into look.made, look.status, look.headers, look.body
+  from onceward.effect e where e.record_id = look.id and e.name = look.name;
+  look.made := coalesce(look.made, false);
 end $$;
+
+-- The same, for whoever asks by hand.
+create function onceward.probe_effect(id bytea, fence bigint, name text default 'done') returns boolean
+language sql volatile security definer set search_path = onceward, pg_catalog, pg_temp
+as $$ select l.made from onceward.look(probe_effect.id, probe_effect.fence, probe_effect.name) l $$;
 
 -- A message for others, written with the effect in one transaction. Its id is the same for the same record and name, so that
 -- a consumer recognises a repetition; a repetition here writes nothing. Refuses an overtaken fence as effect does.

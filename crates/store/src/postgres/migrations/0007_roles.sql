@@ -1,10 +1,11 @@
--- Who may call what. Applications get the role onceward_app, people who settle and erase keys onceward_operator.
+-- Who may call what. Applications get the role onceward_app, people who settle and erase keys onceward_operator, gateways
+-- that keep their records here, or look for effects, onceward_gateway.
 
 do $$
 declare
   wanted name;
 begin
-  foreach wanted in array array['onceward_app', 'onceward_operator']::name[] loop
+  foreach wanted in array array['onceward_app', 'onceward_operator', 'onceward_gateway']::name[] loop
     if not exists (select 1 from pg_roles where rolname = wanted) then
       begin
         execute format('create role %I nologin', wanted);
@@ -20,7 +21,8 @@ end $$;
 
 revoke all on all functions in schema onceward from public;
 
--- Grants each role that is there what it is for. Repeatable; to be called by whoever migrated, after a role was created later.
+-- Grants each role that is there what it is for. Repeatable; each migration calls it at its end, and whoever migrated does
+-- after a role was created later.
 create function onceward.grant_roles() returns text[]
 language plpgsql volatile set search_path = onceward, pg_catalog, pg_temp
 as $$
@@ -39,6 +41,15 @@ begin
     execute 'grant usage on schema onceward to onceward_operator';
     execute format('grant execute on function onceward.%s, onceward.%s to onceward_operator', for_both, for_operator);
     granted := granted || 'onceward_operator'::text;
+  end if;
+  if exists (select 1 from pg_roles where rolname = 'onceward_gateway') then
+    execute 'grant usage on schema onceward to onceward_gateway';
+    -- It keeps the records: the steps that write them are not kept from it.
+    execute 'grant execute on all functions in schema onceward to onceward_gateway';
+    execute 'revoke execute on function onceward.grant_roles() from onceward_gateway';
+    execute 'grant select, insert, update, delete on onceward.record, onceward.mark, onceward.meta, onceward.rules, onceward.waiter to onceward_gateway';
+    execute 'grant select on onceward.migration to onceward_gateway';
+    granted := granted || 'onceward_gateway'::text;
   end if;
   return granted;
 end $$;
