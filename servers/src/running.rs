@@ -87,6 +87,10 @@ impl Running {
     /// Sends a signal to it, or to it and all that it has started.
     pub(crate) fn signal(&self, signal: Signal, with_children: bool) -> anyhow::Result<()> {
         let pid = Pid::from_child(&self.child);
+        if with_children && signal != Signal::CONT {
+            // It starts no other one between the look for them and its own end.
+            kill_process(pid, Signal::STOP).context("stop")?;
+        }
         let children = if with_children { children(pid) } else { Vec::new() };
         kill_process(pid, signal).context("kill")?;
         for child in children {
