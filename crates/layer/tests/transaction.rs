@@ -186,6 +186,59 @@ async fn what_a_phase_refuses_for_good_is_its_callers_answer_and_every_repetitio
 }
 
 #[tokio::test]
+async fn what_phases_did_is_undone_in_reverse_once_a_later_one_is_refused() {
+    let server = shop::server().await;
+    server
+        .psql(
+            "shop",
+            "create table undone (at bigserial, what text);
+             create function public.undo(record_id bytea, key text, payload jsonb) returns void language sql
+                 security definer set search_path = public, pg_catalog, pg_temp
+                 as $$ insert into undone (what) values ($3->>'what') $$;
+             select onceward.allow_compensation('public.undo')",
+        )
+        .unwrap();
+    let transactions = transactions(&server, Terms::default());
+    let undo = async || {
+        while server.psql("shop", "select onceward.compensate()").unwrap() == "done" {}
+        server.psql("shop", "select string_agg(what, ' ' order by at) from undone").unwrap()
+    };
+    let order = async |name: &str, is_refused: bool| {
+        let Started::Granted(mut order) = transactions.phases(&request(name)).await.unwrap() else { panic!("new") };
+        let reserve = order.local("reserve", |transaction, grant| {
+            Box::pin(async move {
+                grant.compensate_with(transaction, "reserve", "public.undo", r#"{"what": "reserve"}"#).await?;
+                Ok("".into())
+            })
+        });
+        reserve.await.unwrap();
+        for _ in 0..2 {
+            order.compensate_with("charge", "public.undo", r#"{"what": "charge"}"#).await.unwrap();
+        }
+        order.external("charge", async |_| Ok("".into())).await.unwrap();
+        if is_refused {
+            let refused = order.external("ship", async |_| Err(Failure::Refused(Answer::new(409, "sold out")))).await;
+            assert!(matches!(refused, Err(TransactionError::Refused(_))), "{refused:?}");
+        } else {
+            order.finish(|_, _| Box::pin(async { Ok(Answer::new(201, "sent")) })).await.unwrap();
+        }
+    };
+    order("good", false).await;
+    assert_eq!(undo().await, "");
+    order("bad", true).await;
+    assert_eq!(undo().await, "charge reserve");
+
+    let Started::Granted(mut phases) = transactions.phases(&request("wrong")).await.unwrap() else { panic!("new") };
+    let wrong = phases.local("one", |transaction, grant| {
+        Box::pin(async move {
+            grant.compensate_with(transaction, "one", "pg_catalog.now", "{}").await?;
+            Ok("".into())
+        })
+    });
+    assert!(matches!(wrong.await, Err(TransactionError::Work(_))));
+}
+
+#[tokio::test]
 async fn loose_work_that_failed_blocks_nobody() {
     let server = shop::server().await;
     let releasing = transactions(&server, Terms::default());

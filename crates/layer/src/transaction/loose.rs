@@ -68,7 +68,7 @@ impl<S: Source> Transactions<S> {
         self.alone(&failed, &args).await
     }
 
-    async fn alone(&self, sql: &str, args: &[Arg<'_>]) -> Result<(), TransactionError> {
+    pub(super) async fn alone(&self, sql: &str, args: &[Arg<'_>]) -> Result<(), TransactionError> {
         let mut attempts = Attempts::new(&self.terms);
         while attempts.another().await {
             let tried = async {

@@ -36,6 +36,7 @@
 //! ```
 
 mod attempts;
+mod compensation;
 mod loose;
 mod phases;
 mod same;

@@ -26,9 +26,9 @@ type Phase<'w, S> = dyn for<'t> FnMut(&'t mut TransactionOf<'_, S>, &'t Grant) -
 /// The phases of one execution. Each has a name; the same ones in the same order each time.
 #[derive(Debug)]
 pub struct Phases<'a, S> {
-    transactions: &'a Transactions<S>,
+    pub(super) transactions: &'a Transactions<S>,
     request: Request,
-    grant: Grant,
+    pub(super) grant: Grant,
     claim_id: [u8; 16],
     /// What each phase that is behind us gave, by name: those of earlier executions too.
     behind: Vec<(String, Bytes)>,

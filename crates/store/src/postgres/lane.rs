@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::{sync::Mutex, time::timeout};
-use tokio_postgres::{AsyncMessage, Client, Row};
+use tokio_postgres::{AsyncMessage, Client, Row, SimpleQueryMessage};
 
 use super::{
     address::{Address, CONNECT_TIMEOUT},
@@ -98,15 +98,27 @@ impl Lane {
 
     /// A write in a transaction of its own, over when the answer is here.
     pub(super) async fn write(&self, sql: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, WriteError> {
+        self.written(async |client| client.query_typed(sql, parameters).await).await
+    }
+
+    /// The same of several statements without parameters, in one transaction: so that one can bound the next.
+    pub(super) async fn script(&self, sql: &str) -> Result<Vec<SimpleQueryMessage>, WriteError> {
+        self.written(async |client| client.simple_query(sql).await).await
+    }
+
+    async fn written<T>(
+        &self,
+        call: impl AsyncFnOnce(&Client) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T, WriteError> {
         let connected = self.connected().await?;
         let before = connected.unconfirmed.load(Ordering::SeqCst);
-        match timeout(self.deadline, connected.client.query_typed(sql, parameters)).await {
+        match timeout(self.deadline, call(&connected.client)).await {
             Ok(Ok(_)) if connected.unconfirmed.load(Ordering::SeqCst) != before => {
                 let said = "the server gave up waiting for its synchronous standby: it is committed here and perhaps \
                     nowhere else; look at the standby and at who cancels";
                 Err(StoreError::unknown(Kind::Unavailable).because(Failure::said(said)).into())
             }
-            Ok(Ok(rows)) => Ok(rows),
+            Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(WriteError { may_be_one_item: may_be_one_item(&error), error: write_failed(error) }),
             Err(elapsed) => {
                 self.give_up(&connected).await;

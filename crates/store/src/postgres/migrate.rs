@@ -45,6 +45,7 @@ pub const MIGRATIONS: &[Migration] = migrations![
     5 "operator" "0005_operator.sql",
     6 "effects" "0006_effects.sql",
     7 "roles" "0007_roles.sql",
+    8 "compensation" "0008_compensation.sql",
     10 "store" "0010_store.sql",
 ];
 

@@ -17,13 +17,14 @@
 //! # Layout
 //!
 //! [`address`] where the database is and how it is reached, [`migrate`] its tables and functions, [`doctor`] whether it
-//! is fit; `lane` a connection,
+//! is fit, [`compensation`] what undoes effects whose records failed; `lane` a connection,
 //! `batch` many writes in one call, `step` the calls, `row` records as columns, `waiting` waiters, `upkeep` the clock,
 //! counts and concerns, `figures` what tenants take up,
 //! `effects` what an upstream wrote down.
 
 pub mod address;
 mod batch;
+pub mod compensation;
 pub mod doctor;
 mod effects;
 mod error;
@@ -128,6 +129,7 @@ struct Shared {
     plain: Vec<Lane>,
     next_plain: AtomicUsize,
     upkeep: Lane,
+    compensating: Lane,
     watchers: Watchers,
     figures: Figures,
     health: upkeep::Health,
@@ -167,6 +169,7 @@ impl Postgres {
             plain: lanes(),
             next_plain: AtomicUsize::new(0),
             upkeep: lane(upkeep::DEADLINE),
+            compensating: lane(compensation::DEADLINE),
             watchers: Watchers::default(),
             figures: Figures::default(),
             health: upkeep::Health::new(Arc::clone(&identity)),
