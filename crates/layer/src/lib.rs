@@ -56,6 +56,7 @@ pub mod pattern;
 mod policies;
 mod probe;
 mod quota;
+pub mod reconcile;
 mod refuse;
 mod rekey;
 mod replay;

@@ -80,23 +80,35 @@ impl Engine {
     /// # Errors
     /// Where the store does not answer.
     pub async fn settle_unattended(&self) -> Result<u64, StoreError> {
+        self.settle_unattended_on(None).await
+    }
+
+    /// The same of one route alone, where one is named; then the gauges stay as they are.
+    ///
+    /// # Errors
+    /// Where the store does not answer.
+    pub async fn settle_unattended_on(&self, only: Option<&str>) -> Result<u64, StoreError> {
         let mut look = Look::default();
         let mut after = None;
         loop {
-            let filter = Filter { state: Some(Seen::Unknown), ..Filter::default() };
+            let filter = Filter { state: Some(Seen::Unknown), route: only.map(Into::into), since: None };
             let page = self.store().scan(after, PAGE_RECORDS, filter).await?;
             for (id, record) in page.records {
                 self.look_at(id, record, page.now, &mut look).await?;
             }
             after = page.next;
             if after.is_none() {
-                self.forget_earlier(page.now);
+                if only.is_none() {
+                    self.forget_earlier(page.now);
+                }
                 break;
             }
         }
         let Look { mut settled, open, seen, mut new, due } = look;
-        self.tell(&open);
-        self.lock().again.retain(|id, _| seen.contains(id));
+        if only.is_none() {
+            self.tell(&open);
+            self.lock().again.retain(|id, _| seen.contains(id));
+        }
         new.extend(due);
         new.truncate(PROBES_MAX);
         let mut probes = stream::iter(new).map(|doubtful| self.probe(doubtful)).buffer_unordered(PROBES_AT_A_TIME);

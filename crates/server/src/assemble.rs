@@ -142,19 +142,11 @@ struct Asks<'c> {
 }
 
 impl Asks<'_> {
-    /// A server that is an upstream too is known by that one's authorities, and shown its certificate; any other by the
-    /// system's.
     fn client(&mut self, server: &str) -> Result<Arc<dyn Client>, Failed> {
         if let Some(client) = self.clients.get(server) {
             return Ok(Arc::clone(client) as Arc<dyn Client>);
         }
-        let mut options = UpstreamOptions::default();
-        if server.starts_with("https://") {
-            let same = self.config.upstreams.iter().find(|upstream| server_of(&upstream.url) == server);
-            let said = same.map(|upstream| upstream.tls.clone()).unwrap_or_default();
-            options.tls = Some(ClientTls::load(server, &said, self.certificates)?);
-        }
-        let client = Arc::new(Questions::new(server, &options)?);
+        let client = Arc::new(Questions::new(server, &options_for(self.config, server, self.certificates)?)?);
         self.clients.insert(server.to_owned(), Arc::clone(&client));
         Ok(client)
     }
@@ -206,8 +198,25 @@ impl Asks<'_> {
         let mut rules = EffectRules::default();
         rules.name.clone_from(&said.name);
         rules.timeout = said.timeout;
+        rules.rows.clone_from(&said.rows);
         Ok(Arc::new(Effects::new(table, rules)))
     }
+}
+
+/// How a server is reached that is no upstream by itself. One that is an upstream too is known by that one's authorities,
+/// and shown its certificate; any other by the system's.
+pub(crate) fn options_for(
+    config: &Config,
+    server: &str,
+    certificates: &Certificates,
+) -> Result<UpstreamOptions, Failed> {
+    let mut options = UpstreamOptions::default();
+    if server.starts_with("https://") {
+        let same = config.upstreams.iter().find(|upstream| server_of(&upstream.url) == server);
+        let said = same.map(|upstream| upstream.tls.clone()).unwrap_or_default();
+        options.tls = Some(ClientTls::load(server, &said, certificates)?);
+    }
+    Ok(options)
 }
 
 /// Scheme, host and port.

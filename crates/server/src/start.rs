@@ -20,11 +20,13 @@ use crate::{
     admin::Admin,
     assemble::{self, Unusable, Upstreams},
     cli::args::ProxyArgs,
+    compensate::Calls,
     config::{Config, ConfigError, Environment, Flags, secret::Secret},
     demo, folder,
     identity::{self, Identity, Purpose},
     opened::{self, Opened},
     proxy,
+    reconcile::Reconciler,
     reload::Reload,
     telemetry,
 };
@@ -191,7 +193,10 @@ pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
     store.set_admin(&admin_address.to_string()).map_err(system("write the admin address into the lock file"))?;
     let token = admin_token(&config)?;
 
-    let admin = Admin::new(engine.clone(), Some(metrics.clone()), token, Some(admin_address), concerns);
+    let calls = Calls::new(&config, upstreams.certificates());
+    let reconciler = Arc::new(Reconciler::new(engine.clone(), &store, &config.reconcile, calls));
+    let (shown, listening) = (Some(metrics.clone()), Some(admin_address));
+    let admin = Admin::new(engine.clone(), shown, token, listening, concerns, Arc::clone(&reconciler));
     let hangup = hangup_signal()?;
     let certificates = upstreams.certificates().clone();
     let (file, running) = (args.config.clone(), config.clone());
@@ -202,6 +207,8 @@ pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
     background.0.push(tokio::spawn(reload.run(hangup)));
     background.0.push(tokio::spawn(certificates.watch(CERTIFICATES_EVERY)));
     background.0.extend(telemetry);
+    background.0.push(tokio::spawn(Arc::clone(&reconciler).keep_compensating()));
+    background.0.push(tokio::spawn(reconciler.keep_looking(config.reconcile.every)));
     announce(args, &config, sample_api, address, admin_address)?;
 
     let limits = transport_limits(&config);

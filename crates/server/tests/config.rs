@@ -590,7 +590,7 @@ fn what_is_odd_but_not_wrong_is_a_warning() {
         ),
         (
             "[[route]]\nname = \"a\"\neffect = { url = \"postgresql://h/shop\" }\n",
-            r#""effect" of [[route]] "a" is never looked into: put "effect" into "on_unknown""#,
+            r#""effect" of [[route]] "a" is looked into by `onceward reconcile` alone, which settles nothing: put "effect" into "on_unknown""#,
         ),
         (
             "[defaults]\non_unknown = [\"probe\"]\nprobe = { url = \"http://h/{key}\", not_executed = [404], quiesce = \"10s\" }\n",

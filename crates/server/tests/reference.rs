@@ -136,6 +136,7 @@ mod tests {
                 for (words, prefix) in [
                     ("`[[upstream]]`", "upstream."),
                     ("`[limits]`", "limits."),
+                    ("`[reconcile]`", "reconcile."),
                     ("`[telemetry]`", "telemetry."),
                     ("`[quota]`", "quota."),
                     ("## Routes", "route."),

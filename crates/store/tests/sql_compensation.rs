@@ -105,7 +105,8 @@ async fn registered(client: &Client, name: &str, fence: i64, steps: &[&str]) {
 
 /// What was undone, in order.
 async fn undone(client: &Client, name: &str) -> String {
-    let all = format!("select coalesce(string_agg(what, ' ' order by at), '') from shop.undone where record = {}", key(name));
+    let all =
+        format!("select coalesce(string_agg(what, ' ' order by at), '') from shop.undone where record = {}", key(name));
     client.query_one(&all, &[]).await.unwrap().get(0)
 }
 
@@ -171,7 +172,10 @@ async fn what_failed_is_undone_once_in_reverse_and_what_was_completed_or_is_unkn
     let held = "select record, name from onceward.compensations('held')";
     let held = client.query(held, &[]).await.unwrap();
     assert_eq!((held.len(), held[0].get::<_, &str>(1)), (1, "reserve"));
-    client.query_one(&format!("select onceward.compensation_again({}, 'reserve')", key("released")), &[]).await.unwrap();
+    client
+        .query_one(&format!("select onceward.compensation_again({}, 'reserve')", key("released")), &[])
+        .await
+        .unwrap();
     assert_eq!(store.compensate(&rules(), None).await.unwrap(), done(1));
 
     // A key that is new again, and completed before: what was dropped then can be registered anew, what was run cannot.
@@ -324,7 +328,8 @@ async fn one_that_keeps_failing_is_run_again_after_longer_pauses_then_an_operato
         *(if attempt == 5 { &mut wanted.stuck } else { &mut wanted.failed }) = 1;
         assert_eq!(store.compensate(&rules, None).await.unwrap(), wanted, "attempt {attempt}");
         assert_eq!(store.compensate(&rules, None).await.unwrap(), Compensated::default(), "its pause is not over");
-        let one = "select not_before - attempted_at, attempts, last_error from onceward.compensation where name = 'raises'";
+        let one =
+            "select not_before - attempted_at, attempts, last_error from onceward.compensation where name = 'raises'";
         let row = client.query_one(one, &[]).await.unwrap();
         pauses.push(row.get::<_, i64>(0) / 1_000_000);
         assert_eq!((row.get::<_, i32>(1), row.get::<_, &str>(2)), (attempt, "no stock (SQLSTATE P0001)"));
@@ -559,7 +564,9 @@ async fn a_url_is_called_with_the_same_key_until_it_says_that_it_is_done() {
 
     // Not listed: it is not called, and not counted either; what comes before it waits.
     let mut rules = rules();
-    for urls in [vec![], vec!["http://elsewhere.example/".to_owned()], vec![url.clone()], vec![format!("{url}/refunds")]] {
+    for urls in
+        [vec![], vec!["http://elsewhere.example/".to_owned()], vec![url.clone()], vec![format!("{url}/refunds")]]
+    {
         rules.urls = urls;
         assert_eq!(store.compensate(&rules, Some(&Http)).await.unwrap(), Compensated::default(), "{:?}", rules.urls);
     }
@@ -571,7 +578,8 @@ async fn a_url_is_called_with_the_same_key_until_it_says_that_it_is_done() {
     *heard.answers.lock().unwrap() = vec![Some(200), None, Some(503)];
     for said in ["it answered 503", "the connection ended without an answer"] {
         assert_eq!(store.compensate(&rules, Some(&Http)).await.unwrap().failed, 1);
-        let row = client.query_one("select last_error from onceward.compensation where kind = 'url'", &[]).await.unwrap();
+        let row =
+            client.query_one("select last_error from onceward.compensation where kind = 'url'", &[]).await.unwrap();
         assert_eq!(row.get::<_, &str>(0), said);
     }
     let take = "select attempt, key from onceward.compensation_take($1, '1 hour', 12)";
@@ -587,7 +595,11 @@ async fn a_url_is_called_with_the_same_key_until_it_says_that_it_is_done() {
     let one = ("POST /refunds/new?fast=1 HTTP/1.1".to_owned(), died.get(1), "{\"what\": \"refund\"}".to_owned());
     assert_eq!(all, BTreeMap::from([(one, 3)]));
     // Whoever died was not dead, and says that it failed: it is done all the same.
-    let late = format!("select onceward.compensation_told({}, 'refund', {}, 'late', 12, '1 s', '1 s')", key("a"), died.get::<_, i32>(0));
+    let late = format!(
+        "select onceward.compensation_told({}, 'refund', {}, 'late', 12, '1 s', '1 s')",
+        key("a"),
+        died.get::<_, i32>(0)
+    );
     assert_eq!(client.query_one(&late, &[]).await.unwrap().get::<_, &str>(0), "late");
     assert_eq!(store.compensate(&rules, Some(&Http)).await.unwrap(), done(1), "now the one before it");
     assert_eq!(states(&client, "a").await, "before done, refund done");

@@ -421,3 +421,39 @@ async fn wrong_arguments_are_refused_in_words_and_nothing_is_written() {
     }
     assert!(client.query(&format!("select 1 from onceward.get({id})"), &[]).await.unwrap().is_empty());
 }
+
+#[tokio::test]
+async fn old_effects_go_a_batch_at_a_time_and_never_those_of_a_record_that_is_there() {
+    let server = sql::server().await;
+    let client = sql::connect(&server).await;
+    let number = async |sql: &str| client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0);
+    let left = "select count(distinct record_id) from onceward.effect";
+    let (_, fence) = claimed(&client, "open", "lease").await.unwrap();
+    client.query_one(&format!("select onceward.effect({}, {fence})", key("open")), &[]).await.unwrap();
+    for name in ["old 1", "old 2", "old 3", "late", "looked for", "undo"] {
+        client.query_one(&format!("select onceward.effect({}, 1, 'first')", key(name)), &[]).await.unwrap();
+        client.query_one(&format!("select onceward.effect({}, 1)", key(name)), &[]).await.unwrap();
+    }
+    client
+        .batch_execute(&format!(
+            "update onceward.effect set written_at = 1;
+             update onceward.effect set written_at = onceward.now_us() where record_id = {} and name = 'done';
+             select onceward.probe_effect({}, onceward.now_us());
+             insert into onceward.compensation (record_id, name, seq, fence, kind, target, payload, state, registered_at, done_at)
+                 select {undo}, 'waits', 1, 1, 'sql', 'a.b', '1'::jsonb, 'stuck', 1, 0
+                 union all select {undo}, 'over', 2, 1, 'sql', 'a.b', '1', 'done', 1, 1",
+            key("late"),
+            key("looked for"),
+            undo = key("undo")
+        ))
+        .await
+        .unwrap();
+    assert_eq!(number(left).await, 7);
+    assert_eq!(number("select onceward.prune_effects(batch => 2)").await, 3, "two records, and a compensation");
+    assert_eq!(number("select onceward.prune_effects(batch => 2)").await, 1);
+    assert_eq!(number("select onceward.prune_effects(batch => 2)").await, 0);
+    let names = format!("select count(*) from onceward.effect where record_id in ({}, {})", key("old 1"), key("old 2"));
+    assert_eq!((number(left).await, number(&names).await), (4, 0), "open, late, looked for, undo");
+    assert_eq!(number("select count(*) from onceward.compensation").await, 1, "the one that waits");
+    assert_eq!(code(client.query("select onceward.prune_effects('1 hour')", &[]).await), "22023");
+}

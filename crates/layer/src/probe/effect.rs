@@ -7,8 +7,8 @@
 use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use onceward_core::{decide::Found, outcome::Outcome, record::Fence};
-use onceward_store::effects::{Effect, EffectTable};
+use onceward_core::{decide::Found, key::RecordId, outcome::Outcome, record::Fence};
+use onceward_store::effects::{Effect, EffectTable, Noted, Rows};
 use tokio::sync::Semaphore;
 
 use super::{Doubt, told};
@@ -25,11 +25,13 @@ pub struct EffectRules {
     pub name: String,
     /// For one look.
     pub timeout: Duration,
+    /// The application's own table, that [`reconcile`](crate::Engine::reconcile) compares records with too.
+    pub rows: Option<Rows>,
 }
 
 impl Default for EffectRules {
     fn default() -> Self {
-        Self { name: "done".into(), timeout: Duration::from_secs(5) }
+        Self { name: "done".into(), timeout: Duration::from_secs(5), rows: None }
     }
 }
 
@@ -57,6 +59,16 @@ impl Effects {
             found
         });
         found.await
+    }
+
+    /// What is written down of each record, in their order; an error is in words.
+    pub(crate) async fn noted(&self, ids: &[RecordId]) -> Result<Vec<Noted>, String> {
+        let noted = self.table.noted(ids, &self.rules.name, self.rules.rows.as_ref());
+        match tokio::time::timeout(self.rules.timeout, noted).await {
+            Ok(Ok(noted)) => Ok(noted),
+            Ok(Err(error)) => Err(chain(&error).to_string()),
+            Err(_late) => Err("the database did not answer in time".into()),
+        }
     }
 
     async fn found(&self, route: &Route, (id, fence, _): Doubt) -> Found {

@@ -4,6 +4,7 @@
 //! needs the token. `Host` must name the listener, so that no web page reaches it by a name of its own (DNS
 //! rebinding), and a foreign `Origin` is 403.
 
+mod reconcile;
 mod records;
 
 use std::{net::SocketAddr, sync::Arc};
@@ -20,9 +21,10 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use onceward::Engine;
 use serde_json::json;
 
+pub use reconcile::Look;
 pub use records::{Answer, Find, ForgetQuery, ListQuery, Resolve, Settle};
 
-use crate::config::secret::Secret;
+use crate::{config::secret::Secret, reconcile::Reconciler};
 
 /// What the admin listener shows.
 #[derive(Clone)]
@@ -41,6 +43,7 @@ struct Inner {
     /// Why the configuration's last change is not in force.
     refused: std::sync::Mutex<Option<String>>,
     draining: std::sync::atomic::AtomicBool,
+    reconciler: Arc<Reconciler>,
 }
 
 impl std::fmt::Debug for Admin {
@@ -58,10 +61,20 @@ impl Admin {
         token: Secret,
         address: Option<SocketAddr>,
         concerns: Vec<String>,
+        reconciler: Arc<Reconciler>,
     ) -> Self {
         let draining = std::sync::atomic::AtomicBool::new(false);
         Self {
-            inner: Arc::new(Inner { engine, metrics, token, address, concerns, refused: Default::default(), draining }),
+            inner: Arc::new(Inner {
+                engine,
+                metrics,
+                token,
+                address,
+                concerns,
+                refused: Default::default(),
+                draining,
+                reconciler,
+            }),
         }
     }
 
@@ -86,6 +99,7 @@ impl Admin {
             .route("/records/{id}", get(records::get).delete(records::forget))
             .route("/records/{id}/outcome", get(records::outcome))
             .route("/records/{id}/resolve", post(records::resolve))
+            .route("/reconcile", post(reconcile::look))
             .fallback(async || refuse(StatusCode::NOT_FOUND, "not-found", "There is nothing at this path."))
             .layer(middleware::map_response(in_our_words))
             .layer(middleware::from_fn_with_state(self.clone(), guard))

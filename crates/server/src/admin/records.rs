@@ -369,11 +369,11 @@ fn state_named(name: &str) -> Option<Seen> {
         .find(|state| state.as_str() == name)
 }
 
-fn bad(detail: &str) -> Response {
+pub(super) fn bad(detail: &str) -> Response {
     refuse(StatusCode::BAD_REQUEST, "bad-request", detail)
 }
 
-fn store_failed(error: &store::StoreError) -> Response {
+pub(super) fn store_failed(error: &store::StoreError) -> Response {
     tracing::warn!(%error, "the store did not answer an operator");
     refuse(StatusCode::SERVICE_UNAVAILABLE, "store-unavailable", &format!("{error}."))
 }

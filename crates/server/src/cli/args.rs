@@ -59,6 +59,11 @@ pub enum Command {
     },
     /// Attack an endpoint that claims to be idempotent, and print each double effect with what reproduces it
     Prove(Box<ProveArgs>),
+    /// Compare records with the effects that upstreams wrote down, and show what does not fit
+    ///
+    /// Of routes with [route] effect. Exit code 0 where all fits, 1 where something was found, 2 where it cannot be told.
+    #[command(after_help = "Example:\n  onceward reconcile --config onceward.toml --repair")]
+    Reconcile(Box<ReconcileArgs>),
     /// Look whether the database of a configuration is fit to keep records
     ///
     /// Changes nothing. Exit code 1 where something is bad.
@@ -365,6 +370,26 @@ pub struct TargetArgs {
     /// Its admin token; env:NAME and file:PATH keep it off the command line
     #[arg(long, value_name = "TOKEN", env = "ONCEWARD_ADMIN_TOKEN", hide_env_values = true, value_parser = secret)]
     pub token: Option<Secret>,
+}
+
+/// `onceward reconcile`
+#[derive(Args, Clone, Debug)]
+pub struct ReconcileArgs {
+    /// Settle first what the routes' on_unknown allows, and run the compensations that are due
+    #[arg(long)]
+    pub repair: bool,
+    /// Only this route
+    #[arg(long, value_name = "ROUTE")]
+    pub route: Option<String>,
+    /// How many records of each kind are shown
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub examples: usize,
+    /// Where the records are
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// How to print
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 /// How to print.

@@ -2,7 +2,7 @@
 //!
 //! Both ways speak to the same routes, over a socket or inside this process.
 
-use std::io::Read as _;
+use std::{io::Read as _, sync::Arc};
 
 use axum::Router;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -24,9 +24,11 @@ use super::{
 use crate::{
     admin::{Admin, Answer, Find, ForgetQuery, ListQuery, Resolve, Settle},
     assemble::Upstreams,
+    compensate::Calls,
     config::{Config, Environment, Flags, secret::Secret},
     identity::Purpose,
     opened::{self, Opened},
+    reconcile::Reconciler,
     start,
 };
 
@@ -352,7 +354,7 @@ fn cell(record: &Value, name: &str) -> String {
 
 /// A way to the records.
 #[expect(clippy::large_enum_variant, reason = "there is one in the process")]
-enum Access {
+pub(super) enum Access {
     /// A running process.
     Running {
         base: String,
@@ -364,7 +366,7 @@ enum Access {
 }
 
 impl Access {
-    async fn open(target: &TargetArgs) -> Result<Self, Failure> {
+    pub(super) async fn open(target: &TargetArgs) -> Result<Self, Failure> {
         let environment = Environment::of_process();
         let token = match &target.token {
             Some(token) => Some(token.follow(&environment).map_err(|why| Failure::usage(format!("--token: {why}")))?),
@@ -421,7 +423,9 @@ impl Access {
                 let (store, _) = opened::open(&config, false).await?;
                 let upstreams = Upstreams::new(&config, &Upstreams::default()).map_err(start::StartError::from)?;
                 let engine = start::engine(&config, &upstreams, store.store(), Purpose::Look)?;
-                let admin = Admin::new(engine, None, Secret::new(String::new()), None, Vec::new());
+                let calls = Calls::new(&config, upstreams.certificates());
+                let reconciler = Arc::new(Reconciler::new(engine.clone(), &store, &config.reconcile, calls));
+                let admin = Admin::new(engine, None, Secret::new(String::new()), None, Vec::new(), reconciler);
                 Ok(Self::Here { router: admin.router(), store })
             }
         }
@@ -432,7 +436,7 @@ impl Access {
         Self::Running { base: base.trim_end_matches('/').to_owned(), token, client }
     }
 
-    async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
+    pub(super) async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
         let base = match self {
             Self::Running { base, .. } => base.as_str(),
             Self::Here { .. } => "",
@@ -475,7 +479,7 @@ impl Access {
     }
 
     /// Lets the store go, so that the next process finds it closed.
-    async fn close(self) {
+    pub(super) async fn close(self) {
         if let Self::Here { store, router } = self {
             drop(router);
             store.close().await;

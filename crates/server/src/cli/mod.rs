@@ -18,6 +18,7 @@ mod keys;
 mod log;
 mod migrate;
 pub mod prove;
+mod reconcile;
 
 /// Something that ends a command: what to say on stderr, and the exit code.
 #[derive(Debug)]
@@ -125,6 +126,7 @@ async fn command(command: Command) -> Result<(), Failure> {
             audit::run(&engine, std::io::BufReader::new(file), output.json)
         }
         Command::Doctor { config, output } => doctor::run(&config, output.json).await,
+        Command::Reconcile(args) => reconcile::run(&args).await,
         Command::Migrate(args) => migrate::run(&args).await,
         Command::Prove(args) => prove::run(&args).await,
         Command::Config(ConfigCommand::Check { file, output }) => {

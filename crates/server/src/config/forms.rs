@@ -42,6 +42,44 @@ pub(super) fn effect_name(text: &str) -> Result<String, String> {
     }
 }
 
+/// A table of an upstream, perhaps with its schema.
+pub(super) fn table(text: &str) -> Result<String, String> {
+    let parts: Vec<&str> = text.split('.').collect();
+    if parts.len() <= 2 && parts.iter().all(|part| column(part).is_ok()) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("{} is no table: write table, or schema.table, as the database spells them", shown(text)))
+    }
+}
+
+/// A column of it.
+pub(super) fn column(text: &str) -> Result<String, String> {
+    if (1..=63).contains(&text.len()) && !text.contains(char::is_control) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("{} is no column: 1 to 63 bytes, as the database spells it", shown(text)))
+    }
+}
+
+/// What compensations may call: one URL, or with a slash at the end all that begin so.
+pub(super) fn compensation_url(text: &str) -> Result<String, String> {
+    let uri: Uri = text.parse().map_err(|_| format!("{} is no URL", shown(text)))?;
+    let has_host = uri.authority().is_some_and(|authority| !authority.as_str().contains('@'));
+    let after = text.split_once("://").map_or("", |(_, after)| after);
+    if !has_host || !matches!(uri.scheme_str(), Some("http" | "https")) || text.contains(['?', '#']) {
+        return Err(format!(
+            r#"{} must start with "https://" or "http://" and have neither user nor query"#,
+            shown(text)
+        ));
+    }
+    // Without it, HOST would let HOST.elsewhere in.
+    if after.contains('/') {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(r#"{} has no path: end it in "/" for all of that server"#, shown(text)))
+    }
+}
+
 /// A tenant, as a header names it or a route is fixed to.
 pub(super) fn tenant(text: &str) -> Result<String, String> {
     if (1..=256).contains(&text.len()) && !text.contains(char::is_control) {

@@ -89,6 +89,8 @@ pub struct Config {
     pub limits: Limits,
     /// `[quota]`
     pub quotas: Quotas,
+    /// `[reconcile]`
+    pub reconcile: Reconcile,
     /// `[telemetry]`
     pub telemetry: Telemetry,
 }
@@ -182,6 +184,15 @@ pub struct Upstream {
     pub http2: bool,
     /// For `https`.
     pub tls: UpstreamTls,
+}
+
+/// `[reconcile]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reconcile {
+    /// Between two comparisons of records with effects in the background; never where zero.
+    pub every: Duration,
+    /// The URLs that compensations may call, or with a slash at the end what they begin with.
+    pub compensation_urls: Vec<String>,
 }
 
 /// `[telemetry]`

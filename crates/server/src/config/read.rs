@@ -10,7 +10,8 @@ use onceward::store::{
 };
 
 use super::{
-    Admin, Config, Database, Identity, Inputs, Limits, Listen, PostgresStore, Store, Telemetry, Upstream, forms,
+    Admin, Config, Database, Identity, Inputs, Limits, Listen, PostgresStore, Reconcile, Store, Telemetry, Upstream,
+    forms,
     problem::{Origin, Problems},
     quota, read_route, schema,
     secret::{self, InstallSecret, Secret},
@@ -145,6 +146,10 @@ pub(super) fn config(root: &Node, inputs: &Inputs<'_>, problems: &mut Problems<'
         default_route: routes.default,
         limits,
         quotas: quota::quotas(section("quota"), problems),
+        reconcile: Reconcile {
+            every: section("reconcile").duration("every", Duration::from_secs(300)),
+            compensation_urls: section("reconcile").list("compensation_urls", forms::compensation_url),
+        },
         telemetry: telemetry(section("telemetry")),
     })
 }

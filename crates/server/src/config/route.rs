@@ -6,7 +6,7 @@ use core::{fmt, time::Duration};
 use http::{HeaderName, Method, Uri};
 use onceward_core::policy::{Outage, Policy, Recording, Step};
 
-use onceward::{ProbeUrl, pattern::Pattern};
+use onceward::{ProbeUrl, pattern::Pattern, store::effects::Rows};
 
 use super::{Database, secret::Secret};
 
@@ -285,6 +285,8 @@ pub struct EffectConfig {
     pub name: String,
     /// For one look.
     pub timeout: Duration,
+    /// A table of the upstream's own.
+    pub rows: Option<Rows>,
 }
 
 /// What makes two requests the same.

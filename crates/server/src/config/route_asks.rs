@@ -3,7 +3,7 @@
 use core::time::Duration;
 
 use http::HeaderName;
-use onceward::ProbeUrl;
+use onceward::{ProbeUrl, store::effects::Rows};
 use onceward_core::policy::Step;
 
 use super::{
@@ -116,23 +116,29 @@ impl Reader<'_, '_, '_> {
     pub(super) fn effect(&mut self) -> Option<EffectConfig> {
         let (table, whose) = (self.table.sub("effect"), format!(r#""effect" of {}"#, self.whose));
         let items = self.table.node("on_unknown").map_or(&[][..], Node::items);
-        let Some(step) = items.iter().find(|item| item.text() == Some("effect")) else {
-            if self.table.own("effect").is_some() {
-                let why = format!(r#"{whose} is never looked into: put "effect" into "on_unknown""#);
-                self.warn(self.table, "effect", why);
-            }
+        let said = self.table.node("effect").filter(|node| matches!(node.value, Value::Table(_)));
+        let step = items.iter().find(|item| item.text() == Some("effect"));
+        let at = step.or(said).map(|node| &node.at)?;
+        let has_database = table.node("url").is_some() || self.has_database;
+        if step.is_none() && self.table.own("effect").is_some() {
+            let why = format!(
+                r#"{whose} is looked into by `onceward reconcile` alone, which settles nothing: put "effect" into "on_unknown""#
+            );
+            self.warn(self.table, "effect", why);
+        }
+        if step.is_none() && !has_database {
             return None;
-        };
-        if table.node("url").is_none() && !self.has_database {
+        }
+        if !has_database {
             let why = format!(
                 r#""on_unknown" of {} says "effect", and nothing says in which database it is: add effect = {{ url = "env:DATABASE_URL" }}"#,
                 self.whose
             );
-            self.wrong_at(&step.at, why);
+            self.wrong_at(at, why);
         }
         let [url, password] = ["url", "password"].map(|key| {
             let value = secret::followed(table.text(key)?, self.inputs);
-            let at = table.at(key).unwrap_or(&step.at);
+            let at = table.at(key).unwrap_or(at);
             value.map(Secret::new).map_err(|why| self.unfollowed(at, &format!(r#"{key:?} of "effect""#), why)).ok()
         });
         if let Some(why) = url.as_ref().and_then(read::no_address) {
@@ -143,7 +149,14 @@ impl Reader<'_, '_, '_> {
                 self.warn(table, key, format!(r#"{whose}: {key:?} counts only with a "url" of its own"#));
             }
         }
+        let (rows, id_column) = (table.form("table", forms::table), table.form("id_column", forms::column));
+        if rows.is_some() != id_column.is_some() {
+            let (there, missing) = if rows.is_some() { ("table", "id_column") } else { ("id_column", "table") };
+            self.wrong(table, there, format!("{whose}: {there:?} needs {missing:?} beside it"));
+        }
+        let rows = rows.zip(id_column).map(|(table, id_column)| Rows { table, id_column });
         Some(EffectConfig {
+            rows,
             database: url.map(|url| read::database(table, url, password)),
             name: table.form("name", forms::effect_name).unwrap_or_else(|| "done".into()),
             timeout: table.duration("timeout", Duration::from_secs(5)),

@@ -200,6 +200,22 @@ pub(super) const ROOT: &[Key] = &[
     ),
     key("maintenance", Kind::Any),
     key(
+        "reconcile",
+        Kind::Table(&[
+            key("every", Kind::Duration(Duration::ZERO, days(1))),
+            key(
+                "compensation_urls",
+                Kind::List(
+                    64,
+                    &Kind::Text(
+                        |text| forms::compensation_url(text).map(drop),
+                        r#"a URL such as "http://127.0.0.1:9000/undo/""#,
+                    ),
+                ),
+            ),
+        ]),
+    ),
+    key(
         "telemetry",
         Kind::Table(&[
             key(
@@ -392,6 +408,8 @@ const EFFECT: &[Key] = &[
     key("ca", PATH),
     key("name", Kind::Text(|text| forms::effect_name(text).map(drop), "a name of 1 to 200 bytes")),
     key("timeout", Kind::Duration(ms(1), secs(300))),
+    key("table", Kind::Text(|text| forms::table(text).map(drop), "a table, or schema.table")),
+    key("id_column", Kind::Text(|text| forms::column(text).map(drop), "a column")),
 ];
 
 /// With its headers, a record must fit half a batch of the log, which is 4 MiB.

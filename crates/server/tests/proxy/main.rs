@@ -40,6 +40,8 @@ mod process;
 #[cfg(test)]
 mod quotas;
 #[cfg(test)]
+mod reconcile;
+#[cfg(test)]
 mod recording;
 #[cfg(test)]
 mod reload;

@@ -99,6 +99,38 @@ impl Compensated {
     }
 }
 
+/// Compensations that somebody has to do something about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Open {
+    /// To be run, or run again.
+    pub due: u64,
+    /// An operator decides, since they failed too often.
+    pub stuck: u64,
+    /// An operator decides, since their records are gone without having failed or been completed.
+    pub held: u64,
+    /// The oldest of those that an operator decides about.
+    pub examples: Vec<Example>,
+}
+
+/// One that an operator decides about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Example {
+    /// The record's id.
+    pub record: String,
+    /// Its name.
+    pub name: String,
+    /// `stuck` or `held`.
+    pub state: String,
+    /// The function or the URL.
+    pub target: String,
+    /// Runs that have begun.
+    pub attempts: u32,
+    /// Why the last failed.
+    pub last_error: String,
+}
+
 /// A call that was taken.
 struct Taken {
     record: Vec<u8>,
@@ -136,6 +168,34 @@ impl Postgres {
             }
         }
         Ok(all)
+    }
+}
+
+impl Postgres {
+    /// What waits, and the oldest that an operator decides about: so many of each kind at most.
+    ///
+    /// # Errors
+    /// Where the database does not answer.
+    pub async fn compensations(&self, examples_max: u32) -> Result<Open, StoreError> {
+        let lane = &self.shared.compensating;
+        let rows = lane.read("SELECT due, stuck, held FROM onceward.compensation_counts()", &[]).await?;
+        let Some(row) = rows.first() else { return Err(StoreError::not_applied(Kind::Unavailable)) };
+        let count = |at: usize| u64::try_from(row.get::<_, i64>(at)).unwrap_or_default();
+        let mut open = Open { due: count(0), stuck: count(1), held: count(2), examples: Vec::new() };
+        let sql = "SELECT record, name, state, target, attempts, last_error FROM onceward.compensations($1, $2)";
+        let most = i32::try_from(examples_max).unwrap_or(i32::MAX);
+        for state in ["stuck", "held"] {
+            let rows = lane.read(sql, &[(&state, Type::TEXT), (&most, Type::INT4)]).await?;
+            open.examples.extend(rows.iter().map(|row| Example {
+                record: row.get(0),
+                name: row.get(1),
+                state: row.get(2),
+                target: row.get(3),
+                attempts: u32::try_from(row.get::<_, i32>(4)).unwrap_or_default(),
+                last_error: row.get(5),
+            }));
+        }
+        Ok(open)
     }
 }
 

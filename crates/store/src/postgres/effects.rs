@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     Answer, Kind, StoreError,
-    effects::{Effect, EffectTable},
+    effects::{Effect, EffectTable, Noted, Rows},
 };
 
 /// A look waits for a transaction that makes the effect just then; so many wait beside each other.
@@ -51,6 +51,44 @@ impl EffectTable for PostgresEffects {
             rows.first().ok_or_else(foreign).and_then(read)
         })
     }
+
+    fn noted<'a>(&'a self, ids: &'a [RecordId], name: &'a str, rows: Option<&'a Rows>) -> Answer<'a, Vec<Noted>> {
+        Box::pin(async move {
+            let lane = self.lanes.first().ok_or_else(foreign)?;
+            let bytes: Vec<&[u8]> = ids.iter().map(|id| id.0.as_slice()).collect();
+            let sql = "SELECT made, fence FROM onceward.noted($1, $2)";
+            let found = lane.read(sql, &[(&bytes, Type::BYTEA_ARRAY), (&name, Type::TEXT)]).await?;
+            let mut noted = found.iter().map(note).collect::<Result<Vec<_>, _>>()?;
+            if noted.len() != ids.len() {
+                return Err(foreign());
+            }
+            if let Some(rows) = rows {
+                let found = lane.read(&rows_of(rows), &[(&bytes, Type::BYTEA_ARRAY)]).await?;
+                for (noted, row) in noted.iter_mut().zip(&found) {
+                    noted.has_row = row.try_get(0).ok();
+                }
+            }
+            Ok(noted)
+        })
+    }
+}
+
+fn note(row: &Row) -> Result<Noted, StoreError> {
+    let wrong = |error: tokio_postgres::Error| foreign().because(error);
+    let fence: Option<i64> = row.try_get(1).map_err(wrong)?;
+    let fence = fence.and_then(|fence| u64::try_from(fence).ok()).map(Fence);
+    Ok(Noted { is_made: row.try_get(0).map_err(wrong)?, fence, has_row: None })
+}
+
+/// Of each id, in their order, whether the application's table has it.
+fn rows_of(rows: &Rows) -> String {
+    let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+    let table: Vec<String> = rows.table.splitn(2, '.').map(quoted).collect();
+    format!(
+        "SELECT EXISTS (SELECT FROM {} t WHERE t.{} = i.id) FROM unnest($1) WITH ORDINALITY i (id, at) ORDER BY i.at",
+        table.join("."),
+        quoted(&rows.id_column)
+    )
 }
 
 fn read(row: &Row) -> Result<Option<Effect>, StoreError> {

@@ -46,6 +46,7 @@ pub const MIGRATIONS: &[Migration] = migrations![
     6 "effects" "0006_effects.sql",
     7 "roles" "0007_roles.sql",
     8 "compensation" "0008_compensation.sql",
+    9 "reconcile" "0009_reconcile.sql",
     10 "store" "0010_store.sql",
 ];
 

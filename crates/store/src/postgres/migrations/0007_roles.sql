@@ -30,7 +30,7 @@ declare
   for_both constant text[] := '{record_id, record_text, child_key, get}';
   -- By name: those that a later migration makes are granted by it.
   for_app constant text[] := for_both || '{claim, complete, fail, release, renew, checkpoint, dispatched, assert_fence, effect, outbox, guard_row, guard_table, compensate_with}';
-  for_operator constant text[] := for_both || '{resolve, forget, probe_effect, allow_compensation, disallow_compensation, compensate, compensations, compensation_again, compensation_settled}';
+  for_operator constant text[] := for_both || '{resolve, forget, probe_effect, allow_compensation, disallow_compensation, compensate, compensations, compensation_again, compensation_settled, prune_effects}';
   functions text;
   granted text[] := '{}';
 begin
