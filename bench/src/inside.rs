@@ -149,7 +149,7 @@ pub(crate) fn payment() -> Facts {
     }
 }
 
-fn outcome() -> Outcome {
+pub(crate) fn outcome() -> Outcome {
     let field = |name: &'static [u8], value: &'static [u8]| Field { name: name.into(), value: value.into() };
     let headers =
         vec![field(b"content-type", b"application/json"), field(b"location", b"/v1/payments/pay_01hzx3v9e2k5")];

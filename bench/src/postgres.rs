@@ -1,20 +1,22 @@
-//! P14: durable claims in PostgreSQL beside one INSERT a claim, each on the same server in turns; and claims while a
-//! million ended records are swept.
+//! P14: durable claims in PostgreSQL beside one INSERT a claim, each on the same server in turns; look-ups of completed
+//! keys; claims while a million ended records are swept. P9 across processes: waiters of another gateway's claim.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use futures_util::StreamExt;
 use onceward_core::key::RecordId;
-use onceward_core::record::Facts;
+use onceward_core::record::{Facts, Micros, State};
+use onceward_core::transition;
 use onceward_store::postgres::address::Address;
 use onceward_store::postgres::migrate::{MIGRATIONS, migrate};
 use onceward_store::postgres::{Options, Postgres};
-use onceward_store::{Insert, Store};
-use tokio_postgres::NoTls;
+use onceward_store::{Insert, Store, Write};
+use tokio_postgres::{Client, NoTls};
 
-use crate::inside::payment;
+use crate::inside::{outcome, payment};
 use crate::report::{Line, aim, median, percentile};
 use crate::rows::Rounds;
 
@@ -45,6 +47,13 @@ impl Place {
         migrate(&address, MIGRATIONS, false).await?;
         server.psql(DATABASE, ONE_TABLE)?;
         Ok(Self { server, address })
+    }
+
+    /// A connection of its own.
+    async fn client(&self) -> anyhow::Result<Client> {
+        let (client, connection) = tokio_postgres::connect(&self.server.url(DATABASE), NoTls).await?;
+        tokio::spawn(connection);
+        Ok(client)
     }
 
     async fn store(&self) -> anyhow::Result<Arc<Postgres>> {
@@ -101,8 +110,7 @@ async fn inserted(place: &Place, ids: &Arc<Ids>, callers: u32, span: Duration) -
     let facts: Arc<Facts> = Arc::new(payment());
     let mut clients = Vec::new();
     for _ in 0..callers {
-        let (client, connection) = tokio_postgres::connect(&place.server.url(DATABASE), NoTls).await?;
-        tokio::spawn(connection);
+        let client = place.client().await?;
         let statement = client.prepare(ONE_INSERT).await?;
         clients.push((client, statement));
     }
@@ -178,6 +186,159 @@ pub(crate) async fn claims(rounds: Rounds, wanted: impl Fn(&str) -> bool) -> any
     Ok(lines)
 }
 
+/// How many completed keys are looked up, over and over.
+const COMPLETED: u64 = 10_000;
+/// What somebody who keeps keys in a table asks first.
+const ONE_SELECT: &str = "SELECT state, status, headers, body, fingerprint FROM onceward.record WHERE id = $1";
+
+/// Fills the table with completed records of 300 bytes, whose retention ends then.
+fn completed(place: &Place, records: u64, keep_until: &str) -> anyhow::Result<()> {
+    let fill = format!(
+        "INSERT INTO onceward.record SELECT sha256(int4send(n)), 1, 2, 0, {keep_until}, 1, 3, true, false, 1, substr(sha256('a'), 1, 16),
+            substr(sha256('a'), 1, 16), NULL, 1, sha256('a'), '', 'create-payment', 'acme', 'production', 1, 1, 0, '',
+            201, '', convert_to(repeat('x', 300), 'UTF8'), '', false, 0, NULL, NULL, NULL FROM generate_series(1, {records}) n"
+    );
+    place.server.psql(DATABASE, &fill)?;
+    place.server.psql(DATABASE, "VACUUM ANALYZE onceward.record").map(drop)
+}
+
+/// Replays as the store sees them: claims of keys that are completed, beside one SELECT for each.
+///
+/// # Errors
+/// Where PostgreSQL is missing, or refuses.
+pub(crate) async fn replays(rounds: Rounds) -> anyhow::Result<Line> {
+    const CALLERS: usize = 64;
+    let place = Place::new().await?;
+    completed(&place, COMPLETED, "9000000000000000")?;
+    let rows = place.client().await?.query("SELECT id FROM onceward.record", &[]).await?;
+    let ids: Vec<Vec<u8>> = rows.iter().map(|row| row.get(0)).collect();
+    let id = |at: usize| ids.get(at % ids.len()).context("no id");
+    let (store, facts) = (place.store().await?, payment());
+    let mut clients = Vec::new();
+    for _ in 0..CALLERS {
+        let client = place.client().await?;
+        let statement = client.prepare(ONE_SELECT).await?;
+        clients.push((client, statement));
+    }
+    let (mut ratios, mut ours, mut theirs, mut took) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..rounds.count {
+        let (clients, store, facts, id) = (&clients, &store, &facts, &id);
+        let selected = many(CALLERS, rounds.span, |caller, at| async move {
+            let (client, statement) = clients.get(caller).context("no caller")?;
+            let rows = client.query(statement, &[id(at)?]).await?;
+            ensure!(rows.len() == 1, "it is there");
+            Ok(())
+        })
+        .await?;
+        let mut met = many(CALLERS, rounds.span, |_, at| async move {
+            let met = store.insert(RecordId(id(at)?.as_slice().try_into()?), facts, LEASE).await?;
+            ensure!(matches!(met, Insert::Existing { .. }), "it is there");
+            Ok(())
+        })
+        .await?;
+        ratios.push(met.a_second / selected.a_second);
+        ours.push(met.a_second);
+        theirs.push(selected.a_second);
+        took.push(percentile(&mut met.took, 0.99) * 1e3);
+    }
+    let (ratio, ours, theirs, took) = (median(ratios), median(ours), median(theirs), median(took));
+    Ok(Line {
+        name: "P14-replay",
+        text: format!(
+            "look-ups of completed keys in Postgres at {CALLERS} callers / one SELECT each: rate {ratio:.2}x; \
+             {ours:.0} / {theirs:.0} a second, p99 {took:.2} ms"
+        ),
+        figures: vec![("rate", ratio), ("lookups_per_second", ours), ("selects_per_second", theirs), ("p99_ms", took)],
+    })
+}
+
+/// P9 across two gateways: how long after the owner's completion the waiters of another process have the record, beside
+/// those who read it every 100 ms.
+///
+/// # Errors
+/// Where PostgreSQL is missing, or refuses.
+pub(crate) async fn waiters(rounds: Rounds) -> anyhow::Result<Line> {
+    const WAITERS: usize = 16;
+    const EVERY: Duration = Duration::from_millis(100);
+    let place = Place::new().await?;
+    let (owner, other, ids) = (place.store().await?, place.store().await?, Ids::default());
+    let looking = place.client().await?;
+    let (mut pushed, mut polled) = (Vec::new(), Vec::new());
+    for round in 0..rounds.count * 10 {
+        let (id, facts) = (ids.next(), payment());
+        let Insert::Inserted { fence, .. } = owner.insert(id, &facts, LEASE).await? else {
+            anyhow::bail!("a fresh key is taken");
+        };
+        let polls = round % 10 == 0;
+        let mut waiting = Vec::new();
+        for at in 0..WAITERS {
+            let other = Arc::clone(&other);
+            waiting.push(tokio::spawn(async move {
+                if polls {
+                    tokio::time::sleep(EVERY * u32::try_from(at)? / u32::try_from(WAITERS)?).await;
+                }
+                loop {
+                    let watch = other.watch(id);
+                    if other.get(id).await?.record.is_some_and(|record| record.facts.state == State::Completed) {
+                        return anyhow::Ok(Instant::now());
+                    }
+                    if polls { tokio::time::sleep(EVERY).await } else { watch.await }
+                }
+            }));
+        }
+        let said = "SELECT FROM onceward.waiter WHERE record_id = $1";
+        while !polls && looking.query(said, &[&id.0.as_slice()]).await?.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        if polls {
+            tokio::time::sleep(EVERY * 2).await;
+        }
+        let write = transition::complete(&facts, fence, outcome(), LEASE, Micros::ZERO);
+        let transition::Write::Replace(write) = write else { anyhow::bail!("a completion replaces") };
+        ensure!(matches!(owner.replace(id, &write).await?, Write::Applied { .. }), "the owner was overtaken");
+        let completed = Instant::now();
+        for waiter in waiting {
+            let took = waiter.await??.saturating_duration_since(completed).as_secs_f64() * 1e3;
+            if polls { polled.push(took) } else { pushed.push(took) }
+        }
+    }
+    let (ours, theirs) = (percentile(&mut pushed, 0.99), percentile(&mut polled, 0.99));
+    let (half, their_half) = (percentile(&mut pushed, 0.5), percentile(&mut polled, 0.5));
+    Ok(Line {
+        name: "P9-postgres",
+        text: format!(
+            "a waiter of another gateway after the owner / polling at 100 ms: p99 {ours:.2} / {theirs:.1} ms, p50 {half:.2} / {their_half:.1} ms"
+        ),
+        figures: vec![("p99_ms", ours), ("polling_p99_ms", theirs)],
+    })
+}
+
+/// What `callers` at a time do for `span`, each over and over; `work` is given the caller and a number that rises.
+async fn many<F>(callers: usize, span: Duration, work: impl Fn(usize, usize) -> F) -> anyhow::Result<Rate>
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let (start, work) = (Instant::now(), &work);
+    let mut running = futures_util::stream::FuturesUnordered::new();
+    for caller in 0..callers {
+        running.push(async move {
+            let mut took = Vec::new();
+            while start.elapsed() < span {
+                let began = Instant::now();
+                // A prime, so that callers do not look at the same.
+                work(caller, took.len() * 7_919 + caller * 104_729).await?;
+                took.push(began.elapsed().as_secs_f64());
+            }
+            anyhow::Ok(took)
+        });
+    }
+    let mut took = Vec::new();
+    while let Some(done) = running.next().await {
+        took.extend(done?);
+    }
+    Ok(Rate { a_second: took.len() as f64 / start.elapsed().as_secs_f64(), took })
+}
+
 /// Claims of 8 callers while ended records are swept, beside the same without a sweep.
 ///
 /// # Errors
@@ -188,13 +349,7 @@ pub(crate) async fn sweep(rounds: Rounds) -> anyhow::Result<Line> {
     const STEP: usize = 1_000;
     let place = Place::new().await?;
     let records = rounds.records / 10;
-    let fill = format!(
-        "INSERT INTO onceward.record SELECT sha256(int4send(n)), 1, 2, 0, 1, 1, 3, true, false, 1, substr(sha256('a'), 1, 16),
-            substr(sha256('a'), 1, 16), NULL, 1, sha256('a'), '', 'create-payment', 'acme', 'production', 1, 1, 0, '',
-            201, '', convert_to(repeat('x', 300), 'UTF8'), '', false, 0, NULL, NULL, NULL FROM generate_series(1, {records}) n"
-    );
-    place.server.psql(DATABASE, &fill)?;
-    place.server.psql(DATABASE, "VACUUM ANALYZE onceward.record")?;
+    completed(&place, records, "1")?;
     let (store, ids) = (place.store().await?, Arc::new(Ids::default()));
     let mut quiet = claimed(&store, &ids, CALLERS, rounds.span * 2).await?;
     let done = Arc::new(AtomicBool::new(false));

@@ -79,7 +79,8 @@ const ROWS: &[Row] = &[
 ];
 
 /// Rows of other modules.
-const OTHERS: &[&str] = &[P7, "P8", "P9", "P12", "P13", "P14-64", "P14-8", "P14-1", "P14-sweep"];
+const OTHERS: &[&str] =
+    &[P7, "P8", "P9", "P9-postgres", "P12", "P13", "P14-64", "P14-8", "P14-1", "P14-replay", "P14-sweep"];
 
 /// Durable claims beside a bare log, which the store's own example measures.
 const P7: &str = "P7";
@@ -121,6 +122,9 @@ pub(crate) fn run(names: &[&str], rounds: Rounds, json: Option<&Path>) -> anyhow
     if wanted("P9") {
         tell(runtime.block_on(inside::waiters(rounds)).context("P9")?);
     }
+    if wanted("P9-postgres") {
+        tell(runtime.block_on(postgres::waiters(rounds)).context("P9-postgres")?);
+    }
     if wanted("P12") {
         tell(inside::record_size().context("P12")?);
     }
@@ -128,10 +132,13 @@ pub(crate) fn run(names: &[&str], rounds: Rounds, json: Option<&Path>) -> anyhow
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         tell(runtime.block_on(inside::layer_in_axum(rounds)).context("P13")?);
     }
-    if OTHERS.iter().any(|row| row.starts_with("P14") && wanted(row)) {
+    if ["P14-64", "P14-8", "P14-1"].into_iter().any(wanted) {
         for line in runtime.block_on(postgres::claims(rounds, wanted)).context("P14")? {
             tell(line);
         }
+    }
+    if wanted("P14-replay") {
+        tell(runtime.block_on(postgres::replays(rounds)).context("P14-replay")?);
     }
     if wanted("P14-sweep") {
         tell(runtime.block_on(postgres::sweep(rounds)).context("P14-sweep")?);

@@ -1,11 +1,12 @@
 //! Those who wait for keys whose holder is another process.
 //!
 //! A key that is waited for is said so in the database, and whoever writes to it notifies; nobody else does, since
-//! notifications make commits queue. A notification that is lost, by a connection that breaks or a writer that looked
-//! before it was said, costs one second: then whoever waits looks again.
+//! notifications make commits queue. A writer that looked before it was said notifies nobody, so whoever waits looks
+//! once more shortly after. A notification that is lost otherwise, by a connection that breaks, costs one second: then
+//! whoever waits looks again.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -16,13 +17,15 @@ use std::{
 use onceward_core::key::RecordId;
 use tokio::{
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
 };
 use tokio_postgres::{AsyncMessage, types::Type};
 
 use super::{Shared, address::Address, row::span};
 use crate::watch::Watchers;
 
+/// How long after a key was said whoever waits for it looks once more: longer than a commit that was on its way takes.
+const LOOK_ONCE_MORE: Duration = Duration::from_millis(25);
 /// How often whoever waits looks again without being notified.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long a key counts as waited for after it was said.
@@ -80,8 +83,16 @@ pub(super) async fn say(shared: Arc<Shared>, mut waited: mpsc::Receiver<RecordId
     let mut again = interval(LOOK_AGAIN);
     again.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut new = Vec::new();
+    // When to look once more for what was said just now.
+    let mut once_more: VecDeque<(Instant, RecordId)> = VecDeque::new();
     loop {
         tokio::select! {
+            () = sleep_until(once_more.front().map_or_else(Instant::now, |(at, _)| *at)), if !once_more.is_empty() => {
+                if let Some((_, id)) = once_more.pop_front() {
+                    shared.watchers.wake(&id);
+                }
+                continue;
+            }
             _ = again.tick() => {
                 said.retain(|_, at| at.elapsed() < SAID_FOR / 2);
                 said.keys().for_each(|id| shared.watchers.wake(id));
@@ -101,8 +112,10 @@ pub(super) async fn say(shared: Arc<Shared>, mut waited: mpsc::Receiver<RecordId
         if let Err(failed) = written {
             tracing::debug!(error = %failed.error, "cannot say which keys are waited for");
         }
+        let now = Instant::now();
+        once_more.extend(new.iter().map(|id| (now + LOOK_ONCE_MORE, *id)));
         // Said or not: those who wait look again by themselves.
-        said.extend(new.drain(..).map(|id| (id, Instant::now())));
+        said.extend(new.drain(..).map(|id| (id, now)));
     }
 }
 
