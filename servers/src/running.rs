@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 /// Longer than any start or stop of a small server on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -90,6 +90,9 @@ impl Running {
         if with_children && signal != Signal::CONT {
             // It starts no other one between the look for them and its own end.
             kill_process(pid, Signal::STOP).context("stop")?;
+            // Not before it is stopped: a signal is under way for a moment. Its end stays to be waited for.
+            let stopped = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+            waitid(WaitId::Pid(pid), stopped).context("wait")?;
         }
         let children = if with_children { children(pid) } else { Vec::new() };
         kill_process(pid, signal).context("kill")?;
@@ -128,4 +131,18 @@ fn children(parent: Pid) -> Vec<Pid> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(|pid| is_child(*pid)).filter_map(Pid::from_raw).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_it_starts_while_it_is_killed_is_left() {
+        // Each sleeper would keep the log open for longer than anybody waits.
+        let script = "echo ready >&2; i=0; while [ $i -lt 3000 ]; do sleep 90 & i=$((i+1)); done; wait";
+        let mut running = Running::start(Command::new("sh").args(["-c", script]), "ready").unwrap();
+        running.signal(Signal::KILL, true).unwrap();
+        running.ended().unwrap();
+    }
 }
