@@ -69,7 +69,7 @@ mod spool;
 mod sync;
 mod tee;
 mod told;
-#[cfg(feature = "tokio-postgres")]
+#[cfg(any(feature = "tokio-postgres", feature = "sqlx"))]
 pub mod transaction;
 mod wait;
 

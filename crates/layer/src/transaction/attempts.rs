@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, time::Duration};
 
-use super::{BoxError, Terms, TransactionError, session, told};
+use super::{BoxError, Source, Terms, TransactionError, session, told};
 
 /// The attempts of one call.
 #[derive(Debug)]
@@ -33,10 +33,15 @@ impl Attempts {
         self.made <= 1
     }
 
-    /// Takes how one ended. An error that another attempt would not mend is given back.
+    /// Takes how one ended. Where another attempt would not mend it, what is to be told is given back.
     pub(super) fn failed(&mut self, error: BoxError) -> Result<(), BoxError> {
-        if !session::is_worth_another(&error) {
-            return Err(error);
+        if !is_worth_another(&error) {
+            let is_of_claim = session::state(&error).is_some_and(|state| state.starts_with("ID"));
+            // What an earlier attempt may have committed stays in doubt, unless the record itself has answered.
+            return Err(match self.last.take() {
+                Some(doubt) if is_in_doubt(&doubt) && !is_of_claim => doubt,
+                _ => error,
+            });
         }
         // What was lost at COMMIT stays in doubt, whatever later attempts failed by.
         if !self.last.as_ref().is_some_and(is_in_doubt) {
@@ -64,13 +69,13 @@ impl Attempts {
     }
 }
 
-/// The connection was lost while its COMMIT was on the way.
+/// A COMMIT was sent, and what became of it was not said.
 #[derive(Debug)]
 struct InDoubt(BoxError);
 
 impl fmt::Display for InDoubt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the connection was lost at COMMIT")
+        f.write_str("the outcome of COMMIT was not said")
     }
 }
 
@@ -80,14 +85,53 @@ impl Error for InDoubt {
     }
 }
 
+/// It is committed on this server, and perhaps nowhere else.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the server gave up waiting for its synchronous standby: it is committed here and perhaps nowhere else; look at the \
+     standby and at who cancels (statement_timeout counts)"
+)]
+struct NotConfirmed;
+
 /// Commits. An error after which it may have been committed is known as one from then on.
 pub(super) async fn commit(transaction: impl session::Calls) -> Result<(), BoxError> {
-    transaction.commit().await.map_err(|error| if session::is_lost(&error) { Box::new(InDoubt(error)) } else { error })
+    transaction.commit().await.map_err(|error| if is_refused(&error) { error } else { Box::new(InDoubt(error)) })
+}
+
+/// Whether the server said that it was rolled back, as by a constraint that is checked at COMMIT. Cancelled (57014) it may
+/// have been while it waited for a standby: then it is committed here.
+fn is_refused(error: &BoxError) -> bool {
+    session::state(error).is_some_and(|state| state != "57014") && !session::is_lost(error)
+}
+
+/// How often a connection's server had given up waiting for its standby, before a transaction.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Heard(u64);
+
+impl Heard {
+    pub(super) fn so_far<S: Source>(source: &S, connection: &S::Connection) -> Self {
+        Self(source.unconfirmed(connection))
+    }
+
+    /// After a COMMIT that succeeded: in doubt all the same where the server gave up meanwhile.
+    pub(super) fn no_more<S: Source>(self, source: &S, connection: &S::Connection) -> Result<(), BoxError> {
+        if source.unconfirmed(connection) == self.0 { Ok(()) } else { Err(Box::new(InDoubt(NotConfirmed.into()))) }
+    }
 }
 
 /// Whether it may have been committed.
 pub(super) fn is_in_doubt(error: &BoxError) -> bool {
     error.is::<InDoubt>()
+}
+
+/// Whether it is committed, though perhaps only here: nothing that is read here says more.
+pub(super) fn is_not_confirmed(error: &BoxError) -> bool {
+    error.downcast_ref::<InDoubt>().is_some_and(|doubt| doubt.0.is::<NotConfirmed>())
+}
+
+/// Whether another attempt may end otherwise, or find out how this one did.
+fn is_worth_another(error: &BoxError) -> bool {
+    session::is_worth_another(error) || is_in_doubt(error) && !is_not_confirmed(error)
 }
 
 /// The pause before another attempt: longer each time, at most a second, and not the same for everybody.
@@ -145,9 +189,15 @@ mod tests {
             let told = attempts.given_up();
             assert_eq!(matches!(told, TransactionError::CommitUnknown(_)), !is_read, "{told:?}");
             assert_eq!(matches!(told, TransactionError::Attempts(2, _)), is_read, "{told:?}");
+            let doubtful = async || if is_read { lost().await } else { commit(Lost).await.unwrap_err() };
             let mut attempts = Attempts::new(&terms);
-            attempts.failed(if is_read { lost().await } else { commit(Lost).await.unwrap_err() }).unwrap();
+            attempts.failed(doubtful().await).unwrap();
             let told = attempts.ended_by(TransactionError::InFlight);
+            assert_eq!(matches!(told, TransactionError::CommitUnknown(_)), !is_read, "{told:?}");
+            // By what no repetition mends.
+            let mut attempts = Attempts::new(&terms);
+            attempts.failed(doubtful().await).unwrap();
+            let told = super::told(attempts.failed("no more connections".into()).unwrap_err(), 1);
             assert_eq!(matches!(told, TransactionError::CommitUnknown(_)), !is_read, "{told:?}");
         }
     }

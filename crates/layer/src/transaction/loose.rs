@@ -1,11 +1,8 @@
 //! Claim here, work elsewhere, answer here.
 
 use super::{
-    Answer, BoxError, Done, Grant, OnFailure, Request, Source, Started, TransactionError, Transactions,
-    attempts::{Attempts, commit},
-    refused,
-    session::{self, Arg, Calls as _, Mode, Session as _, word},
-    told,
+    Answer, BoxError, Done, Grant, OnFailure, Request, Source, Started, TransactionError, Transactions, refused,
+    session::{self, Arg, Mode, word},
 };
 
 /// A claim that is held while the work is done elsewhere. Settle it: one that is dropped is an unknown outcome once its
@@ -47,42 +44,6 @@ impl<S: Source> Transactions<S> {
             Some(grant) => Ok(Started::Granted(Held { transactions: self, grant })),
             None => refused(said).map(Started::Done),
         }
-    }
-
-    /// Settles a claim in a transaction of its own. Repeatable: the same answer is recognised.
-    pub(super) async fn settle_alone(
-        &self,
-        grant: &Grant,
-        answer: &Answer,
-        is_failure: bool,
-    ) -> Result<(), TransactionError> {
-        let headers = session::headers(answer).map_err(TransactionError::Database)?;
-        let args = session::settled(grant, answer, &headers, &self.terms);
-        self.alone(&session::settling(is_failure), &args).await
-    }
-
-    /// Nothing was done since the last recovery point: the next request goes on at once.
-    pub(super) async fn give_back(&self, grant: &Grant) -> Result<(), TransactionError> {
-        let failed = word("onceward.fail($1, $2, 'retryable', keep => $3 * interval '1 microsecond')");
-        let args = [Arg::Bytes(&grant.record), Arg::Int(grant.fence), Arg::Int(session::micros(self.terms.keep))];
-        self.alone(&failed, &args).await
-    }
-
-    pub(super) async fn alone(&self, sql: &str, args: &[Arg<'_>]) -> Result<(), TransactionError> {
-        let mut attempts = Attempts::new(&self.terms);
-        while attempts.another().await {
-            let tried = async {
-                let mut connection = self.source.connection().await?;
-                let mut transaction = connection.begin(self.terms.isolation).await?;
-                transaction.call(sql, args).await?;
-                commit(transaction).await
-            };
-            match tried.await {
-                Ok(()) => return Ok(()),
-                Err(error) => attempts.failed(error).map_err(|error| told(error, 1))?,
-            }
-        }
-        Err(attempts.given_up())
     }
 }
 

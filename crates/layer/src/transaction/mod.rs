@@ -11,7 +11,8 @@
 //! | [`loose`](Transactions::loose) | claim, work elsewhere, answer | at most once, else unknown |
 //!
 //! The claims are made by the SQL functions of the schema, which any language can call; `docs/postgres.md` is their
-//! reference. The connection comes from a [`Source`], which is a pool in an application.
+//! reference. The connection comes from a [`Source`], which is a pool in an application: a `sqlx::PgPool` (feature `sqlx`),
+//! or one of your own around tokio-postgres (feature `tokio-postgres`). What differs between the two stands there too.
 //!
 //! ```no_run
 //! # async fn example(config: tokio_postgres::Config) -> Result<(), Box<dyn std::error::Error>> {
@@ -34,13 +35,35 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! Over sqlx the same transaction is `sqlx::Transaction<Postgres>`:
+//!
+//! ```no_run
+//! # async fn example(pool: sqlx::PgPool, request: onceward::transaction::Request) -> Result<(), Box<dyn std::error::Error>> {
+//! # use onceward::transaction::{Answer, Transactions};
+//! let done = Transactions::new(pool)
+//!     .same(&request, |transaction, _grant| {
+//!         Box::pin(async move {
+//!             let paid = sqlx::query_scalar("insert into payment (amount) values (1200) returning id");
+//!             let id: i64 = paid.fetch_one(&mut **transaction).await?;
+//!             Ok(Answer::new(201, format!("{{\"id\": {id}}}")))
+//!         })
+//!     })
+//!     .await?;
+//! # Ok(())
+//! # }
+//! ```
 
+mod alone;
 mod attempts;
 mod compensation;
 mod loose;
 mod phases;
 mod same;
 mod session;
+#[cfg(feature = "sqlx")]
+mod sqlx;
+#[cfg(feature = "tokio-postgres")]
 mod tokio_postgres;
 
 use std::{future::Future, pin::Pin, time::Duration};
@@ -197,8 +220,9 @@ pub enum TransactionError {
     #[error("given up after {0} attempts")]
     Attempts(u32, #[source] BoxError),
     /// The connection was lost at COMMIT and the outcome could not be read since: it may have taken effect. A repetition of
-    /// the request finds out.
-    #[error("the connection was lost at COMMIT: repeat the request")]
+    /// the request finds out. Also where the server gave up waiting for its synchronous standby, which is noticed over
+    /// `tokio-postgres` only ([`Source::unconfirmed`]): then it is committed on this server and would be lost with it.
+    #[error("the outcome of COMMIT is unknown: repeat the request")]
     CommitUnknown(#[source] BoxError),
     /// The database refused or cannot be reached; nothing was committed.
     #[error("the database refused, and nothing was committed")]

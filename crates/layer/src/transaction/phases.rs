@@ -5,7 +5,7 @@ use onceward_core::key::child_key;
 
 use super::{
     Answer, Done, Failure, Grant, Request, Source, TransactionError, TransactionOf, Transactions, Working,
-    attempts::{Attempts, commit},
+    attempts::{Attempts, Heard, commit},
     refused,
     session::{self, Arg, Calls as _, Mode, Session as _, word},
     told,
@@ -73,30 +73,6 @@ impl<S: Source> Transactions<S> {
         let Some(grant) = said.grant() else { return refused(said).map(Started::Done) };
         let behind = unpacked(said.data.unwrap_or_default().into());
         Ok(Started::Granted(Phases { transactions: self, request: request.clone(), grant, claim_id, behind, at: 0 }))
-    }
-
-    /// A claim in a transaction of its own. Repeated with the same claim id, it recognises itself.
-    pub(super) async fn claim_alone(
-        &self,
-        request: &Request,
-        mode: Mode,
-        claim_id: &[u8; 16],
-    ) -> Result<session::Said, TransactionError> {
-        let mut attempts = Attempts::new(&self.terms);
-        while attempts.another().await {
-            let tried = async {
-                let mut connection = self.source.connection().await?;
-                let mut transaction = connection.begin(self.terms.isolation).await?;
-                let said = session::claim(&mut transaction, request, &self.terms, mode, claim_id).await?;
-                commit(transaction).await?;
-                Ok(said)
-            };
-            match tried.await {
-                Ok(said) => return Ok(said),
-                Err(error) => attempts.failed(error).map_err(|error| told(error, 1))?,
-            }
-        }
-        Err(attempts.given_up())
     }
 }
 
@@ -175,6 +151,7 @@ impl<S: Source> Phases<'_, S> {
             }
             let tried = async {
                 let mut connection = self.transactions.source.connection().await.map_err(Failure::Rollback)?;
+                let heard = Heard::so_far(&self.transactions.source, &connection);
                 let mut transaction = connection.begin(terms.isolation).await.map_err(Failure::Rollback)?;
                 hold(&mut transaction, &self.grant).await?;
                 let answer = work(&mut transaction, &self.grant).await?;
@@ -182,6 +159,7 @@ impl<S: Source> Phases<'_, S> {
                     .await
                     .map_err(Failure::Rollback)?;
                 commit(transaction).await.map_err(Failure::Rollback)?;
+                heard.no_more(&self.transactions.source, &connection).map_err(Failure::Rollback)?;
                 Ok(answer)
             };
             match tried.await {
@@ -237,6 +215,7 @@ impl<S: Source> Phases<'_, S> {
             let seq = i64::try_from(self.behind.len() + 1).unwrap_or(i64::MAX);
             let tried = async {
                 let mut connection = self.transactions.source.connection().await.map_err(Failure::Rollback)?;
+                let heard = Heard::so_far(&self.transactions.source, &connection);
                 let mut transaction = connection.begin(terms.isolation).await.map_err(Failure::Rollback)?;
                 hold(&mut transaction, &self.grant).await?;
                 let result = work(&mut transaction, &self.grant).await?;
@@ -254,6 +233,7 @@ impl<S: Source> Phases<'_, S> {
                 );
                 transaction.call(&renewed, &args).await.map_err(Failure::Rollback)?;
                 commit(transaction).await.map_err(Failure::Rollback)?;
+                heard.no_more(&self.transactions.source, &connection).map_err(Failure::Rollback)?;
                 Ok(result)
             };
             match tried.await {

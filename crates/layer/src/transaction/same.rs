@@ -2,9 +2,9 @@
 
 use super::{
     Answer, BoxError, Done, Failure, Grant, Request, Source, TransactionError, TransactionOf, Transactions, Working,
-    attempts::pause,
+    attempts::{Heard, commit, is_in_doubt, is_not_confirmed, pause},
     refused,
-    session::{self, Calls as _, Mode, Session as _},
+    session::{self, Mode, Session as _},
     told,
 };
 
@@ -77,6 +77,7 @@ impl<S: Source> Transactions<S> {
             Ok(connection) => connection,
             Err(error) => return Ended::Again(error),
         };
+        let heard = Heard::so_far(&self.source, &connection);
         let mut transaction = match connection.begin(self.terms.isolation).await {
             Ok(transaction) => transaction,
             Err(error) => return failed(error),
@@ -109,18 +110,17 @@ impl<S: Source> Transactions<S> {
         if let Err(error) = session::settle(&mut transaction, &grant, &answer, is_failure, &self.terms).await {
             return failed(error);
         }
-        match transaction.commit().await {
+        let committed = commit(transaction).await.and_then(|()| heard.no_more(&self.source, &connection));
+        match committed {
             Ok(()) => Ended::Done(Done { answer, replayed: false }),
+            Err(error) if is_not_confirmed(&error) => Ended::Failed(TransactionError::CommitUnknown(error)),
+            Err(error) if is_in_doubt(&error) => Ended::Unknown(error, grant, answer),
             Err(error) if session::is_conflict(&error) => Ended::Again(error),
             // Refused by the server, as by a constraint that is checked at COMMIT: it was rolled back.
-            // A wait for a standby that was cancelled (57014) is no refusal: it is committed here.
-            Err(error) if session::state(&error).is_some_and(|state| state != "57014") && !session::is_lost(&error) => {
-                match told(error, 1) {
-                    TransactionError::Database(error) => Ended::Failed(TransactionError::Work(error)),
-                    other => Ended::Failed(other),
-                }
-            }
-            Err(error) => Ended::Unknown(error, grant, answer),
+            Err(error) => match told(error, 1) {
+                TransactionError::Database(error) => Ended::Failed(TransactionError::Work(error)),
+                other => Ended::Failed(other),
+            },
         }
     }
 }

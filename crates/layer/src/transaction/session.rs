@@ -6,14 +6,25 @@ use bytes::Bytes;
 
 use super::{Answer, BoxError, Grant, Isolation, Request, Terms, TransactionError};
 
-/// Where connections come from: a pool, or for tests and tools a `tokio_postgres::Config`
-/// that connects each time. Its connection is whatever derefs to a `tokio_postgres::Client`.
+/// Where connections come from: a `sqlx::PgPool` (feature `sqlx`); a pool of your own whose connections deref to a
+/// `tokio_postgres::Client`, or for tests and tools a `tokio_postgres::Config` that connects each time (feature
+/// `tokio-postgres`).
 pub trait Source: Send + Sync {
     /// A connection that is the caller's until it is dropped.
     type Connection: Session + 'static;
 
     /// A connection that works; one that was lost is not given again.
     fn connection(&self) -> impl Future<Output = Result<Self::Connection, BoxError>> + Send;
+
+    /// How often the server has said on this connection that it gave up waiting for its synchronous standby: a notice of
+    /// severity WARNING with SQLSTATE 01000 or 57P01, which reads like success to whoever does not look at notices. Where it
+    /// rises over a COMMIT, that is [`TransactionError::CommitUnknown`]. By default it is never noticed; with
+    /// `tokio-postgres` the messages of the `Connection` have it, sqlx does not hand it out (it logs it, as target
+    /// `sqlx::postgres::notice`).
+    fn unconfirmed(&self, connection: &Self::Connection) -> u64 {
+        let _ = connection;
+        0
+    }
 }
 
 /// The transaction that work is given, as the database library has it.
@@ -189,7 +200,7 @@ pub(super) fn new_claim_id() -> [u8; 16] {
 pub(super) fn state(error: &BoxError) -> Option<String> {
     let mut next: Option<&(dyn Error + 'static)> = Some(&**error);
     while let Some(error) = next {
-        if let Some(state) = super::tokio_postgres::state(error) {
+        if let Some(state) = library::state(error) {
             return Some(state);
         }
         next = error.source();
@@ -211,8 +222,8 @@ pub(super) fn is_lost(error: &BoxError) -> bool {
             let mut is_librarys = false;
             let mut next: Option<&(dyn Error + 'static)> = Some(&**error);
             while let Some(error) = next {
-                is_librarys |= super::tokio_postgres::is(error);
-                if super::tokio_postgres::is_lost(error) || is_librarys && error.is::<std::io::Error>() {
+                is_librarys |= library::is(error);
+                if library::is_lost(error) || is_librarys && error.is::<std::io::Error>() {
                     return true;
                 }
                 next = error.source();
@@ -225,4 +236,51 @@ pub(super) fn is_lost(error: &BoxError) -> bool {
 /// Whether another attempt may end otherwise.
 pub(super) fn is_worth_another(error: &BoxError) -> bool {
     is_conflict(error) || is_lost(error)
+}
+
+/// An error of whichever library it is.
+mod library {
+    use std::error::Error;
+
+    #[cfg(feature = "sqlx")]
+    use super::super::sqlx;
+    #[cfg(feature = "tokio-postgres")]
+    use super::super::tokio_postgres;
+
+    pub(super) fn state(error: &(dyn Error + 'static)) -> Option<String> {
+        #[cfg(feature = "tokio-postgres")]
+        if let Some(state) = tokio_postgres::state(error) {
+            return Some(state);
+        }
+        #[cfg(feature = "sqlx")]
+        if let Some(state) = sqlx::state(error) {
+            return Some(state);
+        }
+        None
+    }
+
+    pub(super) fn is(error: &(dyn Error + 'static)) -> bool {
+        #[cfg(feature = "tokio-postgres")]
+        if tokio_postgres::is(error) {
+            return true;
+        }
+        #[cfg(feature = "sqlx")]
+        if sqlx::is(error) {
+            return true;
+        }
+        false
+    }
+
+    /// Beside an error of the network in its chain.
+    pub(super) fn is_lost(error: &(dyn Error + 'static)) -> bool {
+        #[cfg(feature = "tokio-postgres")]
+        if tokio_postgres::is_lost(error) {
+            return true;
+        }
+        #[cfg(feature = "sqlx")]
+        if sqlx::is_lost(error) {
+            return true;
+        }
+        false
+    }
 }

@@ -1,9 +1,18 @@
 //! Over the library `tokio-postgres`.
 
-use std::{error::Error, future::Future, ops::DerefMut};
+use std::{
+    error::Error,
+    future::{Future, poll_fn},
+    ops::{Deref, DerefMut},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use tokio_postgres::{
-    Client, Config, IsolationLevel, NoTls, Transaction,
+    AsyncMessage, Client, Config, IsolationLevel, NoTls, Transaction,
+    error::{DbError, Severity, SqlState},
     types::{ToSql, Type},
 };
 
@@ -12,16 +21,59 @@ use super::{
     session::{Arg, Calls, Said, Session, Source},
 };
 
+/// A connection of its own, which listens to what the server says unasked.
+#[derive(Debug)]
+pub struct Connected {
+    client: Box<Client>,
+    unconfirmed: Arc<AtomicU64>,
+}
+
+impl Deref for Connected {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl DerefMut for Connected {
+    fn deref_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
+}
+
 /// Connects each time, without TLS: for tests and tools. An application implements [`Source`] over its pool.
 impl Source for Config {
-    type Connection = Box<Client>;
+    type Connection = Connected;
 
-    async fn connection(&self) -> Result<Box<Client>, BoxError> {
-        let (client, connection) = self.connect(NoTls).await?;
-        // Ends with the client.
-        tokio::spawn(connection);
-        Ok(Box::new(client))
+    async fn connection(&self) -> Result<Connected, BoxError> {
+        let (client, mut connection) = self.connect(NoTls).await?;
+        let unconfirmed = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&unconfirmed);
+        // Ends with the client. A notice is heard before the answer that follows it.
+        tokio::spawn(async move {
+            while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
+                if let AsyncMessage::Notice(notice) = message
+                    && is_unconfirmed(&notice)
+                {
+                    count.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+        });
+        Ok(Connected { client: Box::new(client), unconfirmed })
     }
+
+    fn unconfirmed(&self, connection: &Connected) -> u64 {
+        connection.unconfirmed.load(Ordering::SeqCst)
+    }
+}
+
+/// Whether the server gave up waiting for its standby: by severity and code, since the words are of its language. A trigger
+/// that raises a warning has the same code, and says that it was plpgsql.
+fn is_unconfirmed(notice: &DbError) -> bool {
+    matches!(notice.parsed_severity(), Some(Severity::Warning))
+        && [SqlState::WARNING, SqlState::ADMIN_SHUTDOWN].contains(notice.code())
+        && notice.routine() != Some("exec_stmt_raise")
 }
 
 /// Whatever a pool gives out that is a client.

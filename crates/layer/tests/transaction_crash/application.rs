@@ -3,20 +3,13 @@
 use std::time::Duration;
 
 use onceward::transaction::{Answer, Done, Failure, Request, Started, Terms, TransactionError, Transactions};
-use tokio_postgres::{Config, NoTls, Transaction};
 
-/// How it couples its writes to the claim.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Coupling {
-    Same,
-    Phases,
-}
-
-pub(crate) const COUPLINGS: [Coupling; 2] = [Coupling::Same, Coupling::Phases];
+use super::library::{self, Source, Transaction};
+use crate::Coupling;
 
 /// Works on the shop's database at `url`, and calls somebody who has books of their own.
 pub(crate) struct Application {
-    transactions: Transactions<Config>,
+    transactions: Transactions<Source>,
     books: String,
 }
 
@@ -24,8 +17,7 @@ impl Application {
     /// An order that is left goes on after `lease`.
     pub(crate) fn new(url: &str, books: &str, lease: Duration) -> Self {
         let terms = Terms { lease, ..Terms::default() };
-        let source = url.parse().unwrap();
-        Self { transactions: Transactions::new(source).with_terms(terms), books: books.to_owned() }
+        Self { transactions: Transactions::new(library::source(url)).with_terms(terms), books: books.to_owned() }
     }
 
     /// Answers a request: the ids of its entries.
@@ -72,7 +64,7 @@ impl Application {
 
     /// Somebody else's books, which note each call.
     async fn charge(&self, of: &str, derived: &str) -> Result<bytes::Bytes, Failure> {
-        let (client, connection) = tokio_postgres::connect(&self.books, NoTls).await?;
+        let (client, connection) = tokio_postgres::connect(&self.books, tokio_postgres::NoTls).await?;
         tokio::spawn(connection);
         client.execute("insert into charged (of, key) values ($1, $2)", &[&of, &derived]).await?;
         Ok("receipt".into())
@@ -86,6 +78,5 @@ fn request(key: &str) -> Request {
 /// A line in the ledger, which nothing but the coupling keeps from being written twice.
 async fn entry(transaction: &mut Transaction<'_>, key: &str, phase: &str) -> Result<String, Failure> {
     let insert = "insert into entry (key, phase) values ($1, $2) returning id";
-    let id: i64 = transaction.query_one(insert, &[&key, &phase]).await?.get(0);
-    Ok(id.to_string())
+    Ok(library::number(transaction, insert, &[key, phase]).await?.to_string())
 }

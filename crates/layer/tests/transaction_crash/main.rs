@@ -1,26 +1,71 @@
 //! Applications that are killed with -9 or cut off at every statement, and killed at random while PostgreSQL is killed
 //! too: the ledger has each entry once, no key is stuck, answers are equal, and what an application is told is true.
 
-#![cfg(feature = "tokio-postgres")]
+#![cfg(all(feature = "tokio-postgres", feature = "sqlx"))]
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking")]
 
-mod application;
 mod between;
+mod over_sqlx;
+mod over_tokio_postgres;
 #[path = "../shop/mod.rs"]
 mod shop;
 
 use std::{collections::BTreeMap, process::Stdio, time::Duration};
 
 use futures_util::stream::{self, StreamExt as _};
-use onceward::transaction::TransactionError;
+use onceward::transaction::{Done, TransactionError};
 use onceward_core::key::child_key;
 use servers::Postgres;
 use tokio::{io::AsyncReadExt as _, process::Command, sync::watch};
 
-use self::{
-    application::{Application, COUPLINGS, Coupling},
-    between::{Between, Break, Fault, Side},
-};
+use self::between::{Between, Break, Fault, Side};
+
+/// Which database library an application has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Library {
+    TokioPostgres,
+    Sqlx,
+}
+
+const LIBRARIES: [Library; 2] = [Library::TokioPostgres, Library::Sqlx];
+
+/// How it couples its writes to the claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Coupling {
+    Same,
+    Phases,
+}
+
+const COUPLINGS: [Coupling; 2] = [Coupling::Same, Coupling::Phases];
+
+/// A request: who asks, how it is worked on, and whose it is.
+#[derive(Clone, Debug)]
+struct Ask {
+    library: Library,
+    coupling: Coupling,
+    key: String,
+}
+
+impl Ask {
+    /// Has it answered in this process, by the database at `url`.
+    async fn answer(&self, url: &str, books: &str, lease: Duration) -> Result<Done, TransactionError> {
+        let (coupling, key) = (self.coupling, &self.key);
+        match self.library {
+            Library::TokioPostgres => {
+                over_tokio_postgres::Application::new(url, books, lease).answer(coupling, key).await
+            }
+            Library::Sqlx => over_sqlx::Application::new(url, books, lease).answer(coupling, key).await,
+        }
+    }
+}
+
+fn named<T: Copy + std::fmt::Debug>(all: [T; 2], name: &str) -> T {
+    all.into_iter().find(|one| format!("{one:?}") == name).unwrap()
+}
+
+fn text(done: &Done) -> String {
+    String::from_utf8_lossy(&done.answer.body).into_owned()
+}
 
 /// Processes at a time.
 const AT_A_TIME: usize = 4;
@@ -40,11 +85,11 @@ const LONG: Duration = Duration::from_secs(600);
 #[ignore = "the application: the other tests start it as a process of its own"]
 async fn application() {
     let of = |name: &str| std::env::var(name).unwrap();
-    let application = Application::new(&of("SHOP_URL"), &of("SHOP_BOOKS"), SHORT);
-    let coupling = COUPLINGS.into_iter().find(|coupling| format!("{coupling:?}") == of("SHOP_COUPLING")).unwrap();
+    let (library, coupling) = (named(LIBRARIES, &of("SHOP_LIBRARY")), named(COUPLINGS, &of("SHOP_COUPLING")));
+    let ask = Ask { library, coupling, key: of("SHOP_KEY") };
     for _ in 0..REPEATS_MAX {
-        match application.answer(coupling, &of("SHOP_KEY")).await {
-            Ok(done) => return println!("\n{ANSWERED}{}", String::from_utf8_lossy(&done.answer.body)),
+        match ask.answer(&of("SHOP_URL"), &of("SHOP_BOOKS"), SHORT).await {
+            Ok(done) => return println!("\n{ANSWERED}{}", text(&done)),
             // Somebody is at it, was faster, or the server is down.
             Err(
                 TransactionError::InFlight
@@ -68,17 +113,12 @@ async fn server() -> Postgres {
 }
 
 /// Runs a process of the application: its answer, or none where it was killed, once `killed` is.
-async fn run(
-    url: &str,
-    books: &str,
-    coupling: Coupling,
-    key: &str,
-    killed: impl Future<Output = ()>,
-) -> Option<String> {
+async fn run(url: &str, books: &str, ask: &Ask, killed: impl Future<Output = ()>) -> Option<String> {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "application", "--ignored", "--nocapture"]);
     command.env("SHOP_URL", url).env("SHOP_BOOKS", books);
-    command.env("SHOP_KEY", key).env("SHOP_COUPLING", format!("{coupling:?}"));
+    command.env("SHOP_KEY", &ask.key).env("SHOP_COUPLING", format!("{:?}", ask.coupling));
+    command.env("SHOP_LIBRARY", format!("{:?}", ask.library));
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
     let (mut stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
     let (mut said, mut failed) = (String::new(), String::new());
@@ -96,7 +136,7 @@ async fn run(
         return None;
     }
     let answer = said.lines().find_map(|line| line.strip_prefix(ANSWERED)).map(str::to_owned);
-    Some(answer.unwrap_or_else(|| panic!("{key}: {said}{failed}")))
+    Some(answer.unwrap_or_else(|| panic!("{ask:?}: {said}{failed}")))
 }
 
 /// Holds the ledger and the books to the answers, by key: each phase is there once, its id is the answer's, each charge of
@@ -126,17 +166,19 @@ fn assert_alike(seen: &[String], expected: &[String]) {
     assert_eq!(seen.len(), expected.len());
 }
 
-/// How many statements a request has that nothing happens to, and every break in them.
-async fn breaks(server: &Postgres, coupling: Coupling, fault: Fault) -> (Vec<Break>, (String, (Coupling, String))) {
+/// How many statements a request has that nothing happens to, and every break in them; that request, and its answer.
+async fn breaks(server: &Postgres, ask: &Ask, fault: Fault) -> (Vec<Break>, String) {
     let between = Between::start(server.port(), None).await;
-    let key = format!("{coupling:?} in peace");
-    let done = Application::new(&between.url(server), &server.url("shop"), LONG).answer(coupling, &key).await.unwrap();
+    let done = ask.answer(&between.url(server), &server.url("shop"), LONG).await.unwrap();
     let statements = between.statements();
     // BEGIN, claim, write, complete, COMMIT; and those for each phase.
-    assert!(statements >= if coupling == Coupling::Same { 5 } else { 17 }, "only {statements} statements were seen");
+    assert!(
+        statements >= if ask.coupling == Coupling::Same { 5 } else { 17 },
+        "only {statements} statements were seen"
+    );
     let all =
         (1..=statements).flat_map(|statement| [Side::Before, Side::After].map(|side| Break { statement, side, fault }));
-    (all.collect(), (key, (coupling, String::from_utf8_lossy(&done.answer.body).into_owned())))
+    (all.collect(), text(&done))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -144,18 +186,21 @@ async fn killed_at_every_statement_each_phase_takes_effect_once_and_no_key_is_st
     let server = server().await;
     let direct = server.url("shop");
     let mut answers = BTreeMap::new();
+    // To PostgreSQL both libraries are killed alike; one has half the statements.
+    let library = Library::TokioPostgres;
     for coupling in COUPLINGS {
-        let (breaks, in_peace) = breaks(&server, coupling, Fault::Hold).await;
-        answers.extend([in_peace]);
+        let ask = Ask { library, coupling, key: format!("{coupling:?} in peace") };
+        let (breaks, answer) = breaks(&server, &ask, Fault::Hold).await;
+        answers.extend([(ask.key, (coupling, answer))]);
         let killed = breaks.into_iter().map(async |at| {
             let between = Between::start(server.port(), Some(at)).await;
-            let key = format!("{coupling:?} {at:?}");
-            let said = run(&between.url(&server), &direct, coupling, &key, between.reached()).await;
-            assert_eq!(said, None, "{key}: it was not killed");
-            let answer = run(&direct, &direct, coupling, &key, std::future::pending()).await.unwrap();
-            let again = Application::new(&direct, &direct, SHORT).answer(coupling, &key).await.unwrap();
-            assert_eq!((&again.answer.body[..], again.replayed), (answer.as_bytes(), true), "{key}");
-            (key, (coupling, answer))
+            let ask = Ask { library, coupling, key: format!("{coupling:?} {at:?}") };
+            let said = run(&between.url(&server), &direct, &ask, between.reached()).await;
+            assert_eq!(said, None, "{ask:?}: it was not killed");
+            let answer = run(&direct, &direct, &ask, std::future::pending()).await.unwrap();
+            let again = ask.answer(&direct, &direct, SHORT).await.unwrap();
+            assert_eq!((text(&again), again.replayed), (answer.clone(), true), "{ask:?}");
+            (ask.key, (coupling, answer))
         });
         // A few at a time: they are processes, and wait for the lease of whoever was killed.
         answers.extend(stream::iter(killed).buffer_unordered(AT_A_TIME).collect::<Vec<_>>().await);
@@ -168,17 +213,20 @@ async fn cut_off_at_every_statement_an_application_finds_out_what_became_of_it()
     let server = server().await;
     let direct = server.url("shop");
     let mut answers = BTreeMap::new();
-    for coupling in COUPLINGS {
-        let (breaks, in_peace) = breaks(&server, coupling, Fault::Cut).await;
-        answers.extend([in_peace]);
+    for (library, coupling) in LIBRARIES.into_iter().flat_map(|library| COUPLINGS.map(|coupling| (library, coupling))) {
+        let ask = Ask { library, coupling, key: format!("{library:?} {coupling:?} in peace") };
+        let (breaks, answer) = breaks(&server, &ask, Fault::Cut).await;
+        answers.extend([(ask.key, (coupling, answer))]);
         let cut = breaks.into_iter().map(async |at| {
             let between = Between::start(server.port(), Some(at)).await;
-            let key = format!("{coupling:?} {at:?}");
-            let done = Application::new(&between.url(&server), &direct, LONG).answer(coupling, &key).await;
+            let ask = Ask { library, coupling, key: format!("{library:?} {coupling:?} {at:?}") };
+            let done = ask.answer(&between.url(&server), &direct, LONG).await;
             // No repetition of the client's: it was committed, or done anew, and its own.
-            let done = done.unwrap_or_else(|error| panic!("{key}: {error:?}"));
-            assert!(!done.replayed, "{key}: it is nobody else's");
-            (key, (coupling, String::from_utf8_lossy(&done.answer.body).into_owned()))
+            let done = done.unwrap_or_else(|error| panic!("{ask:?}: {error:?}"));
+            assert!(!done.replayed, "{ask:?}: it is nobody else's");
+            // A pool of sqlx looks after its connection once the answer is there, or not yet.
+            assert!(between.statements() >= at.statement || library == Library::Sqlx, "{ask:?}: it was not cut off");
+            (ask.key, (coupling, text(&done)))
         });
         answers.extend(stream::iter(cut).buffer_unordered(2 * AT_A_TIME).collect::<Vec<_>>().await);
     }
@@ -196,21 +244,21 @@ async fn killed_at_random_with_the_server_killed_too_each_phase_takes_effect_onc
     let mut server = server().await;
     let direct = server.url("shop");
     let (ended, mut ends) = watch::channel(0);
-    // Of each key two clients, which are at it at the same time.
+    // Of each key two clients, which are at it at the same time, over different libraries.
     let clients = (0..2 * KEYS).map(async |number: usize| {
         let mut rng = fastrand::Rng::with_seed(seed.wrapping_add(number as u64));
-        let key = format!("{seed} {}", number / 2);
-        let coupling = COUPLINGS[number / 2 % 2];
+        let (library, coupling) = (LIBRARIES[number % 2], COUPLINGS[number / 2 % 2]);
+        let ask = Ask { library, coupling, key: format!("{seed} {}", number / 2) };
         for _ in 0..REPEATS_MAX {
             let (is_killed, pause) = (rng.u8(..4) != 0, Duration::from_millis(rng.u64(..400)));
             let killed =
                 async { if is_killed { tokio::time::sleep(pause).await } else { std::future::pending().await } };
-            if let Some(answer) = run(&direct, &direct, coupling, &key, killed).await {
+            if let Some(answer) = run(&direct, &direct, &ask, killed).await {
                 ended.send_modify(|count| *count += 1);
-                return (key, (coupling, answer));
+                return (ask.key, (coupling, answer));
             }
         }
-        panic!("{key} is stuck");
+        panic!("{ask:?} is stuck");
     });
     let killer = async {
         for kill in 1..=SERVER_KILLS {

@@ -1,9 +1,4 @@
-//! The three couplings on a real server.
-
-#![cfg(feature = "tokio-postgres")]
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod shop;
+//! What each coupling does, whichever library its connections are of.
 
 use std::{
     sync::atomic::{AtomicU32, Ordering},
@@ -13,22 +8,30 @@ use std::{
 use onceward::transaction::{
     Answer, Failure, Isolation, OnFailure, Request, Started, Terms, TransactionError, Transactions,
 };
-use tokio_postgres::Config;
+
+use super::library::{self, Source};
+use crate::shop;
+
+/// An entry under a record's id, in hexadecimal digits.
+const PAY: &str = "insert into ledger (idem_id) values (decode($1, 'hex')) returning id";
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
 fn request(key: &str) -> Request {
     Request::new("pay", key, b"amount=1200").principal("user:17")
 }
 
-fn transactions(server: &servers::Postgres, terms: Terms) -> Transactions<Config> {
-    Transactions::new(server.url("shop").parse().unwrap()).with_terms(terms)
+fn transactions(server: &servers::Postgres, terms: Terms) -> Transactions<Source> {
+    Transactions::new(library::source(&server.url("shop"))).with_terms(terms)
 }
 
-async fn pay(transactions: &Transactions<Config>, request: &Request) -> Result<(u16, String, bool), TransactionError> {
+async fn pay(transactions: &Transactions<Source>, request: &Request) -> Result<(u16, String, bool), TransactionError> {
     let done = transactions
         .same(request, |transaction, grant| {
             Box::pin(async move {
-                let insert = "insert into ledger (idem_id) values ($1) returning id";
-                let id: i64 = transaction.query_one(insert, &[&&grant.record[..]]).await?.get(0);
+                let id = library::number(transaction, PAY, &[&hex(&grant.record)]).await?;
                 let mut answer = Answer::new(201, id.to_string());
                 answer.headers.push(("content-type".into(), "text/plain".into()));
                 Ok(answer)
@@ -72,7 +75,7 @@ async fn what_is_rolled_back_leaves_nothing_and_a_refusal_is_recorded_after_the_
             .same(&request("a"), |transaction, grant| {
                 let refused = refused.clone();
                 Box::pin(async move {
-                    transaction.execute("insert into ledger (idem_id) values ($1)", &[&&grant.record[..]]).await?;
+                    library::number(transaction, PAY, &[&hex(&grant.record)]).await?;
                     match refused {
                         Some(answer) => Err(Failure::Refused(answer)),
                         None => Err(std::io::Error::other("no paper").into()),
@@ -99,6 +102,9 @@ async fn what_is_rolled_back_leaves_nothing_and_a_refusal_is_recorded_after_the_
 async fn conflicts_are_repeated_and_no_more_often_than_allowed() {
     let server = shop::server().await;
     let transactions = transactions(&server, Terms { attempts_max: 4, ..Terms::default() });
+    let deadlock = "create function deadlock() returns bigint language plpgsql as \
+         $$ begin raise exception using errcode = '40P01'; end $$";
+    server.psql("shop", deadlock).unwrap();
     let calls = AtomicU32::new(0);
     let conflicting = async |times: u32| {
         transactions
@@ -106,8 +112,7 @@ async fn conflicts_are_repeated_and_no_more_often_than_allowed() {
                 let fails = calls.fetch_add(1, Ordering::Relaxed) < times;
                 Box::pin(async move {
                     if fails {
-                        let deadlock = "do $$ begin raise exception using errcode = '40P01'; end $$";
-                        transaction.batch_execute(deadlock).await?;
+                        library::number(transaction, "select deadlock()", &[]).await?;
                     }
                     Ok(Answer::new(200, "done"))
                 })
@@ -118,6 +123,43 @@ async fn conflicts_are_repeated_and_no_more_often_than_allowed() {
     calls.store(0, Ordering::Relaxed);
     assert!(matches!(conflicting(9).await, Err(TransactionError::Attempts(4, _))));
     assert_eq!(calls.load(Ordering::Relaxed), 4);
+}
+
+#[tokio::test]
+async fn what_the_server_refuses_at_commit_is_the_works_failure_and_is_not_repeated() {
+    let server = shop::server().await;
+    let table = "create table ticket (seat text, unique (seat) deferrable initially deferred); \
+         insert into ticket values ('1a')";
+    server.psql("shop", table).unwrap();
+    let transactions = transactions(&server, Terms::default());
+    let calls = AtomicU32::new(0);
+    let order = request("a");
+    let sold = transactions.same(&order, |transaction, grant| {
+        calls.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async move {
+            library::number(transaction, PAY, &[&hex(&grant.record)]).await?;
+            library::number(transaction, "insert into ticket values ($1) returning 1::bigint", &["1a"]).await?;
+            Ok(Answer::new(201, "sold"))
+        })
+    });
+    let sold = sold.await;
+    assert!(matches!(sold, Err(TransactionError::Work(_))), "{sold:?}");
+    assert_eq!(calls.load(Ordering::Relaxed), 1);
+    assert_eq!(server.psql("shop", "select count(*) from ledger").unwrap(), "0");
+    assert!(!pay(&transactions, &order).await.unwrap().2, "the key is free");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pooler_in_transaction_mode_carries_it() {
+    let server = shop::server().await;
+    // One session for all of them.
+    let pooler = servers::PgBouncer::start(&server, &[("default_pool_size", "1")]).unwrap();
+    let transactions = Transactions::new(library::source(&pooler.url("shop")));
+    let (a, b) = (request("a"), request("b"));
+    let (one, two, other) = tokio::join!(pay(&transactions, &a), pay(&transactions, &a), pay(&transactions, &b));
+    assert_eq!(one.unwrap().1, two.unwrap().1);
+    assert!(!other.unwrap().2);
+    assert_eq!(server.psql("shop", "select count(*) from ledger").unwrap(), "2");
 }
 
 #[tokio::test]
@@ -134,8 +176,7 @@ async fn phases_go_on_after_the_last_that_was_committed_with_the_same_derived_ke
         let id = phases
             .local("reserve", |transaction, grant| {
                 Box::pin(async move {
-                    let insert = "insert into ledger (idem_id) values ($1) returning id";
-                    let id: i64 = transaction.query_one(insert, &[&&grant.record[..]]).await?.get(0);
+                    let id = library::number(transaction, PAY, &[&hex(&grant.record)]).await?;
                     Ok(id.to_string().into())
                 })
             })
