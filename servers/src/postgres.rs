@@ -236,9 +236,7 @@ impl Postgres {
     /// # Errors
     /// With the server's own words, where a statement fails.
     pub fn psql_at(&self, url: &str, sql: &str) -> anyhow::Result<String> {
-        let mut psql = Command::new(self.programs.join("psql"));
-        psql.args(["--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--set=ON_ERROR_STOP=1"]);
-        output(psql.arg("--dbname").arg(url).arg("--command").arg(sql))
+        run_psql(&self.programs, url, sql)
     }
 
     /// Makes an empty database.
@@ -252,6 +250,20 @@ impl Postgres {
     fn running(&self) -> anyhow::Result<&Running> {
         self.running.as_ref().context("it does not run")
     }
+}
+
+/// Runs SQL as [`Postgres::psql`] does, on a server that somebody else has started.
+///
+/// # Errors
+/// With the server's own words, where a statement fails.
+pub fn psql_at(url: &str, sql: &str) -> anyhow::Result<String> {
+    run_psql(&programs()?, url, sql)
+}
+
+fn run_psql(programs: &Path, url: &str, sql: &str) -> anyhow::Result<String> {
+    let mut psql = Command::new(programs.join("psql"));
+    psql.args(["--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--set=ON_ERROR_STOP=1"]);
+    output(psql.arg("--dbname").arg(url).arg("--command").arg(sql))
 }
 
 /// The newest installed version's programs.

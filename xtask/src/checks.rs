@@ -18,10 +18,13 @@ const STEPS: &[Step] = &[
     ("features", features),
     ("docs", |counts| Shown::new("cargo doc --workspace --no-deps").env("RUSTDOCFLAGS", "-D warnings").run(counts)),
     ("tests", tests),
-    ("contract", |counts| match counts.ended.is_empty() {
-        true => contract::run(),
-        // What the step `tests` has just run is not run again.
-        false => contract::print(&counts.ended),
+    ("contract", |counts| {
+        match counts.ended.is_empty() {
+            true => contract::run(&[], counts)?,
+            // What the step `tests` has just run is not run again.
+            false => contract::print(contract::Store::Embedded, &counts.ended)?,
+        }
+        contract::run(&[&["--store", "postgres"], &contract::IN_THE_GATE[..]].concat(), counts)
     }),
     ("doctests", |counts| Shown::new("cargo test --workspace --doc").run(counts)),
     ("tidy", |counts| Shown::new("cargo xtask tidy").run(counts)),

@@ -12,12 +12,18 @@
 //!
 //! A row without a case is an error, and so are a case that did not
 //! run or failed, a line that names no row, and a case for a row that is marked as not built.
+//!
+//! With `--store postgres` the tests that start gateways run on a PostgreSQL server instead; `embedded_only` lists those
+//! that stay with the embedded store, each with its reason.
+
+mod embedded_only;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 
+use self::embedded_only::EMBEDDED_ONLY;
 use crate::install;
 use crate::step::{Counts, Shown};
 use crate::tree::{self, Text};
@@ -26,26 +32,78 @@ const CONTRACT: &str = "docs/protocol.md";
 const TESTS: &str = "crates/server/tests/";
 const PACKAGE: &str = "onceward-server";
 const SAYS: &str = "// contract: ";
+/// The binaries whose tests start gateways.
+const ON_A_STORE: [&str; 2] = ["proxy", "standards"];
+
+/// Which store the tests have run on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Store {
+    /// Each gateway's own folder.
+    Embedded,
+    /// One PostgreSQL server.
+    Postgres,
+}
 
 /// Runs the tests from outside, and prints the table.
 ///
 /// # Errors
 /// Where a row has no case, or a case fails or is gone.
-pub(crate) fn run() -> anyhow::Result<()> {
+pub(crate) fn run(arguments: &[&str], counts: &mut Counts) -> anyhow::Result<()> {
     install::load_balancers()?;
-    let mut counts = Counts::default();
-    let line = format!("cargo nextest run --package {PACKAGE} --tests --no-fail-fast --status-level pass");
-    let done = Shown::new(&line).run(&mut counts);
-    print(&counts.ended)?;
-    done
+    let run = match install::find("cargo-nextest") {
+        Some(_) => format!("cargo nextest run --package {PACKAGE} --no-fail-fast --status-level pass"),
+        None => format!("cargo test --package {PACKAGE} --no-fail-fast"),
+    };
+    match arguments {
+        [] | ["--store", "embedded"] => {
+            let done = Shown::new(&format!("{run} --tests")).run(counts);
+            print(Store::Embedded, &counts.ended)?;
+            done
+        }
+        ["--store", "postgres", modules @ ..] => on_postgres(&run, modules, counts),
+        _ => bail!("{arguments:?} is not `--store embedded` or `--store postgres`"),
+    }
+}
+
+/// The modules that `cargo xtask test` runs on Postgres, which has no time for all of them: what a key's record is asked
+/// and told, over crashes too.
+pub(crate) const IN_THE_GATE: [&str; 5] = ["crashes::", "duplicates::", "keys::", "replays::", "unknown::"];
+
+/// The same with every gateway's records in a database of its own, on one server. With modules only their tests, and no
+/// table.
+fn on_postgres(run: &str, modules: &[&str], counts: &mut Counts) -> anyhow::Result<()> {
+    let gone = embedded_only::gone(&tree::texts()?, TESTS);
+    ensure!(gone.is_empty(), "{}", gone.join("\n"));
+    install::databases()?;
+    // What the tests of TLS ask from outside.
+    install::program("curl", "curl")?;
+    install::program("openssl", "openssl")?;
+    let server = servers::Postgres::start(&[("max_connections", "500")])?;
+    server.create_database("contract")?;
+    Shown::new("cargo build --package onceward-server --bins").run(counts)?;
+    let binary = tree::shown(&tree::target().join("debug/onceward"));
+    Shown::new(&format!("{binary} migrate --database {}", server.url("contract"))).run(counts)?;
+    for (test, why) in EMBEDDED_ONLY {
+        println!("embedded only: {test}: {why}");
+    }
+    let mut of_this = Counts::default();
+    let binaries = ON_A_STORE.map(|binary| format!("--test {binary}")).join(" ");
+    let left_out: String = EMBEDDED_ONLY.iter().map(|(test, _)| format!(" --skip {test}")).collect();
+    let modules_said = modules.join(" ");
+    let done = Shown::new(&format!("{run} {binaries} -- {modules_said}{left_out}"))
+        .env("CONTRACT_DATABASE", server.url("").trim_end_matches('/'))
+        .run(&mut of_this);
+    let printed = if modules.is_empty() { print(Store::Postgres, &of_this.ended) } else { Ok(()) };
+    counts.add(of_this);
+    printed.and(done)
 }
 
 /// Prints the table for tests that have been run.
 ///
 /// # Errors
 /// As [`run`].
-pub(crate) fn print(ended: &[Ended]) -> anyhow::Result<()> {
-    let (table, wrong) = table(&tree::texts()?, ended);
+pub(crate) fn print(store: Store, ended: &[Ended]) -> anyhow::Result<()> {
+    let (table, wrong) = table(&tree::texts()?, store, ended);
     print!("{table}");
     ensure!(wrong.is_empty(), "the contract is not shown whole:\n{}", wrong.join("\n"));
     Ok(())
@@ -111,6 +169,20 @@ struct Case {
 }
 
 impl Case {
+    /// Why it does not run on this store, in two words; none where it does.
+    fn left_out(&self, store: Store) -> Option<&'static str> {
+        if store == Store::Embedded {
+            return None;
+        }
+        let starts = ON_A_STORE.iter().any(|binary| self.binary == format!("{PACKAGE}::{binary}"));
+        let stays = EMBEDDED_ONLY.iter().any(|(test, _)| {
+            let (module, function) = test.rsplit_once("::").unwrap_or(("", test));
+            let is_module = self.module.as_ref().is_none_or(|own| own.replace('/', "::") == module);
+            is_module && function == self.function
+        });
+        if !starts { Some("no store") } else { stays.then_some("embedded") }
+    }
+
     /// How it ended; none where it did not run.
     fn result(&self, ended: &[Ended]) -> Option<bool> {
         let mine = ended.iter().filter(|ended| {
@@ -161,7 +233,7 @@ fn read(texts: &[Text]) -> (Vec<Row>, Vec<Case>, Vec<String>) {
 }
 
 /// The table as text, and what is wrong.
-fn table(texts: &[Text], ended: &[Ended]) -> (String, Vec<String>) {
+fn table(texts: &[Text], store: Store, ended: &[Ended]) -> (String, Vec<String>) {
     let (rows, cases, mut wrong) = read(texts);
     let width = rows.iter().map(|row| row.name.len()).max().unwrap_or(0);
     let mut table = String::new();
@@ -172,13 +244,15 @@ fn table(texts: &[Text], ended: &[Ended]) -> (String, Vec<String>) {
         }
         for (at, case) in of_row.iter().enumerate() {
             let name = if at == 0 { row.name.as_str() } else { "" };
-            let result = match case.result(ended) {
-                Some(true) => "ok",
-                Some(false) => "FAILED",
-                None => "DID NOT RUN",
+            let left_out = case.left_out(store);
+            let result = match (left_out, case.result(ended)) {
+                (Some(why), None) => why,
+                (_, Some(true)) => "ok",
+                (_, Some(false)) => "FAILED",
+                (None, None) => "DID NOT RUN",
             };
             let _ = writeln!(table, "{name:width$}  {result:11}  {}", case.function);
-            if result != "ok" {
+            if result != "ok" && left_out.is_none() {
                 wrong.push(format!("`{}`: {} {result}", row.name, case.function));
             }
         }
@@ -285,7 +359,7 @@ mod tests {
 
     #[test]
     fn a_contract_that_is_shown_whole_is_printed_row_by_row() {
-        let (table, wrong) = table(&tree(DOCUMENT, CODE), &ended(BOTH));
+        let (table, wrong) = table(&tree(DOCUMENT, CODE), Store::Embedded, &ended(BOTH));
         assert_eq!(wrong, [""; 0]);
         for line in ["first          ok           one", "over-quota     not built", "listen.tls     not built"] {
             assert!(table.lines().any(|found| found == line), "{line} not in\n{table}");
@@ -295,7 +369,8 @@ mod tests {
 
     #[test]
     fn rows_without_a_case_and_cases_that_do_not_hold_are_told() {
-        let told = |document: &str, code: &str, lines: &[&str]| table(&tree(document, code), &ended(lines)).1;
+        let told =
+            |document: &str, code: &str, lines: &[&str]| table(&tree(document, code), Store::Embedded, &ended(lines)).1;
         let [no_case] = &told(DOCUMENT, &CODE.replace(", route.lease", ""), BOTH)[..] else { panic!() };
         assert!(no_case.contains("`route.lease` has no case"), "{no_case}");
         assert_eq!(told(DOCUMENT, &CODE.replace("first,", "frist,"), BOTH).len(), 2, "no such row, and a row without");

@@ -29,7 +29,8 @@ usage: cargo xtask TASK
                          fuzz
   tidy                   the rules of the tree that no compiler knows
   codegen [--check]      makes crates/core/src/wire.rs from proto/, or says that it differs
-  contract               each row of docs/protocol.md with the tests that show it, and their result
+  contract [--store embedded|postgres]
+                         each row of docs/protocol.md with the tests that show it, and their result
   conformance --list     where each case of the conformance list runs; fails where one runs nowhere
   bench [--quick] [ROW…] the measurements P1 to P3, P7 to P9 and P12 to P14, each beside its baseline;
                          --json=FILE writes the figures too
@@ -51,7 +52,7 @@ fn main() -> ExitCode {
         ["codegen"] => codegen::run(false),
         ["codegen", "--check"] => codegen::run(true),
         ["conformance", "--list"] => conformance::list(),
-        ["contract"] => contract::run(),
+        ["contract", rest @ ..] => contract::run(rest, &mut step::Counts::default()),
         ["bench", rest @ ..] => bench::run(rest),
         ["chaos", rest @ ..] => chaos::run(rest, &mut step::Counts::default()),
         ["fuzz", rest @ ..] => fuzz::run(rest),

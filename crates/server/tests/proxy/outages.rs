@@ -152,7 +152,7 @@ async fn an_answer_that_comes_after_the_claim_was_lost_is_not_passed_off_as_the_
     })
     .await;
     let gateway = Start::before(&upstream)
-        .config("[store]\ndeadline = \"50ms\"\n[defaults]\nlease = \"300ms\"\n")
+        .config("[store]\ndeadline = \"250ms\"\n[defaults]\nlease = \"300ms\"\n")
         .failpoint("store.extend:hit=1+:pause")
         .start()
         .await;

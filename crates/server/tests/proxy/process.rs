@@ -3,7 +3,7 @@
 use tokio::net::TcpListener;
 
 use super::support::{
-    Client, Gate, Start, Step, Upstream, charged, files_below, find, onceward, output, post, request, until,
+    Client, Gate, Start, Step, Upstream, charged, files_below, find, onceward, output, post, request, store_name, until,
 };
 
 /// Answers when the gate opens.
@@ -231,10 +231,8 @@ async fn the_metrics_of_the_contract_are_there() {
     ] {
         assert!(metrics.lines().any(|found| found == line), "{line} not in\n{metrics}");
     }
-    for name in [
-        "onceward_request_overhead_seconds_bucket{route=\"default\"",
-        "onceward_store_operation_seconds_bucket{store=\"embedded\"",
-    ] {
+    let of_store = format!("onceward_store_operation_seconds_bucket{{store=\"{}\"", store_name());
+    for name in ["onceward_request_overhead_seconds_bucket{route=\"default\"", &of_store] {
         assert!(metrics.lines().any(|found| found.starts_with(name)), "{name} not in\n{metrics}");
     }
     until("the gauges of the background", async || {

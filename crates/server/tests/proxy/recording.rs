@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::support::{Answer, Gateway, Received, Start, Step, Upstream, answer, metric, request, until};
+use super::support::{Answer, Gateway, Received, Start, Step, Upstream, answer, metric, request, store_name, until};
 
 /// What the repetition of a request meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -236,7 +236,8 @@ async fn a_store_that_does_not_answer_is_asked_no_more_until_one_call_finds_it_w
     let gateway = Start::before(&upstream).config(breaker).failpoint("store.insert:hit=1+:pause").start().await;
     // A claim is tried three times: the circuit opens within the first request.
     assert_eq!(gateway.post("/pay", "k-1", "{}").await.slug(), "store-unavailable");
-    let open = async || metric(&gateway.metrics().await, "onceward_circuit_state{store=\"embedded\"}") >= 2.0;
+    let circuit = format!("onceward_circuit_state{{store=\"{}\"}}", store_name());
+    let open = async || metric(&gateway.metrics().await, &circuit) >= 2.0;
     until("the open circuit", open).await;
     let told = gateway.post("/pay", "k-2", "{}").await;
     assert_eq!((told.status, told.slug().as_str()), (503, "store-unavailable"));

@@ -129,7 +129,7 @@ async fn a_bad_file_leaves_the_one_before_in_force_and_says_so() {
     // Away and back is no change, and what is in force is well again.
     replace(&path, &good);
     reloaded(&gateway, "unchanged", 1.0).await;
-    assert_eq!(warnings(&gateway).await, "[]");
+    assert!(!warnings(&gateway).await.contains("stays in force"));
     assert_eq!(metric(&gateway.metrics().await, "onceward_config_in_force "), 1.0);
 }
 

@@ -23,6 +23,16 @@ use tokio::{
     task::JoinHandle,
 };
 
+#[path = "database.rs"]
+mod database;
+
+use self::database::Database;
+
+/// The store's name in metrics.
+pub(crate) fn store_name() -> &'static str {
+    database::store_name()
+}
+
 /// Against a test that hangs; no test waits for it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -52,6 +62,7 @@ pub(crate) struct Start {
     upstream: Option<SocketAddr>,
     config: Option<String>,
     folder: Arc<TempDir>,
+    database: Arc<Database>,
     env: Vec<(String, String)>,
     args: Vec<String>,
     by_file_only: bool,
@@ -60,8 +71,8 @@ pub(crate) struct Start {
 impl Start {
     /// On a new data folder.
     pub(crate) fn new() -> Self {
-        let folder = Arc::new(tempfile::tempdir().unwrap());
-        Self { upstream: None, config: None, folder, env: Vec::new(), args: Vec::new(), by_file_only: false }
+        let (folder, database) = (Arc::new(tempfile::tempdir().unwrap()), Arc::default());
+        Self { upstream: None, config: None, folder, database, env: Vec::new(), args: Vec::new(), by_file_only: false }
     }
 
     pub(crate) fn before(upstream: &Upstream) -> Self {
@@ -136,6 +147,7 @@ impl Start {
             }
             (None, None) => {}
         }
+        command.envs(self.database.env(self.folder.path(), self.config.as_deref().unwrap_or_default()));
         command.args(&self.args).envs(self.env.iter().map(|(name, value)| (name, value)));
         command
     }
