@@ -118,7 +118,8 @@ impl Engine {
             return Ok(all);
         }
         let completed = scope.completed.then_some(Seen::Completed);
-        for state in [Seen::Unknown, Seen::Abandoned, Seen::InFlight].into_iter().chain(completed) {
+        // In the order in which a record goes through them, so that one whose lease ends meanwhile is not passed over.
+        for state in [Seen::InFlight, Seen::Abandoned, Seen::Unknown].into_iter().chain(completed) {
             let mut after = None;
             loop {
                 let filter = Filter { state: Some(state), route: scope.route.clone(), since: None };
