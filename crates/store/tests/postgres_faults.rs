@@ -214,6 +214,9 @@ async fn what_cannot_keep_records_is_refused_and_what_was_written_by_hand_is_dam
         ("status = NULL", "status"),
         ("attempt = -1", "attempt"),
         ("attempt = 5000000000", "attempt"),
+        ("state = 9", "state"),
+        ("claim_id = '\\x01'", "claim_id"),
+        ("fields = '\\x01'", "fields"),
     ] {
         server
             .psql(

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use tokio_postgres::{Client, types::Type};
+use tokio_postgres::{Client, Transaction, types::Type};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{address::Address, error::Failure};
@@ -123,9 +123,7 @@ pub async fn migrate(
         }
     }
     if !done.is_empty() {
-        // What the steps added is nobody's before.
-        let granted = client.batch_execute("SELECT onceward.grant_roles()").await;
-        granted.map_err(|error| failed("grant_roles", error))?;
+        grant_roles(&mut client).await.map_err(|error| failed("grant_roles", error))?;
     }
     Ok(done)
 }
@@ -230,13 +228,26 @@ fn newer(
     (!names.is_empty()).then_some(SchemaError::Newer(names))
 }
 
-/// One step in one transaction, under the lock; `None` makes what the steps are written down in. Returns whether it was
-/// still missing.
-async fn step(client: &mut Client, migration: Option<&Migration>) -> Result<bool, tokio_postgres::Error> {
+/// A transaction under the lock.
+async fn alone(client: &mut Client) -> Result<Transaction<'_>, tokio_postgres::Error> {
     let transaction = client.transaction().await?;
     let wait = format!("SET LOCAL lock_timeout = {}", LOCK_WAIT.as_millis());
     transaction.batch_execute(&wait).await?;
     transaction.query_typed("SELECT pg_advisory_xact_lock($1)", &[(&LOCK, Type::INT8)]).await?;
+    Ok(transaction)
+}
+
+/// Gives the roles what the steps added, which is nobody's before.
+async fn grant_roles(client: &mut Client) -> Result<(), tokio_postgres::Error> {
+    let transaction = alone(client).await?;
+    transaction.batch_execute("SELECT onceward.grant_roles()").await?;
+    transaction.commit().await
+}
+
+/// One step in one transaction, under the lock; `None` makes what the steps are written down in. Returns whether it was
+/// still missing.
+async fn step(client: &mut Client, migration: Option<&Migration>) -> Result<bool, tokio_postgres::Error> {
+    let transaction = alone(client).await?;
     let Some(migration) = migration else {
         transaction
             .batch_execute(

@@ -292,7 +292,7 @@ pub(super) async fn sweep(shared: &Shared, limit: usize) -> Result<Swept, StoreE
         }
     }
     let limit = u64::try_from(limit).unwrap_or_default();
-    Ok(Swept { removed, more: removed >= limit || bare >= limit })
+    Ok(Swept { removed, more: removed + bare >= limit })
 }
 
 /// Counts what every tenant takes up.

@@ -1,6 +1,7 @@
 -- The steps of the store, each one call: a statement of its own, so that a pooler in transaction mode carries it, with
 -- its plans kept in the session, so that no prepared statement is needed.
 --
+-- Rows are found by a join with the ids, not by = ANY: that would look for each id in every partition.
 -- Rows are locked in the order of their ids before they are written, and marks after all rows, in the order of their
 -- partitions: two calls never wait for each other in a circle. A row that a long transaction holds is waited for half
 -- a second. `floor` is the latest time that the caller knows: the store's time never goes back behind it.
@@ -89,47 +90,47 @@ BEGIN
         END IF;
         -- Fresh snapshots from here on: what was waited for above is seen.
         t := greatest(onceward.now_us(), floor_us);
-        IF EXISTS (SELECT FROM onceward.record r WHERE r.id = ANY (open_ids) AND r.keep_until > 0 AND r.keep_until <= t) THEN
-            FOR one IN
-                WITH ended AS MATERIALIZED (
-                    SELECT r.id, onceward.record_bytes(r) AS bytes FROM onceward.record r
-                    WHERE r.id = ANY (open_ids) AND r.keep_until > 0 AND r.keep_until <= t ORDER BY r.id FOR UPDATE
-                )
-                UPDATE onceward.record r SET
-                    fence = greatest(t, r.fence + 1,
-                        (SELECT m.fence + 1 FROM onceward.mark m WHERE m.partition = get_byte(r.id, 0))),
-                    revision = 1, lease_until = t + w.lease, keep_until = 0, written_at = t,
-                    state = w.state, dispatched = w.dispatched, ambiguous = w.ambiguous, attempt = w.attempt,
-                    claim_id = w.claim_id, session = w.session, principal_proof = w.principal_proof,
-                    fingerprint_policy = w.fingerprint_policy, fingerprint = w.fingerprint, fields = w.fields,
-                    route = w.route, tenant = w.tenant, env = w.env, claimed_at = w.claimed_at,
-                    settled_at = w.settled_at, not_before = w.not_before, reason = w.reason,
-                    status = NULL, headers = NULL, body = NULL, trailers = NULL, body_not_kept = false, body_until = 0,
-                    checkpoint_seq = NULL, checkpoint_name = NULL, checkpoint_data = NULL
-                FROM
-                    unnest(w_id, w_lease,
-                        w_state, w_dispatched, w_ambiguous, w_attempt, w_claim_id, w_session, w_principal_proof,
-                        w_fingerprint_policy, w_fingerprint, w_fields, w_route, w_tenant, w_env, w_claimed_at,
-                        w_settled_at, w_not_before, w_reason)
-                        AS w (id, lease,
-                            state, dispatched, ambiguous, attempt, claim_id, session, principal_proof,
-                            fingerprint_policy, fingerprint, fields, route, tenant, env, claimed_at, settled_at,
-                            not_before, reason)
-                    JOIN ended ON ended.id = w.id
-                WHERE r.id = w.id AND r.keep_until > 0 AND r.keep_until <= t
-                RETURNING r.id, r.fence, ended.bytes
-            LOOP
-                RETURN QUERY SELECT one.id, true, one.fence, 1::bigint, t, one.bytes, NULL::onceward.record;
-                open_ids := array_remove(open_ids, one.id);
-                PERFORM onceward.tell(ARRAY[one.id]);
-            END LOOP;
-        END IF;
         FOR one IN
-            SELECT r.id, r AS there FROM onceward.record r
-            WHERE r.id = ANY (open_ids) AND (r.keep_until = 0 OR r.keep_until > t)
+            SELECT r.id, r AS there FROM unnest(open_ids) o (id) JOIN onceward.record r ON r.id = o.id
+            WHERE r.keep_until = 0 OR r.keep_until > t
         LOOP
             RETURN QUERY SELECT one.id, false, 0::bigint, 0::bigint, greatest(onceward.now_us(), floor_us), 0::bigint, one.there;
             open_ids := array_remove(open_ids, one.id);
+        END LOOP;
+        EXIT WHEN cardinality(open_ids) = 0;
+        -- What has ended is replaced in its place.
+        FOR one IN
+            WITH ended AS MATERIALIZED (
+                SELECT r.id, onceward.record_bytes(r) AS bytes FROM unnest(open_ids) o (id) JOIN onceward.record r ON r.id = o.id
+                WHERE r.keep_until > 0 AND r.keep_until <= t ORDER BY r.id FOR UPDATE OF r
+            )
+            UPDATE onceward.record r SET
+                fence = greatest(t, r.fence + 1,
+                    (SELECT m.fence + 1 FROM onceward.mark m WHERE m.partition = get_byte(r.id, 0))),
+                revision = 1, lease_until = t + w.lease, keep_until = 0, written_at = t,
+                state = w.state, dispatched = w.dispatched, ambiguous = w.ambiguous, attempt = w.attempt,
+                claim_id = w.claim_id, session = w.session, principal_proof = w.principal_proof,
+                fingerprint_policy = w.fingerprint_policy, fingerprint = w.fingerprint, fields = w.fields,
+                route = w.route, tenant = w.tenant, env = w.env, claimed_at = w.claimed_at,
+                settled_at = w.settled_at, not_before = w.not_before, reason = w.reason,
+                status = NULL, headers = NULL, body = NULL, trailers = NULL, body_not_kept = false, body_until = 0,
+                checkpoint_seq = NULL, checkpoint_name = NULL, checkpoint_data = NULL
+            FROM
+                unnest(w_id, w_lease,
+                    w_state, w_dispatched, w_ambiguous, w_attempt, w_claim_id, w_session, w_principal_proof,
+                    w_fingerprint_policy, w_fingerprint, w_fields, w_route, w_tenant, w_env, w_claimed_at,
+                    w_settled_at, w_not_before, w_reason)
+                    AS w (id, lease,
+                        state, dispatched, ambiguous, attempt, claim_id, session, principal_proof,
+                        fingerprint_policy, fingerprint, fields, route, tenant, env, claimed_at, settled_at,
+                        not_before, reason)
+                JOIN ended ON ended.id = w.id
+            WHERE r.id = w.id AND r.keep_until > 0 AND r.keep_until <= t
+            RETURNING r.id, r.fence, ended.bytes
+        LOOP
+            RETURN QUERY SELECT one.id, true, one.fence, 1::bigint, t, one.bytes, NULL::onceward.record;
+            open_ids := array_remove(open_ids, one.id);
+            PERFORM onceward.tell(ARRAY[one.id]);
         END LOOP;
         EXIT WHEN cardinality(open_ids) = 0;
     END LOOP;
@@ -162,8 +163,8 @@ DECLARE
 BEGIN
     PERFORM onceward.be_durable();
     SELECT array_agg(l.id), array_agg(l.bytes) INTO locked_ids, locked_bytes FROM (
-        SELECT r.id, onceward.record_bytes(r) AS bytes FROM onceward.record r
-        WHERE r.id = ANY (w_id) ORDER BY r.id FOR UPDATE) l;
+        SELECT r.id, onceward.record_bytes(r) AS bytes FROM unnest(w_id) w (id) JOIN onceward.record r ON r.id = w.id
+        ORDER BY r.id FOR UPDATE OF r) l;
     -- Only now: what was waited for is dated after the wait.
     t := greatest(onceward.now_us(), floor_us);
     IF locked_ids IS NOT NULL THEN
@@ -309,18 +310,22 @@ CREATE FUNCTION onceward.store_sweep(floor_us bigint, rows_max bigint)
 DECLARE
     t bigint := greatest(onceward.now_us(), floor_us);
     ids bytea[];
+    bare_ids bytea[];
     parts smallint[];
     fences bigint[];
 BEGIN
     PERFORM onceward.be_durable();
-    ids := ARRAY(SELECT r.id FROM onceward.record r WHERE r.keep_until > 0 AND r.keep_until <= t
-        LIMIT rows_max FOR UPDATE SKIP LOCKED);
+    SELECT array_agg(d.id) FILTER (WHERE d.keep_until <= t), array_agg(d.id) FILTER (WHERE d.keep_until > t)
+    INTO ids, bare_ids FROM (
+        SELECT r.id, r.keep_until FROM onceward.record r
+        WHERE r.keep_until > 0 AND least(r.keep_until, nullif(r.body_until, 0)) <= t
+        LIMIT rows_max FOR UPDATE SKIP LOCKED) d;
     IF cardinality(ids) > 0 THEN
         SELECT array_agg(g.part ORDER BY g.part), array_agg(g.fence ORDER BY g.part) INTO parts, fences FROM (
-            SELECT get_byte(r.id, 0)::smallint AS part, max(r.fence) AS fence FROM onceward.record r
-            WHERE r.id = ANY (ids) GROUP BY 1) g;
+            SELECT get_byte(r.id, 0)::smallint AS part, max(r.fence) AS fence
+            FROM unnest(ids) i (id) JOIN onceward.record r ON r.id = i.id GROUP BY 1) g;
         RETURN QUERY WITH swept AS (
-                DELETE FROM onceward.record r WHERE r.id = ANY (ids)
+                DELETE FROM onceward.record r USING unnest(ids) i (id) WHERE r.id = i.id
                 RETURNING r.tenant, onceward.record_bytes(r) AS bytes)
             SELECT s.tenant, count(*), sum(s.bytes)::bigint, 0::bigint FROM swept s GROUP BY s.tenant;
         -- In the order of the partitions, after the rows: never in a circle with whoever else raises marks.
@@ -328,11 +333,10 @@ BEGIN
         UPDATE onceward.mark m SET fence = p.fence FROM unnest(parts, fences) AS p (part, fence)
         WHERE m.partition = p.part AND m.fence < p.fence;
     END IF;
-    ids := ARRAY(SELECT r.id FROM onceward.record r WHERE r.body_until > 0 AND r.body_until <= t
-        LIMIT rows_max FOR UPDATE SKIP LOCKED);
-    IF cardinality(ids) > 0 THEN
-        UPDATE onceward.record r SET body = '', trailers = '', body_not_kept = true, body_until = 0 WHERE r.id = ANY (ids);
-        RETURN QUERY SELECT NULL::text, 0::bigint, 0::bigint, cardinality(ids)::bigint;
+    IF cardinality(bare_ids) > 0 THEN
+        UPDATE onceward.record r SET body = '', trailers = '', body_not_kept = true, body_until = 0
+        FROM unnest(bare_ids) i (id) WHERE r.id = i.id;
+        RETURN QUERY SELECT NULL::text, 0::bigint, 0::bigint, cardinality(bare_ids)::bigint;
     END IF;
 END
 $$;
