@@ -61,7 +61,7 @@ pub enum Command {
     Prove(Box<ProveArgs>),
     /// Compare records with the effects that upstreams wrote down, and show what does not fit
     ///
-    /// Of routes with [route] effect. Exit code 0 where all fits, 1 where something was found, 2 where it cannot be told.
+    /// Of routes that say `effect`. Exit code 0 where all fits, 1 where something was found, 2 where it cannot be told.
     #[command(after_help = "Example:\n  onceward reconcile --config onceward.toml --repair")]
     Reconcile(Box<ReconcileArgs>),
     /// Look whether the database of a configuration is fit to keep records
