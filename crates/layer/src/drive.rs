@@ -79,6 +79,12 @@ impl StoreClock {
         self.said.plus(self.at.elapsed())
     }
 
+    /// The same clock, by what it said `span` before.
+    fn earlier(self, span: Duration) -> Self {
+        let said = Micros(self.said.0.saturating_sub(u64::try_from(span.as_micros()).unwrap_or(u64::MAX)));
+        self.at.checked_sub(span).map_or(self, |at| Self { said, at })
+    }
+
     /// When the store's clock will say `time`.
     fn instant(self, time: Micros) -> Instant {
         self.at + time.since(self.said)
@@ -317,16 +323,21 @@ async fn insert(engine: &Engine, id: RecordId, facts: &Facts, lease: Duration, c
     let started = Instant::now();
     let result = engine.0.store.insert(id, facts, lease).await;
     engine.0.metrics.store_operation(StoreVerb::Insert, result_of(&result), started.elapsed());
-    let (said, event) = match result {
-        Ok(Insert::Inserted { fence, now }) => (now, Event::Inserted { fence, now }),
-        Ok(Insert::Existing { record, now }) => (now, Event::Existing { record, now }),
+    let (said, spent, event) = match result {
+        Ok(Insert::Inserted { fence, now }) => (now, Duration::ZERO, Event::Inserted { fence, now }),
+        Ok(Insert::Existing { record, now }) => {
+            // Where the answer to this very claim was lost, its lease has run since.
+            let is_own = record.facts.claim_id == facts.claim_id;
+            let left = if is_own { record.stored.lease_until.since(now) } else { lease };
+            (now, lease.saturating_sub(left), Event::Existing { record, now })
+        }
         Err(error) => {
             tracing::warn!(record = %id.short(), %error, "the store did not answer a claim");
             return failed(&error);
         }
     };
     // The store said so no earlier than the call began: the lease counts from there.
-    *clock = StoreClock { said, at: started };
+    *clock = StoreClock { said, at: started }.earlier(spent);
     event
 }
 
@@ -606,5 +617,40 @@ pub(crate) async fn renew(engine: &Engine, id: RecordId, fence: Fence, lease: Du
             }
             Err(error) => tracing::warn!(record = %id.short(), %error, "a lease could not be renewed; trying again"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use onceward_core::{
+        record::{ClaimId, SessionId},
+        transition,
+    };
+    use onceward_store::{Store, memory::Memory};
+
+    use super::*;
+    use crate::{Limits, Route, Routes, Secret};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_claim_that_recognises_itself_has_only_what_is_left_of_its_lease() {
+        const LEASE: Duration = Duration::from_secs(6);
+        const LATER: Duration = Duration::from_secs(5);
+        let memory = Memory::default();
+        let routes = Routes::new(vec![], Route::new("default"));
+        let store: Arc<dyn Store> = Arc::new(memory.clone());
+        let engine = Engine::new(store, Secret::from_bytes([7; 32]), routes, Limits::default(), Engine::new_session());
+        let (id, facts) = (RecordId([1; 32]), transition::place(ClaimId([1; 16]), SessionId([1; 16])));
+        let mut clock = StoreClock { said: Micros::ZERO, at: Instant::now() };
+        // Its answer is lost, and it is made again.
+        insert(&engine, id, &facts, LEASE, &mut clock).await;
+        tokio::time::advance(LATER).await;
+        let again = insert(&engine, id, &facts, LEASE, &mut clock).await;
+        assert!(matches!(again, Event::Existing { .. }), "{again:?}");
+        assert_eq!(clock.at.elapsed(), LATER, "the lease runs since it was given");
+        assert_eq!(clock.now(), memory.get(id).await.unwrap().now);
+        // Somebody else's says nothing of ours.
+        let other = transition::place(ClaimId([2; 16]), SessionId([1; 16]));
+        insert(&engine, id, &other, LEASE, &mut clock).await;
+        assert_eq!(clock.at.elapsed(), Duration::ZERO);
     }
 }
