@@ -1,5 +1,6 @@
 """A PostgreSQL server of its own with the schema `onceward` in it, from the Debian package, in a temporary folder."""
 
+import base64
 import os
 import pwd
 import shutil
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import psycopg
 
-MIGRATIONS = Path(__file__).resolve().parents[2] / "crates/store/src/postgres/migrations"
+# 32 bytes of 7.
+SECRET = base64.b64encode(b"\x07" * 32).decode()
 
 
 class Postgres:
@@ -34,11 +36,8 @@ class Postgres:
             self.port = free.getsockname()[1]
         self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
         self.start()
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute("create schema onceward")
-            for file in sorted(MIGRATIONS.glob("*.sql")):
-                connection.execute(file.read_text())
-            connection.execute("insert into onceward.secret (bytes) values (decode(repeat('07', 32), 'hex'))")
+        migrate = [os.environ["ONCEWARD_BINARY"], "migrate", "--database", self.url, "--secret", SECRET]
+        subprocess.run(migrate, check=True, stdout=subprocess.DEVNULL)
 
     def start(self):
         options = [f"-p{self.port}", "-clisten_addresses=127.0.0.1", "-cunix_socket_directories=", "-cfsync=off"]
