@@ -25,6 +25,10 @@ pub(crate) const EMBEDDED_ONLY: &[(&str, &str)] = &[
     ),
     ("quotas::no_tenant_takes_more_than_half_of_a_bounded_store_unless_it_is_alone_or_told_so", BOUNDED),
     ("settings::a_folder_that_a_restart_may_empty_is_warned_about_or_refused", "the folder holds no records"),
+    (
+        "reconcile::what_does_not_fit_is_told_by_kind_and_repaired_as_far_as_the_route_allows",
+        "its command reads the folder",
+    ),
     ("silence::no_decision_tells_a_key_a_tenant_a_path_a_body_or_a_credential", BOUNDED),
 ];
 

@@ -89,7 +89,8 @@ async fn a_gateway_killed_after_the_commit_answers_what_was_committed_with_the_e
         let metrics = gateway.metrics().await;
         let by = r#"onceward_unknown_outcomes_total{route="default",settled_by="effect"} 1"#;
         assert!(metrics.contains(by), "{metrics}");
-        let found = r#"onceward_probes_total{route="default",by="effect",found="executed"} 1"#;
+        // By the request, or in the background, or both.
+        let found = r#"onceward_probes_total{route="default",by="effect",found="executed"} "#;
         assert!(metrics.contains(found), "{metrics}");
         server.psql("shop", "TRUNCATE payment").unwrap();
     }
