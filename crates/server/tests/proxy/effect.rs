@@ -64,7 +64,7 @@ async fn repeat(gateway: &Gateway, key: &str) -> super::support::Answer {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_killed_after_the_commit_answers_what_was_committed_with_the_effect() {
     let server = books().await;
-    for config in [beside(&server, "\"effect\""), within(&server)] {
+    for (key, config) in [("k-1", beside(&server, "\"effect\"")), ("k-2", within(&server))] {
         let app = Arc::clone(&server);
         let upstream = Upstream::start(move |request, _| {
             pays(&app, request, ANSWER).unwrap();
@@ -74,18 +74,18 @@ async fn a_gateway_killed_after_the_commit_answers_what_was_committed_with_the_e
         let mut gateway =
             Start::before(&upstream).config(&config).failpoint("complete.begin:hit=1:abort").start().await;
         let mut client = gateway.connect().await;
-        client.send(post("/pay", "k-1", BODY)).await;
+        client.send(post("/pay", key, BODY)).await;
         assert!(client.try_answer().await.is_err());
         assert!(!gateway.ended().await.success());
-        assert_eq!(payments(&server, "k-1"), "1");
+        assert_eq!(payments(&server, key), "1");
         let gateway = gateway.restart().await;
-        until("it to be settled", async || repeat(&gateway, "k-1").await.status != 409).await;
-        let settled = repeat(&gateway, "k-1").await;
+        until("it to be settled", async || repeat(&gateway, key).await.status != 409).await;
+        let settled = repeat(&gateway, key).await;
         assert_eq!((settled.status, settled.text().as_str(), settled.is_replay()), (201, PAID, true), "{settled:?}");
         let headers = ["content-type", "x-part", "set-cookie"].map(|name| settled.header(name));
         assert_eq!(headers, [Some("application/json"), Some("1"), None]);
         assert_eq!(settled.all("idempotent-replayed"), ["true"]);
-        assert_eq!((upstream.effects("k-1"), payments(&server, "k-1").as_str()), (1, "1"));
+        assert_eq!((upstream.effects(key), payments(&server, key).as_str()), (1, "1"));
         let metrics = gateway.metrics().await;
         let by = r#"onceward_unknown_outcomes_total{route="default",settled_by="effect"} 1"#;
         assert!(metrics.contains(by), "{metrics}");
