@@ -15,23 +15,7 @@ impl<S: Source> Transactions<S> {
         mode: Mode,
         claim_id: &[u8; 16],
     ) -> Result<Said, TransactionError> {
-        let mut attempts = Attempts::new(&self.terms);
-        while attempts.another().await {
-            let tried = async {
-                let mut connection = self.source.connection().await?;
-                let heard = Heard::so_far(&self.source, &connection);
-                let mut transaction = connection.begin(self.terms.isolation).await?;
-                let said = session::claim(&mut transaction, request, &self.terms, mode, claim_id).await?;
-                commit(transaction).await?;
-                heard.no_more(&self.source, &connection)?;
-                Ok(said)
-            };
-            match tried.await {
-                Ok(said) => return Ok(said),
-                Err(error) => attempts.failed(error).map_err(|error| told(error, 1))?,
-            }
-        }
-        Err(attempts.given_up())
+        self.said_alone(session::CLAIM, &session::claiming(request, &self.terms, mode, claim_id)).await
     }
 
     /// Records the answer. Repeatable: the same one is recognised.
@@ -55,18 +39,23 @@ impl<S: Source> Transactions<S> {
 
     /// A call that may be repeated.
     pub(super) async fn alone(&self, sql: &str, args: &[Arg<'_>]) -> Result<(), TransactionError> {
+        self.said_alone(sql, args).await.map(drop)
+    }
+
+    async fn said_alone(&self, sql: &str, args: &[Arg<'_>]) -> Result<Said, TransactionError> {
         let mut attempts = Attempts::new(&self.terms);
         while attempts.another().await {
             let tried = async {
                 let mut connection = self.source.connection().await?;
                 let heard = Heard::so_far(&self.source, &connection);
                 let mut transaction = connection.begin(self.terms.isolation).await?;
-                transaction.call(sql, args).await?;
+                let said = transaction.call(sql, args).await?;
                 commit(transaction).await?;
-                heard.no_more(&self.source, &connection)
+                heard.no_more(&self.source, &connection)?;
+                Ok(said)
             };
             match tried.await {
-                Ok(()) => return Ok(()),
+                Ok(said) => return Ok(said),
                 Err(error) => attempts.failed(error).map_err(|error| told(error, 1))?,
             }
         }

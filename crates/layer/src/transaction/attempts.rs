@@ -56,8 +56,8 @@ impl Attempts {
     }
 
     /// `error` ended what was tried between two attempts: that says nothing of what is in doubt.
-    pub(super) fn ended_by(self, error: TransactionError) -> TransactionError {
-        match self.last {
+    pub(super) fn ended_by(&mut self, error: TransactionError) -> TransactionError {
+        match self.last.take() {
             Some(doubt) if is_in_doubt(&doubt) => TransactionError::CommitUnknown(doubt),
             _ => error,
         }

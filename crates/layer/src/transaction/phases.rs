@@ -139,10 +139,7 @@ impl<S: Source> Phases<'_, S> {
         while attempts.another().await {
             if !attempts.is_first() {
                 // Committed, perhaps, although its answer was lost.
-                let said = match self.claim_again().await {
-                    Ok(said) => said,
-                    Err(error) => return Err(attempts.ended_by(error)),
-                };
+                let said = self.claim_again(&mut attempts).await?;
                 let Some(grant) = said.grant() else {
                     return refused(said).map(|done| Done { replayed: false, ..done });
                 };
@@ -186,8 +183,10 @@ impl<S: Source> Phases<'_, S> {
         Ok(Some(kept.clone()))
     }
 
-    async fn claim_again(&self) -> Result<session::Said, TransactionError> {
-        self.transactions.claim_alone(&self.request, Mode::Resumable, &self.claim_id).await
+    /// What the record says of the attempts so far.
+    async fn claim_again(&self, attempts: &mut Attempts) -> Result<session::Said, TransactionError> {
+        let said = self.transactions.claim_alone(&self.request, Mode::Resumable, &self.claim_id).await;
+        said.map_err(|error| attempts.ended_by(error))
     }
 
     /// One transaction with its recovery point.
@@ -197,10 +196,7 @@ impl<S: Source> Phases<'_, S> {
         while attempts.another().await {
             if !attempts.is_first() {
                 // Committed, perhaps, although its answer was lost: then its recovery point is there.
-                let said = match self.claim_again().await {
-                    Ok(said) => said,
-                    Err(error) => return Err(attempts.ended_by(error)),
-                };
+                let said = self.claim_again(&mut attempts).await?;
                 let Some(grant) = said.grant() else {
                     return Err(TransactionError::ClaimLost("it was settled".into()));
                 };

@@ -4,7 +4,7 @@ use super::{
     Answer, BoxError, Done, Failure, Grant, Request, Source, TransactionError, TransactionOf, Transactions, Working,
     attempts::{Heard, commit, is_in_doubt, is_not_confirmed, pause},
     refused,
-    session::{self, Mode, Session as _},
+    session::{self, Calls as _, Mode, Session as _},
     told,
 };
 
@@ -82,7 +82,8 @@ impl<S: Source> Transactions<S> {
             Ok(transaction) => transaction,
             Err(error) => return failed(error),
         };
-        let said = match session::claim(&mut transaction, request, &self.terms, Mode::Same, claim_id).await {
+        let claiming = session::claiming(request, &self.terms, Mode::Same, claim_id);
+        let said = match transaction.call(session::CLAIM, &claiming).await {
             Ok(said) => said,
             Err(error) => return failed(error),
         };

@@ -108,26 +108,22 @@ pub(super) enum Mode {
     Loose,
 }
 
-/// Claims `request`. `claim_id` is the same in each attempt, so that one whose answer was lost is recognised.
-pub(super) async fn claim(
-    calls: &mut impl Calls,
-    request: &Request,
-    terms: &Terms,
-    mode: Mode,
-    claim_id: &[u8; 16],
-) -> Result<Said, BoxError> {
-    const CLAIM: &str = "select c.outcome, c.fence, c.attempt, c.status, c.headers::text, c.body, \
-         c.checkpoint_data, i.id \
-         from onceward.record_id($1, $2, $3, $4, $5) i(id), \
-         lateral onceward.claim(i.id, $6, $7, $8 * interval '1 microsecond', claim_id => $9, two_phase => $7 = 'lease' and $10 = 1, \
-         route => $4, tenant => $1, env => $2) c";
-    wait_at_most(calls, terms).await?;
+/// Claims: the arguments are those of [`claiming`]. How long it may wait is set before, in the same call: the mode depends on
+/// it.
+pub(super) const CLAIM: &str = "select c.outcome, c.fence, c.attempt, c.status, c.headers::text, c.body, c.checkpoint_data, i.id \
+     from set_config('onceward.wait_ms', $11::text, true) s (wait_ms), \
+     lateral onceward.record_id($1, $2, $3, $4, $5) i (id), \
+     lateral onceward.claim(i.id, $6, $7 || left(s.wait_ms, 0), $8 * interval '1 microsecond', claim_id => $9, \
+     two_phase => $7 = 'lease' and $10 = 1, route => $4, tenant => $1, env => $2) c";
+
+/// The arguments of [`CLAIM`]. `claim_id` is the same in each attempt, so that one whose answer was lost is recognised.
+pub(super) fn claiming<'a>(request: &'a Request, terms: &Terms, mode: Mode, claim_id: &'a [u8; 16]) -> [Arg<'a>; 11] {
     let (name, is_resumable) = match mode {
         Mode::Same => ("tx", 0),
         Mode::Resumable => ("lease", 1),
         Mode::Loose => ("lease", 0),
     };
-    let args = [
+    [
         Arg::Text(&request.tenant),
         Arg::Text(&request.env),
         Arg::Text(&request.principal),
@@ -138,13 +134,8 @@ pub(super) async fn claim(
         Arg::Int(micros(terms.lease)),
         Arg::Bytes(claim_id),
         Arg::Int(is_resumable),
-    ];
-    calls.call(CLAIM, &args).await
-}
-
-async fn wait_at_most(calls: &mut impl Calls, terms: &Terms) -> Result<(), BoxError> {
-    let wait_ms = terms.wait.as_millis().to_string();
-    calls.call(&word("set_config('onceward.wait_ms', $1, true)"), &[Arg::Text(&wait_ms)]).await.map(drop)
+        Arg::Int(i64::try_from(terms.wait.as_millis()).unwrap_or(i64::MAX)),
+    ]
 }
 
 /// Records the answer. Of a failure that is final, so that repetitions get it all the same.
@@ -182,6 +173,25 @@ pub(super) fn settling(is_failure: bool) -> String {
         "onceward.complete($1, $2, $3::int, $4::jsonb, $5, $6 * interval '1 microsecond')"
     })
 }
+
+/// A row of [`CLAIM`] or [`word`], of either library.
+macro_rules! said {
+    ($row:expr) => {{
+        let (row, status): (_, Option<i32>) = ($row, $row.try_get(3)?);
+        let word: Option<String> = row.try_get(0)?;
+        Said {
+            word: word.unwrap_or_default(),
+            fence: row.try_get(1)?,
+            attempt: row.try_get(2)?,
+            status: status.and_then(|status| status.try_into().ok()),
+            headers: row.try_get(4)?,
+            body: row.try_get(5)?,
+            data: row.try_get(6)?,
+            record: row.try_get(7)?,
+        }
+    }};
+}
+pub(super) use said;
 
 /// A call that says one word. `sql` is a constant of this crate.
 pub(super) fn word(sql: &str) -> String {

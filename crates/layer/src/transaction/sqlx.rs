@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgPool, Postgres, Row as _, Transacti
 
 use super::{
     BoxError, Isolation,
-    session::{Arg, Calls, Said, Session, Source},
+    session::{Arg, Calls, Said, Session, Source, said},
 };
 
 /// A connection of a pool.
@@ -49,17 +49,7 @@ impl Calls for Transaction<'_, Postgres> {
             };
         }
         let row = query.fetch_one(&mut **self).await?;
-        let status: Option<i32> = row.try_get(3)?;
-        Ok(Said {
-            word: row.try_get::<Option<String>, _>(0)?.unwrap_or_default(),
-            fence: row.try_get(1)?,
-            attempt: row.try_get(2)?,
-            status: status.and_then(|status| status.try_into().ok()),
-            headers: row.try_get(4)?,
-            body: row.try_get(5)?,
-            data: row.try_get(6)?,
-            record: row.try_get(7)?,
-        })
+        Ok(said!(&row))
     }
 
     async fn commit(self) -> Result<(), BoxError> {

@@ -18,7 +18,7 @@ use tokio_postgres::{
 
 use super::{
     BoxError, Isolation,
-    session::{Arg, Calls, Said, Session, Source},
+    session::{Arg, Calls, Said, Session, Source, said},
 };
 
 /// A connection of its own, which listens to what the server says unasked.
@@ -106,17 +106,7 @@ impl Calls for Transaction<'_> {
             .collect();
         // Unnamed, so that a pooler in transaction mode carries it.
         let row = self.query_typed_one(sql, &params).await?;
-        let status: Option<i32> = row.try_get(3)?;
-        Ok(Said {
-            word: row.try_get::<_, Option<String>>(0)?.unwrap_or_default(),
-            fence: row.try_get(1)?,
-            attempt: row.try_get(2)?,
-            status: status.and_then(|status| status.try_into().ok()),
-            headers: row.try_get(4)?,
-            body: row.try_get(5)?,
-            data: row.try_get(6)?,
-            record: row.try_get(7)?,
-        })
+        Ok(said!(&row))
     }
 
     async fn commit(self) -> Result<(), BoxError> {
