@@ -185,17 +185,14 @@ pub fn probed(there: &Record, ask: &Ask, policy: &Policy, place: Place, found: F
 
 /// What was found, as the write that settles it; none where it was nothing.
 fn settled_by_probe(there: &Record, policy: &Policy, place: Place, found: Found, now: Micros) -> Option<Replacement> {
-    let looked = place.step(policy) == Some(Step::Effect);
-    let (resolution, reason) = match found {
-        Found::Executed(outcome) => {
-            (Resolution::Executed(outcome), if looked { "effect: executed" } else { "probe: executed" })
-        }
-        Found::NotExecuted => {
-            (Resolution::NotExecuted, if looked { "effect: not executed" } else { "probe: not executed" })
-        }
+    let (resolution, found) = match found {
+        Found::Executed(outcome) => (Resolution::Executed(outcome), "executed"),
+        Found::NotExecuted => (Resolution::NotExecuted, "not executed"),
         Found::Nothing => return None,
     };
-    transition::resolve(there, resolution, reason, policy.retention, now).ok()
+    let by = if place.step(policy) == Some(Step::Effect) { "effect" } else { "probe" };
+    let reason = alloc::format!("{by}: {found}");
+    transition::resolve(there, resolution, &reason, policy.retention, now).ok()
 }
 
 /// Works the route's list from a place on: each step settles or passes on; at its end the outcome is held.

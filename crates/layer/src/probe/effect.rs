@@ -9,13 +9,9 @@ use std::{sync::Arc, time::Duration};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use onceward_core::{decide::Found, key::RecordId, outcome::Outcome, record::Fence};
 use onceward_store::effects::{Effect, EffectTable, Noted, Rows};
-use tokio::sync::Semaphore;
 
-use super::{Doubt, told};
-use crate::{body::BoxError, exchange::chain, once::Once, replay, route::Route};
-
-/// Looks at a time; further ones wait, within their time.
-const LOOKING_MAX: usize = 64;
+use super::{Doubt, Questions};
+use crate::{exchange::chain, replay, route::Route};
 
 /// How an effect is looked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,25 +36,27 @@ impl Default for EffectRules {
 pub struct Effects {
     table: Arc<dyn EffectTable>,
     rules: EffectRules,
-    once: Once<Doubt, Found>,
-    looking: Semaphore,
+    questions: Questions,
 }
 
 impl Effects {
     /// Looks into `table` by `rules`.
     #[must_use]
     pub fn new(table: Arc<dyn EffectTable>, rules: EffectRules) -> Self {
-        Self { table, rules, once: Once::default(), looking: Semaphore::new(LOOKING_MAX) }
+        let questions = Questions::new("effect", rules.timeout);
+        Self { table, rules, questions }
     }
 
     pub(super) async fn look(self: &Arc<Self>, route: &Arc<Route>, doubt: Doubt) -> Found {
-        let (effects, route) = (Arc::clone(self), Arc::clone(route));
-        let found = self.once.join(doubt, move || async move {
-            let found = effects.found(&route, doubt).await;
-            told(&found, "effect", &doubt.0, &route);
-            found
-        });
-        found.await
+        let (effects, of) = (Arc::clone(self), Arc::clone(route));
+        let (id, fence, _) = doubt;
+        // The next attempt's fence is at least this one, and every earlier one's is less.
+        let raised = Fence(fence.0.saturating_add(1));
+        let look = || async move {
+            let effect = effects.table.look(id, raised, &effects.rules.name).await?;
+            Ok(effect.map_or(Found::NotExecuted, |effect| Found::Executed(outcome(effect, &of))))
+        };
+        self.questions.put(route, doubt, look).await
     }
 
     /// What is written down of each record, in their order; an error is in words.
@@ -69,23 +67,6 @@ impl Effects {
             Ok(Err(error)) => Err(chain(&error).to_string()),
             Err(_late) => Err("the database did not answer in time".into()),
         }
-    }
-
-    async fn found(&self, route: &Route, (id, fence, _): Doubt) -> Found {
-        // The next attempt's fence is at least this one, and every earlier one's is less.
-        let raised = Fence(fence.0.saturating_add(1));
-        let looked = async {
-            let _permit = self.looking.acquire().await?;
-            Ok(self.table.look(id, raised, &self.rules.name).await?)
-        };
-        let why: BoxError = match tokio::time::timeout(self.rules.timeout, looked).await {
-            Ok(Ok(Some(effect))) => return Found::Executed(outcome(effect, route)),
-            Ok(Ok(None)) => return Found::NotExecuted,
-            Ok(Err(error)) => error,
-            Err(_late) => "the database did not answer in time".into(),
-        };
-        tracing::warn!(record = %id.short(), route = %route.name, error = %chain(&*why), "the effect of a request could not be looked for");
-        Found::Nothing
     }
 }
 

@@ -8,7 +8,7 @@ mod effect;
 mod status;
 mod url;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use onceward_core::{
     decide::Found,
@@ -22,7 +22,12 @@ pub use self::{
     status::{Probe, ProbeRules},
     url::{InvalidProbeUrl, ProbeUrl},
 };
-use crate::route::Route;
+use tokio::sync::Semaphore;
+
+use crate::{body::BoxError, exchange::chain, once::Once, route::Route};
+
+/// Questions of one kind at a time; further ones wait, within their time.
+const ASKING_MAX: usize = 64;
 
 /// What is asked about, all of it: of a record that has changed, the answer is another.
 pub(crate) type Doubt = (RecordId, Fence, Revision);
@@ -53,12 +58,55 @@ impl Books<'_> {
     }
 }
 
-fn told(found: &Found, by: &'static str, id: &RecordId, route: &Route) {
-    let word = match found {
-        Found::Executed(_) => "executed",
-        Found::NotExecuted => "not_executed",
-        Found::Nothing => "nothing",
-    };
-    tracing::info!(record = %id.short(), route = %route.name, by, found = word, "an outcome was probed");
-    metrics::counter!("onceward_probes_total", "route" => route.name.clone(), "by" => by, "found" => word).increment(1);
+/// Questions of one kind, each shared by those who ask the same at the same time.
+#[derive(Debug)]
+struct Questions {
+    /// Which step asks.
+    by: &'static str,
+    /// For a question and its answer.
+    timeout: Duration,
+    once: Once<Doubt, Found>,
+    asking: Arc<Semaphore>,
+}
+
+impl Questions {
+    fn new(by: &'static str, timeout: Duration) -> Self {
+        Self { by, timeout, once: Once::default(), asking: Arc::new(Semaphore::new(ASKING_MAX)) }
+    }
+
+    /// What `ask` finds, and tells; nothing where it fails or takes too long.
+    async fn put<F>(&self, route: &Arc<Route>, doubt: Doubt, ask: impl FnOnce() -> F) -> Found
+    where
+        F: Future<Output = Result<Found, BoxError>> + Send + 'static,
+    {
+        let (by, timeout) = (self.by, self.timeout);
+        let (id, name, asking) = (doubt.0, route.name.clone(), Arc::clone(&self.asking));
+        let question = || {
+            let answer = ask();
+            async move {
+                let answer = async {
+                    let _permit = asking.acquire().await?;
+                    answer.await
+                };
+                let found = match tokio::time::timeout(timeout, answer).await {
+                    Ok(Ok(found)) => Ok(found),
+                    Ok(Err(error)) => Err(error),
+                    Err(_late) => Err("there was no answer in time".into()),
+                };
+                let found = found.unwrap_or_else(|error| {
+                    tracing::warn!(record = %id.short(), route = name, by, error = %chain(&*error), "it could not be told what became of a request");
+                    Found::Nothing
+                });
+                let word = match &found {
+                    Found::Executed(_) => "executed",
+                    Found::NotExecuted => "not_executed",
+                    Found::Nothing => "nothing",
+                };
+                tracing::info!(record = %id.short(), route = name, by, found = word, "an outcome was probed");
+                metrics::counter!("onceward_probes_total", "route" => name, "by" => by, "found" => word).increment(1);
+                found
+            }
+        };
+        self.once.join(doubt, question).await
+    }
 }

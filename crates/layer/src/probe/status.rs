@@ -2,28 +2,19 @@
 //! `on_unknown`).
 //!
 //! One status URL, asked by GET. A status that is listed says that it was executed, and the answer becomes the record's;
-//! another listed one says that it was not; anything else, a redirect too, says nothing. Whoever asks about the same
-//! record at the same time shares the question. What was found is written by whoever asked, against the record as he
-//! had read it: a late answer or an operator wins.
+//! another listed one says that it was not; anything else, a redirect too, says nothing.
 
 use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, Method, Request};
 use onceward_core::{decide::Found, key::RecordId, outcome::Outcome, policy::Step};
-use tokio::sync::Semaphore;
 
-use super::{Doubt, ProbeUrl, told};
+use super::{Doubt, ProbeUrl, Questions};
 use crate::{
     ask::{Answer, Client},
-    body::BoxError,
-    exchange::chain,
-    once::Once,
     replay,
     route::Route,
 };
-
-/// Questions of one kind at a time; further ones wait, within their time.
-const ASKING_MAX: usize = 64;
 
 /// How the books are asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,15 +54,15 @@ impl ProbeRules {
 pub struct Probe {
     client: Arc<dyn Client>,
     rules: ProbeRules,
-    once: Once<Doubt, Found>,
-    asking: Semaphore,
+    questions: Questions,
 }
 
 impl Probe {
     /// Asks by `rules` over `client`.
     #[must_use]
     pub fn new(client: Arc<dyn Client>, rules: ProbeRules) -> Self {
-        Self { client, rules, once: Once::default(), asking: Semaphore::new(ASKING_MAX) }
+        let questions = Questions::new("probe", rules.timeout);
+        Self { client, rules, questions }
     }
 
     /// The step of `on_unknown` that asks it, not before `quiesce` after the outcome became unknown.
@@ -79,9 +70,7 @@ impl Probe {
     pub fn step(&self, quiesce: Duration) -> Step {
         Step::Probe { quiesce, unattended: !self.rules.url.needs_key() }
     }
-}
 
-impl Probe {
     /// Asks about the request that was executed under `key`, spelled as the upstream was sent it.
     pub(super) async fn ask(self: &Arc<Self>, route: &Arc<Route>, key: Option<&str>, doubt: Doubt) -> Found {
         let (id, _, _) = doubt;
@@ -89,13 +78,12 @@ impl Probe {
             tracing::debug!(record = %id.short(), route = %route.name, "the status URL has no place for this key");
             return Found::Nothing;
         };
-        let (probe, route) = (Arc::clone(self), Arc::clone(route));
-        let found = self.once.join(doubt, move || async move {
-            let found = probe.put(question, &route, &id).await;
-            told(&found, "probe", &id, &route);
-            found
-        });
-        found.await
+        let (probe, of) = (Arc::clone(self), Arc::clone(route));
+        let ask = || async move {
+            let answer = probe.client.ask(question, of.recorded_body_bytes_max).await?;
+            probe.read(answer, &of).map_err(|status| format!("its answer {status} says nothing").into())
+        };
+        self.questions.put(route, doubt, ask).await
     }
 
     fn question(&self, id: &RecordId, key: Option<&str>) -> Option<Request<()>> {
@@ -104,23 +92,6 @@ impl Probe {
         *question.uri_mut() = self.rules.url.fill(id, key)?;
         question.headers_mut().clone_from(&self.rules.headers);
         Some(question)
-    }
-
-    async fn put(&self, question: Request<()>, route: &Route, id: &RecordId) -> Found {
-        let answer = async {
-            let _permit = self.asking.acquire().await?;
-            self.client.ask(question, route.recorded_body_bytes_max).await
-        };
-        let why: BoxError = match tokio::time::timeout(self.rules.timeout, answer).await {
-            Ok(Ok(answer)) => match self.read(answer, route) {
-                Ok(found) => return found,
-                Err(status) => format!("its answer {status} says nothing").into(),
-            },
-            Ok(Err(error)) => error,
-            Err(_late) => "it did not answer in time".into(),
-        };
-        tracing::warn!(record = %id.short(), route = %route.name, error = %chain(&*why), "the status URL could not say what became of a request");
-        Found::Nothing
     }
 
     fn read(&self, answer: Answer, route: &Route) -> Result<Found, http::StatusCode> {
