@@ -39,8 +39,8 @@
 //! # Layout
 //!
 //! [`memory`] the reference, [`embedded`] the durable store of one process over [`log`], `postgres` the store of
-//! several processes in a PostgreSQL database, `watch` the waking of waiters inside a process, `conformance` the cases; [`effects`] what
-//! an upstream wrote down beside.
+//! several processes in a PostgreSQL database, `watch` the waking of waiters inside a process, `conformance` the cases;
+//! [`effects`] what an upstream wrote down beside.
 
 use std::{fmt, future::Future, pin::Pin, time::Duration};
 

@@ -311,11 +311,13 @@ impl Inner {
         codec::encode_parts(stored, facts, &mut bytes);
         self.bytes += bytes.len() as u64;
         self.open += u64::from(facts.state == State::InFlight);
-        let added = Usage { records: 1, bytes: bytes.len() as u64 };
         match self.tenants.get_mut(&facts.tenant) {
-            Some(usage) => *usage = Usage { records: usage.records + 1, bytes: usage.bytes + added.bytes },
+            Some(usage) => {
+                usage.records += 1;
+                usage.bytes += bytes.len() as u64;
+            }
             None => {
-                self.tenants.insert(facts.tenant.clone(), added);
+                self.tenants.insert(facts.tenant.clone(), Usage { records: 1, bytes: bytes.len() as u64 });
             }
         }
         if stored.keep_until != Micros::ZERO {

@@ -10,6 +10,7 @@ use crate::{
     start,
 };
 
+mod access;
 pub mod args;
 mod audit;
 mod doctor;

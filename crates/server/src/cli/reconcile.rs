@@ -3,7 +3,7 @@
 use http::Method;
 use serde_json::Value;
 
-use super::{Failure, args::ReconcileArgs, keys::Access};
+use super::{Failure, access::Access, args::ReconcileArgs};
 use crate::admin::Look;
 
 /// What each kind means, as it is printed.

@@ -33,9 +33,14 @@ pub(super) fn plain_name(text: &str) -> Result<String, String> {
     }
 }
 
+/// Not empty, at most so many bytes, on one line.
+fn is_plain(text: &str, bytes_max: usize) -> bool {
+    (1..=bytes_max).contains(&text.len()) && !text.contains(char::is_control)
+}
+
 /// What an upstream calls an effect.
 pub(super) fn effect_name(text: &str) -> Result<String, String> {
-    if (1..=200).contains(&text.len()) && !text.contains(char::is_control) {
+    if is_plain(text, 200) {
         Ok(text.to_owned())
     } else {
         Err(format!("{} is no name of an effect: 1 to 200 bytes, no control characters", shown(text)))
@@ -45,7 +50,7 @@ pub(super) fn effect_name(text: &str) -> Result<String, String> {
 /// A table of an upstream, perhaps with its schema.
 pub(super) fn table(text: &str) -> Result<String, String> {
     let parts: Vec<&str> = text.split('.').collect();
-    if parts.len() <= 2 && parts.iter().all(|part| column(part).is_ok()) {
+    if parts.len() <= 2 && parts.iter().all(|part| is_plain(part, 63)) {
         Ok(text.to_owned())
     } else {
         Err(format!("{} is no table: write table, or schema.table, as the database spells them", shown(text)))
@@ -54,7 +59,7 @@ pub(super) fn table(text: &str) -> Result<String, String> {
 
 /// A column of it.
 pub(super) fn column(text: &str) -> Result<String, String> {
-    if (1..=63).contains(&text.len()) && !text.contains(char::is_control) {
+    if is_plain(text, 63) {
         Ok(text.to_owned())
     } else {
         Err(format!("{} is no column: 1 to 63 bytes, as the database spells it", shown(text)))
@@ -82,7 +87,7 @@ pub(super) fn compensation_url(text: &str) -> Result<String, String> {
 
 /// A tenant, as a header names it or a route is fixed to.
 pub(super) fn tenant(text: &str) -> Result<String, String> {
-    if (1..=256).contains(&text.len()) && !text.contains(char::is_control) {
+    if is_plain(text, 256) {
         Ok(text.to_owned())
     } else {
         Err(format!("{} is not a tenant: 1 to 256 bytes without control characters", shown(text)))

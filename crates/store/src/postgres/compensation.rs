@@ -169,9 +169,7 @@ impl Postgres {
         }
         Ok(all)
     }
-}
 
-impl Postgres {
     /// What waits, and the oldest that an operator decides about: so many of each kind at most.
     ///
     /// # Errors
