@@ -4,7 +4,10 @@
 //! onceward migrate …   # the schema and its secret, once
 //! psql "$URL" -c "create table stock (item text primary key, count bigint not null check (count >= 0));
 //!     create table sale (id bigint generated always as identity, item text not null, receipt text not null);
-//!     insert into stock values ('hat', 10)"
+//!     insert into stock values ('hat', 10);
+//!     create function put_back(record_id bytea, key text, payload jsonb) returns void language sql security definer
+//!         set search_path = public as 'update stock set count = count + 1 where item = payload->>''item''';
+//!     select onceward.allow_compensation('public.put_back')"
 //! cargo run --example order_postgres --features tokio-postgres -- "$URL" http://localhost:4000/charges
 //! curl -i localhost:3000/v1/orders -H 'Idempotency-Key: k-1' -d hat
 //! ```
@@ -12,8 +15,9 @@
 //! Each phase in the database takes effect once, wherever the process dies: a repetition goes on after the last. The charge
 //! may be sent again, under the same derived key, so the other API has to be idempotent by `Idempotency-Key`.
 //!
-//! What is refused before the charge needs nothing undone. Whoever adds a phase behind the charge that can fail for good has
-//! to pay the money back there, under a derived key of its own, before it answers `Failure::Refused`.
+//! Where the charge is refused, what was reserved is put back, once: the phase that reserves registers it. Whoever runs what
+//! is due runs it: a gateway on this database, `onceward reconcile --repair`, or `select onceward.compensate()` now and then.
+//! Whoever adds a phase behind the charge that can fail for good registers there how the money is paid back.
 
 use axum::{
     Router,
@@ -87,14 +91,17 @@ impl Shop {
             Started::Granted(phases) => phases,
         };
         phases
-            .local("reserve", |transaction, _| {
+            .local("reserve", |transaction, grant| {
                 let item = item.to_owned();
                 Box::pin(async move {
                     let reserve = "update stock set count = count - 1 where item = $1 and count > 0";
-                    match transaction.execute(reserve, &[&item]).await? {
-                        0 => Err(Failure::Refused(Answer::new(409, format!("no {item} is left")))),
-                        _ => Ok(Bytes::new()),
+                    if transaction.execute(reserve, &[&item]).await? == 0 {
+                        return Err(Failure::Refused(Answer::new(409, format!("no {item} is left"))));
                     }
+                    // Should the order fail after all.
+                    let payload = serde_json::json!({ "item": item }).to_string();
+                    grant.compensate_with(transaction, "reserve", "public.put_back", &payload).await?;
+                    Ok(Bytes::new())
                 })
             })
             .await?;

@@ -18,7 +18,7 @@ use axum::{
     Router,
     body::Body,
     extract::State,
-    http::{self, HeaderMap},
+    http::{self, HeaderMap, StatusCode},
     routing::post,
 };
 use http_body_util::BodyExt as _;
@@ -95,12 +95,16 @@ impl Charges {
         (charges, url)
     }
 
-    async fn charge(State(charges): State<Self>, headers: HeaderMap) -> String {
+    /// It takes no money for caps.
+    async fn charge(State(charges): State<Self>, headers: HeaderMap, item: String) -> (StatusCode, String) {
         let key = headers.get("idempotency-key").unwrap().to_str().unwrap().to_owned();
         charges.calls.lock().unwrap().push(key.clone());
         charges.called.add_permits(1);
         charges.answered.acquire().await.unwrap().forget();
-        format!("receipt {key}")
+        if item == "cap" {
+            return (StatusCode::PAYMENT_REQUIRED, "no money".to_owned());
+        }
+        (StatusCode::OK, format!("receipt {key}"))
     }
 }
 
@@ -109,7 +113,10 @@ async fn an_order_whose_process_is_killed_between_its_phases_goes_on_and_is_char
     let server = shop::server().await;
     let tables = "create table stock (item text primary key, count bigint not null check (count >= 0)); \
          create table sale (id bigint generated always as identity, item text not null, receipt text not null); \
-         insert into stock values ('hat', 1)";
+         insert into stock values ('hat', 1), ('cap', 1); \
+         create function put_back(record_id bytea, key text, payload jsonb) returns void language sql security definer \
+             set search_path = public as 'update stock set count = count + 1 where item = payload->>''item'''; \
+         select onceward.allow_compensation('public.put_back')";
     server.psql("shop", tables).unwrap();
     let (charges, url) = Charges::start().await;
 
@@ -117,7 +124,7 @@ async fn an_order_whose_process_is_killed_between_its_phases_goes_on_and_is_char
     let (mut killed, orders) = start(&server, &url).await;
     let lost = tokio::spawn(async move { ask(&orders, "a", "hat").await });
     charges.called.acquire().await.unwrap().forget();
-    assert_eq!(server.psql("shop", "select count from stock").unwrap(), "0");
+    assert_eq!(server.psql("shop", "select count from stock where item = 'hat'").unwrap(), "0");
     killed.kill().await.unwrap();
     assert_eq!(lost.await.unwrap(), None);
 
@@ -143,7 +150,7 @@ async fn an_order_whose_process_is_killed_between_its_phases_goes_on_and_is_char
     assert_eq!((first.0, receipt), (201, Some(&*format!("receipt {derived}"))));
     assert_eq!(order(&orders, "a", "hat").await, first);
     assert_eq!(*charges.calls.lock().unwrap(), [derived.clone(), derived], "charged twice, by one key");
-    assert_eq!(server.psql("shop", "select count from stock").unwrap(), "0", "reserved once");
+    assert_eq!(server.psql("shop", "select count from stock where item = 'hat'").unwrap(), "0", "reserved once");
     assert_eq!(server.psql("shop", "select count(*) from sale").unwrap(), "1", "sold once");
 
     // Refused for good, before the charge.
@@ -152,4 +159,17 @@ async fn an_order_whose_process_is_killed_between_its_phases_goes_on_and_is_char
     assert_eq!(order(&orders, "b", "hat").await, refused);
     assert_eq!(order(&orders, "b", "cap").await.0, 422, "another order under the same key");
     assert_eq!(charges.calls.lock().unwrap().len(), 2);
+
+    // Refused by the charge: what was reserved is put back, once, and what was sold stays sold.
+    let compensate = "select coalesce(onceward.compensate(), 'none is due')";
+    assert_eq!(server.psql("shop", compensate).unwrap(), "none is due");
+    let refused = (402, "no money".to_owned());
+    assert_eq!(order(&orders, "c", "cap").await, refused);
+    let stock = "select string_agg(item || count, ' ' order by item) from stock";
+    assert_eq!(server.psql("shop", stock).unwrap(), "cap0 hat0");
+    let done: Vec<String> = (0..2).map(|_| server.psql("shop", compensate).unwrap()).collect();
+    assert_eq!(done, ["done", "none is due"]);
+    assert_eq!(server.psql("shop", stock).unwrap(), "cap1 hat0");
+    assert_eq!(order(&orders, "c", "cap").await, refused);
+    assert_eq!(charges.calls.lock().unwrap().len(), 3, "it is not asked again");
 }
