@@ -16,13 +16,15 @@
 //!
 //! # Layout
 //!
-//! [`postgres`] a PostgreSQL server and its standbys, [`pgbouncer`] PgBouncer before it, `place` folder, account and
-//! guard, `running` a process with its log.
+//! [`postgres`] a PostgreSQL server and its standbys, [`pgbouncer`] PgBouncer before it, [`redis`] a Redis server and its
+//! replicas, `place` folder, account and guard, `running` a process with its log.
 
 pub mod pgbouncer;
 mod place;
 pub mod postgres;
+pub mod redis;
 mod running;
 
 pub use self::pgbouncer::PgBouncer;
 pub use self::postgres::Postgres;
+pub use self::redis::Redis;

@@ -10,6 +10,10 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
+/// The first port that a server may get: below are those of a machine's own servers.
+const PORT_MIN: u16 = 10_000;
+const PORT_TRIES_MAX: u32 = 100;
+
 /// Who servers run as, where that is not us.
 #[derive(Clone, Copy, Debug)]
 struct Account {
@@ -17,7 +21,7 @@ struct Account {
     gid: u32,
 }
 
-/// `None` where we are an ordinary user already.
+/// `None` where we are an ordinary user already. Not every server runs as root.
 fn account() -> anyhow::Result<Option<Account>> {
     if !rustix::process::getuid().is_root() {
         return Ok(None);
@@ -33,11 +37,11 @@ fn account() -> anyhow::Result<Option<Account>> {
     };
     match find("postgres").or_else(|| find("nobody")) {
         Some(account) => Ok(Some(account)),
-        None => bail!("PostgreSQL does not run as root, and there is neither an account postgres nor nobody"),
+        None => bail!("this server does not run as root, and there is neither an account postgres nor nobody"),
     }
 }
 
-/// A temporary folder of the servers' account, removed when it is dropped, or when this process is killed.
+/// A temporary folder of a server's account, removed when it is dropped, or when this process is killed.
 #[derive(Debug)]
 pub(crate) struct Place {
     folder: tempfile::TempDir,
@@ -53,8 +57,17 @@ done
 rm -rf "$1""#;
 
 impl Place {
+    /// Of an ordinary account, even where we are root.
     pub(crate) fn new() -> anyhow::Result<Self> {
-        let account = account()?;
+        Self::of(account()?)
+    }
+
+    /// Of whoever we are: for programs that only we may reach, and that run as root.
+    pub(crate) fn ours() -> anyhow::Result<Self> {
+        Self::of(None)
+    }
+
+    fn of(account: Option<Account>) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("onceward-servers-").tempdir().context("a temporary folder")?;
         if let Some(Account { uid, gid }) = account {
             std::os::unix::fs::chown(folder.path(), Some(uid), Some(gid)).context("giving the folder away")?;
@@ -70,7 +83,7 @@ impl Place {
         self.folder.path()
     }
 
-    /// Runs `program` as the servers' account, in this folder and a process group of its own.
+    /// Runs `program` as the place's account, in this folder and a process group of its own.
     pub(crate) fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command.current_dir(self.path()).process_group(0).env("LC_ALL", "C").stdin(Stdio::null());
@@ -80,7 +93,7 @@ impl Place {
         command
     }
 
-    /// Writes a file that the servers' account alone reads.
+    /// Writes a file that the place's account alone reads.
     pub(crate) fn write(&self, name: &str, text: &str) -> anyhow::Result<PathBuf> {
         use std::os::unix::fs::PermissionsExt as _;
         let file = self.path().join(name);
@@ -113,10 +126,19 @@ pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
 }
 
-/// A port that nobody listens on just now.
+/// A port that nobody listens on just now. It is none of those that outgoing connections get: a client that tries a
+/// server that is down would meet itself there at times, and the server would find its port taken.
 pub(crate) fn free_port() -> anyhow::Result<u16> {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).context("a free port")?;
-    Ok(listener.local_addr().context("a free port")?.port())
+    let outgoing = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let outgoing_from = outgoing.split_whitespace().next().and_then(|first| first.parse().ok()).unwrap_or(0);
+    for _ in 0..PORT_TRIES_MAX {
+        // Where nearly all are outgoing ones, it is one of them.
+        let port = if outgoing_from > 2 * PORT_MIN { fastrand::u16(PORT_MIN..outgoing_from) } else { 0 };
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
+            return Ok(listener.local_addr().context("a free port")?.port());
+        }
+    }
+    bail!("none of {PORT_TRIES_MAX} ports was free")
 }
 
 /// A program on the path or where Debian keeps servers, else the package that has it.

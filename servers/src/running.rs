@@ -35,7 +35,7 @@ impl Log {
         while !is_so(&text.0, text.1) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                bail!("nothing came for {LIMIT:?}; its log:\n{}", text.0);
+                bail!("what was waited for did not come within {LIMIT:?}; its log:\n{}", text.0);
             }
             text = self.news.wait_timeout(text, left).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -50,14 +50,18 @@ impl Running {
     /// With its log, where it ends before.
     pub(crate) fn start(command: &mut Command, ready: &str) -> anyhow::Result<Self> {
         let program = command.get_program().display().to_string();
-        let spawned = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
-        let mut child = spawned.with_context(|| format!("cannot start {program}"))?;
+        // Some servers log to the one, some to the other.
+        let (from, to) = std::io::pipe().context("a pipe for the log")?;
+        let spawned = command.stdout(to.try_clone().context("a pipe for the log")?).stderr(to).spawn();
+        // The log ends when nobody can write to it, and the command could.
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let child = spawned.with_context(|| format!("cannot start {program}"))?;
         let log = Arc::new(Log::default());
-        let (to, from) = (Arc::clone(&log), child.stderr.take());
+        let to = Arc::clone(&log);
         std::thread::spawn(move || {
-            let mut from = from.map(BufReader::new);
+            let mut from = BufReader::new(from);
             let mut line = Vec::new();
-            while from.as_mut().is_some_and(|from| from.read_until(b'\n', &mut line).is_ok_and(|read| read > 0)) {
+            while from.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
                 to.text.lock().unwrap_or_else(PoisonError::into_inner).0.push_str(&String::from_utf8_lossy(&line));
                 to.news.notify_all();
                 line.clear();
@@ -78,10 +82,21 @@ impl Running {
         self.log.text.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
+    /// How much it has logged, for [`wait_for_since`](Self::wait_for_since).
+    pub(crate) fn logged(&self) -> usize {
+        self.log.text.lock().unwrap_or_else(PoisonError::into_inner).0.len()
+    }
+
     /// Waits until it has logged `text`.
     pub(crate) fn wait_for(&self, text: &str) -> anyhow::Result<()> {
-        let log = self.log.wait(|log, ended| ended || log.contains(text))?;
-        if log.contains(text) { Ok(()) } else { bail!("it ended before it said `{text}`; its log:\n{log}") }
+        self.wait_for_since(0, &[text])
+    }
+
+    /// Waits until it has logged one of `texts` after the first `logged` bytes.
+    pub(crate) fn wait_for_since(&self, logged: usize, texts: &[&str]) -> anyhow::Result<()> {
+        let said = |log: &str| log.get(logged..).is_some_and(|new| texts.iter().any(|text| new.contains(text)));
+        let log = self.log.wait(|log, ended| ended || said(log))?;
+        if said(&log) { Ok(()) } else { bail!("it ended before it said one of {texts:?}; its log:\n{log}") }
     }
 
     /// Sends a signal to it, or to it and all that it has started.

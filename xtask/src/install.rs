@@ -32,7 +32,7 @@ pub(crate) fn load_balancers() -> anyhow::Result<()> {
     program("haproxy", "haproxy")
 }
 
-/// PostgreSQL and PgBouncer, which tests start themselves.
+/// PostgreSQL, PgBouncer and Redis, which tests start themselves.
 ///
 /// # Errors
 /// Where one is missing and cannot be installed.
@@ -52,7 +52,9 @@ pub(crate) fn databases() -> anyhow::Result<()> {
         system_package("postgresql-15").context("PostgreSQL is missing")?;
         ensure!(is_there(), "PostgreSQL is still missing after the package postgresql-15 was installed");
     }
-    program("pgbouncer", "pgbouncer")
+    program("pgbouncer", "pgbouncer")?;
+    program("redis-server", "redis-server")?;
+    program("redis-cli", "redis-tools")
 }
 
 /// Where a program is: on the path, or where Debian keeps servers.
@@ -67,6 +69,7 @@ fn system_package(package: &str) -> anyhow::Result<()> {
     if !is_root || find("apt-get").is_none() {
         bail!("install it first: apt-get install {package}");
     }
+    let _starts_nothing = NoServices::until_dropped(Path::new(POLICY))?;
     let install = || {
         let mut command = Command::new("apt-get");
         command.args(["install", "-y", "-q", "--no-install-recommends", package]);
@@ -74,6 +77,41 @@ fn system_package(package: &str) -> anyhow::Result<()> {
     };
     // A fresh machine has no list of packages yet.
     install().or_else(|_| quiet(Command::new("apt-get").args(["update", "-q"])).and_then(|()| install()))
+}
+
+/// What Debian asks before it starts a package's service: a package of ours would start one for the whole machine.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+/// While it is there, no package that is installed starts a service.
+struct NoServices {
+    /// Where the word is ours.
+    policy: Option<PathBuf>,
+}
+
+impl NoServices {
+    fn until_dropped(policy: &Path) -> anyhow::Result<Self> {
+        use std::os::unix::fs::PermissionsExt as _;
+        // Whoever has said already what is started, has said so for us too.
+        if policy.exists() {
+            return Ok(Self { policy: None });
+        }
+        // Where we are killed before the end, it forbids nothing more and goes.
+        let us = std::process::id();
+        let text = format!("#!/bin/sh\nkill -0 {us} 2>/dev/null && exit 101\nrm -f \"$0\"\n");
+        let said = std::fs::write(policy, text);
+        said.and_then(|()| std::fs::set_permissions(policy, std::fs::Permissions::from_mode(0o755)))
+            .with_context(|| policy.display().to_string())?;
+        Ok(Self { policy: Some(policy.to_owned()) })
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if let Some(policy) = &self.policy {
+            // One that stays ends itself.
+            let _ = std::fs::remove_file(policy);
+        }
+    }
 }
 
 /// A Python with the clients of `clients/python/requirements.txt`.
@@ -143,5 +181,25 @@ mod tests {
     fn a_program_that_is_there_is_found_and_one_that_is_not_is_not() {
         assert!(find("sh").is_some());
         assert!(find("no-such-command-of-ours").is_none());
+    }
+
+    #[test]
+    fn no_service_is_started_while_a_package_is_installed_and_the_word_goes_with_whoever_gave_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let policy = folder.path().join("policy");
+        let asked = || Command::new("sh").arg(&policy).status().unwrap().code();
+        let forbids = NoServices::until_dropped(&policy).unwrap();
+        assert_eq!(asked(), Some(101), "what Debian takes for a no");
+        drop(NoServices::until_dropped(&policy).unwrap());
+        assert_eq!(asked(), Some(101), "the word of another is his");
+        let left = std::fs::read_to_string(&policy).unwrap();
+        drop(forbids);
+        assert!(!policy.exists());
+
+        let mut gone = Command::new("true").spawn().unwrap();
+        gone.wait().unwrap();
+        let (us, him) = (std::process::id().to_string(), gone.id().to_string());
+        std::fs::write(&policy, left.replace(&us, &him)).unwrap();
+        assert_eq!((asked(), policy.exists()), (Some(0), false), "who gave it was killed");
     }
 }

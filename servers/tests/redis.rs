@@ -1,0 +1,135 @@
+//! Redis as tests use it: what it keeps, who follows it, who comes in, and what is left of it.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpStream,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use servers::Redis;
+
+/// In the child of [`a_test_that_is_killed_leaves_no_server`].
+const CHILD: &str = "ONCEWARD_SERVERS_TEST_CHILD";
+
+#[test]
+fn data_outlives_a_server_only_where_it_is_told_to_keep_it() {
+    let kept_after = |settings: &[(&str, &str)], end: fn(&mut Redis)| {
+        let mut server = Redis::start(settings).unwrap();
+        let port = server.port();
+        assert_eq!(server.command(&["SET", "hat", "sold"]).unwrap(), "OK");
+        end(&mut server);
+        assert!(server.command(&["PING"]).is_err(), "it is gone");
+        server.start_again().unwrap();
+        assert_eq!(server.port(), port);
+        server.command(&["GET", "hat"]).unwrap()
+    };
+    let kill = |server: &mut Redis| server.kill().unwrap();
+    let stop = |server: &mut Redis| server.stop().unwrap();
+    assert_eq!(kept_after(&[], kill), "");
+    assert_eq!(kept_after(&[], stop), "");
+    assert_eq!(kept_after(&[("appendonly", "yes"), ("appendfsync", "always")], kill), "sold");
+    assert_eq!(kept_after(&[("save", "3600 1")], kill), "", "no snapshot was due");
+    assert_eq!(kept_after(&[("save", "3600 1")], stop), "sold", "an operator's shutdown makes one");
+}
+
+#[test]
+fn a_replica_has_what_its_primary_has_and_writes_once_it_is_promoted() {
+    // Its users log in with a password, and so must the replica.
+    let mut first = Redis::start(&[("requirepass", "a-secret")]).unwrap();
+    first.command(&["SET", "hat", "sold"]).unwrap();
+    let second = first.replica().unwrap();
+    assert_eq!(second.command(&["GET", "hat"]).unwrap(), "sold");
+    let refused = second.command(&["SET", "hat", "returned"]).unwrap_err();
+    assert!(format!("{refused:#}").contains("READONLY"), "{refused:#}");
+
+    first.kill().unwrap();
+    second.promote().unwrap();
+    second.command(&["SET", "hat", "returned"]).unwrap();
+    // It comes back as what it was, and is told that there is another now.
+    first.start_again().unwrap();
+    assert_eq!(first.command(&["GET", "hat"]).unwrap(), "");
+    first.replicate(&second).unwrap();
+    first.replicate(&second).unwrap();
+    assert_eq!(first.command(&["GET", "hat"]).unwrap(), "returned");
+    first.kill().unwrap();
+    first.start_again().unwrap();
+    assert_eq!(first.command(&["ROLE"]).unwrap().lines().next(), Some("slave"));
+}
+
+#[test]
+fn users_come_in_over_each_of_its_ways_with_their_own_rights() {
+    let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let (certificate, key) = (certified.cert.pem(), certified.signing_key.serialize_pem());
+    let server = Redis::start_with_tls(&[], &certificate, &key).unwrap();
+    let over = |url: &str| {
+        let mut cli = Command::new("redis-cli");
+        match url.strip_prefix("redis+unix://") {
+            Some(socket) => cli.args(["-s", socket]),
+            None => cli.args(["--insecure", "-u", url]),
+        };
+        let output = cli.arg("PING").output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(over(&server.url()), "PONG\n");
+    assert_eq!(over(&server.tls_url().unwrap()), "PONG\n");
+    assert_eq!(over(&server.socket_url()), "PONG\n");
+
+    let acl = "user default off\nuser till on >till-secret ~till:* +get +set +ping";
+    let server = Redis::start_with_acl(&[], acl).unwrap();
+    assert!(server.tls_url().is_err());
+    assert_eq!(over(&server.url_of("till", "till-secret")), "PONG\n");
+    assert!(over(&server.url()).starts_with("NOAUTH"), "default is off");
+    let till = |words: &[&str]| server.command_as("till", "till-secret", words);
+    assert_eq!(till(&["SET", "till:1", "open"]).unwrap(), "OK");
+    assert!(format!("{:#}", till(&["SET", "safe", "open"]).unwrap_err()).contains("NOPERM"));
+    assert!(format!("{:#}", till(&["FLUSHALL"]).unwrap_err()).contains("NOPERM"));
+    assert!(server.command_as("till", "a-guess", &["PING"]).is_err());
+    // Its replicas have the same users.
+    let replica = server.replica().unwrap();
+    assert_eq!(replica.command_as("till", "till-secret", &["GET", "till:1"]).unwrap(), "open");
+}
+
+#[test]
+fn a_server_that_is_paused_answers_once_it_is_let_go_on() {
+    let server = Redis::start(&[]).unwrap();
+    let mut connection = TcpStream::connect(("127.0.0.1", server.port())).unwrap();
+    server.pause().unwrap();
+    connection.write_all(b"PING\r\n").unwrap();
+    connection.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    let mut answer = [0; 7];
+    connection.read_exact(&mut answer).unwrap_err();
+    server.resume().unwrap();
+    connection.set_read_timeout(None).unwrap();
+    connection.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"+PONG\r\n");
+}
+
+#[test]
+fn a_test_that_is_killed_leaves_no_server() {
+    if std::env::var_os(CHILD).is_some() {
+        let server = Redis::start(&[]).unwrap();
+        println!("\nport {}", server.port());
+        // For as long as the parent lives, at most.
+        std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+        return;
+    }
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_test_that_is_killed_leaves_no_server", "--nocapture"])
+        .env(CHILD, "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let port = lines.filter_map(|line| line.strip_prefix("port ")?.parse::<u16>().ok()).next().unwrap();
+    let mut connection = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    connection.write_all(b"PING\r\n").unwrap();
+    connection.read_exact(&mut [0; 7]).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // The guard ends the server: the connection ends with it.
+    connection.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let ended = connection.read(&mut [0; 1]);
+    assert!(matches!(&ended, Ok(0)) || ended.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset));
+}
