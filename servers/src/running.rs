@@ -7,11 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 /// Longer than any start or stop of a small server on a busy machine.
-const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+/// How often something is looked at that no log tells.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// A server that was started. Dropped, it is killed.
 #[derive(Debug)]
@@ -95,8 +97,26 @@ impl Running {
     /// Waits until it has logged one of `texts` after the first `logged` bytes.
     pub(crate) fn wait_for_since(&self, logged: usize, texts: &[&str]) -> anyhow::Result<()> {
         let said = |log: &str| log.get(logged..).is_some_and(|new| texts.iter().any(|text| new.contains(text)));
-        let log = self.log.wait(|log, ended| ended || said(log))?;
-        if said(&log) { Ok(()) } else { bail!("it ended before it said one of {texts:?}; its log:\n{log}") }
+        self.wait_until(said, &format!("one of {texts:?}"))
+    }
+
+    /// Waits until its log is so, which is described by `what`.
+    pub(crate) fn wait_until(&self, is_so: impl Fn(&str) -> bool, what: &str) -> anyhow::Result<()> {
+        let log = self.log.wait(|log, ended| ended || is_so(log))?;
+        if is_so(&log) { Ok(()) } else { bail!("it ended before it said {what}; its log:\n{log}") }
+    }
+
+    /// Looks until there is something to see: at once, and again whenever it logs something, or soon where it does not.
+    pub(crate) fn look<T>(&self, what: &str, mut see: impl FnMut() -> anyhow::Result<Option<T>>) -> anyhow::Result<T> {
+        let until = Instant::now() + LIMIT;
+        loop {
+            if let Some(seen) = see()? {
+                return Ok(seen);
+            }
+            ensure!(Instant::now() < until, "{what} was not seen within {LIMIT:?}; its log:\n{}", self.log());
+            let text = self.log.text.lock().unwrap_or_else(PoisonError::into_inner);
+            let _ = self.log.news.wait_timeout(text, LOOK_EVERY);
+        }
     }
 
     /// Sends a signal to it, or to it and all that it has started.

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use servers::Redis;
+use servers::{Redis, Sentinels};
 
 /// In the child of [`a_test_that_is_killed_leaves_no_server`].
 const CHILD: &str = "ONCEWARD_SERVERS_TEST_CHILD";
@@ -132,4 +132,41 @@ fn a_test_that_is_killed_leaves_no_server() {
     connection.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let ended = connection.read(&mut [0; 1]);
     assert!(matches!(&ended, Ok(0)) || ended.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset));
+}
+
+#[test]
+fn sentinels_put_a_replica_in_the_place_of_a_primary_that_is_killed_and_of_one_that_is_told_to_go() {
+    let mut shop = Sentinels::start(&[("requirepass", "a-secret")], 2, Some(("watcher", "another"))).unwrap();
+    assert_eq!((shop.primary().unwrap(), shop.ports().len()), (0, 3));
+    let asked = |port: u16, user: &str, password: &str| {
+        let mut cli = Command::new("redis-cli");
+        cli.args(["-p", &port.to_string(), "--no-auth-warning", "--user", user, "--pass", password]);
+        let output = cli.args(["SENTINEL", "MASTERS"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for port in shop.ports() {
+        assert!(asked(port, "watcher", "another").contains(&shop.primary_port().unwrap().to_string()));
+        assert!(asked(port, "default", "a-secret").contains("NOAUTH"), "a data server's password is another's");
+    }
+    shop.node(0).unwrap().command(&["SET", "hat", "sold"]).unwrap();
+    shop.node(0).unwrap().command(&["WAIT", "2", "10000"]).unwrap();
+
+    assert_eq!(shop.kill_primary().unwrap(), 0);
+    let second = shop.primary().unwrap();
+    assert_ne!(second, 0);
+    assert_eq!(shop.node(second).unwrap().command(&["GET", "hat"]).unwrap(), "sold");
+    shop.node(second).unwrap().command(&["SET", "hat", "returned"]).unwrap();
+    // It comes back as a primary, and a Sentinel makes it a replica.
+    shop.node(0).unwrap().start_again().unwrap();
+    shop.settle().unwrap();
+    assert_eq!(shop.node(0).unwrap().command(&["GET", "hat"]).unwrap(), "returned");
+
+    // Two of three are enough.
+    shop.kill_sentinel(0).unwrap();
+    shop.failover().unwrap();
+    let third = shop.primary().unwrap();
+    assert_ne!(third, second);
+    shop.settle().unwrap();
+    assert_eq!(shop.node(third).unwrap().command(&["SET", "hat", "sold"]).unwrap(), "OK");
+    shop.start_sentinel_again(0).unwrap();
 }

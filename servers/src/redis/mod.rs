@@ -1,6 +1,7 @@
 //! Redis from the Debian package.
 
-pub(crate) mod cli;
+mod cli;
+mod sentinels;
 
 use std::path::PathBuf;
 
@@ -8,6 +9,7 @@ use anyhow::{Context as _, ensure};
 use rustix::process::Signal;
 
 use self::cli::As;
+pub use self::sentinels::Sentinels;
 use crate::{
     place::{Place, free_port, program},
     running::Running,
@@ -315,6 +317,12 @@ impl Redis {
     /// With its log, where it does not.
     pub fn wait_for_log(&self, text: &str) -> anyhow::Result<()> {
         self.running()?.wait_for(text)
+    }
+
+    /// Whether it runs, be it paused.
+    #[must_use]
+    pub fn runs(&self) -> bool {
+        self.running.is_some()
     }
 
     fn running(&self) -> anyhow::Result<&Running> {
