@@ -596,6 +596,10 @@ fn what_is_odd_but_not_wrong_is_a_warning() {
             "[defaults]\non_unknown = [\"probe\"]\nprobe = { url = \"http://h/{key}\", not_executed = [404], quiesce = \"10s\" }\n",
             r#"[defaults]: the "quiesce" of "probe" (10s) is less than timeout (30s): the upstream may still be working when it is asked, and what was not done yet would run twice"#,
         ),
+        (
+            "[identity]\nsecret = \"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=\"\n[store]\nkind = \"postgres\"\nmax_records = 10\npostgres = { url = \"postgresql://h/keys\" }\n",
+            r#""max_records" in [store] bounds the embedded store: a database with kind = "postgres" is not bounded by it"#,
+        ),
         ("[admin]\ntoken = \"short\"\n", r#""token" in [admin] is shorter than 16 characters: it can be guessed"#),
     ];
     for (text, want) in rows {

@@ -238,6 +238,10 @@ fn postgres(
         let why = r#"kind = "postgres" needs "url" in [store.postgres], for example "env:DATABASE_URL""#;
         problems.error(here, why.into());
     }
+    if let Some(at) = store.at("max_records") {
+        let why = r#""max_records" in [store] bounds the embedded store: a database with kind = "postgres" is not bounded by it"#;
+        problems.warn(at, why.into());
+    }
     let mut secret = |key: &str| follow(section, key, whose, inputs, problems).map(Secret::new);
     let (url, listen_url, password) = (secret("url"), secret("listen_url"), secret("password"));
     for (key, url) in [("url", &url), ("listen_url", &listen_url)] {

@@ -1,0 +1,135 @@
+//! Names of keys. All of one partition share a hash tag, so that a Cluster keeps them in one slot and a step finds
+//! them on one server.
+//!
+//! `idemp:v1:{p017}:ID` a record, its id in base64url · `…:ID:b` its body, where that ends before it · `…:m` the
+//! partition's marker · `…:open` the ids of its records that are in flight or unknown · `idemp:v1:meta`, `:rules` what
+//! all processes share. `v1` is the format's major version.
+
+use onceward_core::key::{PARTITIONS, RecordId};
+
+/// What every key begins with.
+pub(super) const NAMESPACE: &str = "idemp:v1:";
+/// What processes remember together: a hash.
+pub(super) const META: &str = "idemp:v1:meta";
+/// Fingerprint rules by policy: a hash.
+pub(super) const RULES: &str = "idemp:v1:{rules}";
+/// Their policies, the oldest first: a list.
+pub(super) const RULES_ORDER: &str = "idemp:v1:{rules}:order";
+/// Every record's key, for SCAN: sixteen bytes before the id, 43 of it.
+pub(super) const RECORDS: &str = "idemp:v1:{p???}:???????????????????????????????????????????";
+
+/// Bytes before what is the key's own: `idemp:v1:{p017}:`.
+const PREFIX_BYTES: usize = 16;
+/// An id in base64url.
+const ID_BYTES: usize = 43;
+
+/// The keys of one record, and of its partition.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Keys {
+    pub(super) partition: u16,
+    body: [u8; PREFIX_BYTES + ID_BYTES + 2],
+    open: [u8; PREFIX_BYTES + 4],
+}
+
+impl Keys {
+    pub(super) fn of(id: &RecordId) -> Self {
+        let partition = id.partition();
+        let (mut body, mut open) = ([0; PREFIX_BYTES + ID_BYTES + 2], [0; PREFIX_BYTES + 4]);
+        write(&mut body, format_args!("{NAMESPACE}{{p{partition:03}}}:{id}:b"));
+        write(&mut open, format_args!("{NAMESPACE}{{p{partition:03}}}:open"));
+        Self { partition, body, open }
+    }
+
+    pub(super) fn record(&self) -> &[u8] {
+        self.body.get(..PREFIX_BYTES + ID_BYTES).unwrap_or_default()
+    }
+
+    pub(super) fn body(&self) -> &[u8] {
+        &self.body
+    }
+
+    /// Also the name of the channel on which writes to the record are told.
+    pub(super) fn channel(&self) -> &[u8] {
+        self.record()
+    }
+
+    pub(super) fn open(&self) -> &[u8] {
+        &self.open
+    }
+}
+
+/// Fills `into`, which is as long as what is written.
+fn write(mut into: &mut [u8], text: std::fmt::Arguments<'_>) {
+    use std::io::Write as _;
+    // The lengths are those of the text: three digits for a partition, 43 characters for an id.
+    let _ = into.write_fmt(text);
+}
+
+/// The key of a partition's marker.
+pub(super) fn marker(partition: u16) -> String {
+    format!("{NAMESPACE}{{p{partition:03}}}:m")
+}
+
+/// The key of the ids that are in flight or unknown.
+pub(super) fn open(partition: u16) -> String {
+    format!("{NAMESPACE}{{p{partition:03}}}:open")
+}
+
+/// The slot of a Redis Cluster that a partition lies in: CRC-16/XMODEM of the hash tag, modulo 16384 (Redis Cluster
+/// specification, "Key distribution model").
+pub(super) fn slot(partition: u16) -> u16 {
+    const SLOTS: u16 = 16_384;
+    let tag = format!("p{partition:03}");
+    let crc = tag.bytes().fold(0_u16, |crc, byte| {
+        (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| if crc & 0x8000 == 0 { crc << 1 } else { crc << 1 ^ 0x1021 })
+    });
+    crc % SLOTS
+}
+
+/// The record whose key this is.
+pub(super) fn id_of(key: &[u8]) -> Option<RecordId> {
+    let id = key.strip_prefix(NAMESPACE.as_bytes())?.get(PREFIX_BYTES - NAMESPACE.len()..)?;
+    std::str::from_utf8(id).ok()?.parse().ok()
+}
+
+/// Every partition.
+pub(super) fn partitions() -> impl Iterator<Item = u16> {
+    0..PARTITIONS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_found_by_its_key_and_all_keys_of_a_partition_share_a_slot() {
+        let id = RecordId(std::array::from_fn(|at| u8::try_from(at * 7).unwrap()));
+        let keys = Keys::of(&id);
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        assert_eq!(text(keys.record()), format!("idemp:v1:{{p007}}:{id}"));
+        assert_eq!(text(keys.body()), format!("idemp:v1:{{p007}}:{id}:b"));
+        assert_eq!(text(keys.open()), "idemp:v1:{p007}:open");
+        assert_eq!((marker(7), open(7)), ("idemp:v1:{p007}:m".to_owned(), text(keys.open())));
+        assert_eq!(id_of(keys.record()), Some(id));
+        for other in [keys.body(), keys.open(), marker(7).as_bytes(), b"idemp:v1:meta", b"", b"foreign"] {
+            assert_eq!(id_of(other), None, "{}", text(other));
+        }
+        let glob = RECORDS.len();
+        assert_eq!(glob, keys.record().len(), "SCAN's pattern has the length of a record's key");
+    }
+
+    #[test]
+    fn a_slot_is_the_one_that_the_specification_gives() {
+        // The specification's own check value, and three that `CLUSTER KEYSLOT` gave.
+        let crc = |text: &str| {
+            text.bytes().fold(0_u16, |crc, byte| {
+                (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| {
+                    if crc & 0x8000 == 0 { crc << 1 } else { crc << 1 ^ 0x1021 }
+                })
+            })
+        };
+        assert_eq!(crc("123456789"), 0x31c3);
+        let slots: std::collections::HashSet<u16> = partitions().map(slot).collect();
+        assert_eq!(slots.len(), 256, "no two partitions share a slot");
+    }
+}
