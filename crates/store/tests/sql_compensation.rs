@@ -141,6 +141,17 @@ async fn what_failed_is_undone_once_in_reverse_and_what_was_completed_or_is_unkn
     // One is in flight, two are unknown.
     assert_eq!(store.compensate(&rules(), None).await.unwrap(), Compensated::default());
 
+    // What the attempt before registered is undone with the rest.
+    let first = claimed(&client, "taken over", "0 s").await;
+    registered(&client, "taken over", first, &["reserve"]).await;
+    let again = "select fence from onceward.claim({}, sha256('order'), 'lease', '1 min', on_unknown => '{retry}')";
+    let second: i64 = client.query_one(&again.replacen("{}", &key("taken over"), 1), &[]).await.unwrap().get(0);
+    assert_eq!(states(&client, "taken over").await, "reserve registered");
+    registered(&client, "taken over", second, &["charge"]).await;
+    client.query_one(&format!("select onceward.fail({}, {second})", key("taken over")), &[]).await.unwrap();
+    assert_eq!(store.compensate(&rules(), None).await.unwrap(), done(2));
+    assert_eq!(undone(&client, "taken over").await, "charge reserve");
+
     client.query_one(&format!("select onceward.fail({}, {fence})", key("failed")), &[]).await.unwrap();
     client.query_one(&format!("select onceward.release({}, {released})", key("released")), &[]).await.unwrap();
     // Forgotten before anybody came to undo it.
