@@ -39,7 +39,7 @@
 //! # Layout
 //!
 //! [`memory`] the reference, [`embedded`] the durable store of one process over [`log`], `postgres` the store of
-//! several processes in a PostgreSQL database, `watch` the waking of waiters inside a process, `conformance` the cases;
+//! several processes in a PostgreSQL database, `redis` that in Redis, `watch` the waking of waiters inside a process, `conformance` the cases;
 //! [`effects`] what an upstream wrote down beside.
 
 use std::{fmt, future::Future, pin::Pin, time::Duration};
@@ -60,12 +60,16 @@ pub mod effects;
 #[cfg(feature = "embedded")]
 pub mod embedded;
 mod error;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+mod figures;
 pub mod guarded;
 #[cfg(feature = "embedded")]
 pub mod log;
 pub mod memory;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+#[cfg(feature = "redis")]
+pub mod redis;
 mod sync;
 mod watch;
 
@@ -191,6 +195,38 @@ pub struct Stats {
     pub accepts_claims: bool,
     /// What is not well, in words; empty where all is.
     pub concerns: Vec<String>,
+    /// Of a store that may lose what it acknowledged; `None` of one that does not.
+    pub cache: Option<Cache>,
+}
+
+/// What a store in a cache says of its keeping, for metrics and for routes that stop after a loss.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cache {
+    /// How often it was found emptied, started again or failed over since this process began.
+    pub losses: u64,
+    /// The last of these, the oldest first.
+    pub last: Vec<Loss>,
+    /// How long ago the last one was noticed.
+    pub lost_ago: Option<Duration>,
+    /// Keys that the servers evicted since they started.
+    pub evicted: u64,
+    /// Bytes of memory that the servers use, other keys' among them.
+    pub memory: u64,
+    /// What they may use; zero where nothing bounds it.
+    pub memory_max: u64,
+}
+
+/// A time in which a store may have lost what it acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// How many of its partitions it is about.
+    pub partitions: usize,
+    /// The store's time at which all was last known to be well; zero where that was never known.
+    pub from: Micros,
+    /// The store's time at which it was noticed.
+    pub to: Micros,
+    /// What was found.
+    pub why: &'static str,
 }
 
 /// A place where records are kept. The rules are this crate's front page.

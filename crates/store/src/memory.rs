@@ -476,6 +476,7 @@ impl Store for Memory {
             bytes: inner.bytes,
             accepts_claims: !full,
             concerns: if full { vec!["the store is full: new claims are refused".into()] } else { Vec::new() },
+            cache: None,
         }
     }
 }

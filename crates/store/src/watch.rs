@@ -95,6 +95,23 @@ impl Watchers {
         }
     }
 
+    /// Whether anybody waits for `id`.
+    #[cfg(feature = "redis")]
+    pub(crate) fn is_waited(&self, id: &RecordId) -> bool {
+        self.0.keys.lock().unwrap_or_else(PoisonError::into_inner).contains_key(id)
+    }
+
+    /// Wakes everybody.
+    #[cfg(feature = "redis")]
+    pub(crate) fn wake_all(&self) {
+        let woken = {
+            let mut waiting = self.0.keys.lock().unwrap_or_else(PoisonError::into_inner);
+            self.0.count.store(0, Ordering::SeqCst);
+            std::mem::take(&mut *waiting)
+        };
+        woken.into_values().for_each(|notify| notify.notify_waiters());
+    }
+
     /// Drops the entry of a key that nobody waits for any more.
     fn forget(&self, id: &RecordId) {
         let mut waiting = self.0.keys.lock().unwrap_or_else(PoisonError::into_inner);

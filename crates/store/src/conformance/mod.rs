@@ -15,7 +15,7 @@
 //!
 //! `drive` a request's claim and a holder's or operator's step on any store · `script` the
 //! language of the rows and the checks made after each step · `rows` the rows · `races`, `content`,
-//! `faults` the cases in code · `postgres` the store across a network as a subject · `hooks` those that only the memory store can show, with its hooks
+//! `faults` the cases in code · `postgres` and `redis` the stores across a network as subjects · `hooks` those that only the memory store can show, with its hooks
 //!
 //! Not a stable interface: names and rows follow the guarantees.
 
@@ -33,12 +33,16 @@ mod hooks;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod races;
+#[cfg(feature = "redis")]
+mod redis;
 mod rows;
 mod script;
 mod subject;
 
 #[cfg(feature = "postgres")]
 pub use self::postgres::{Database, MOVABLE_CLOCK, OnPostgres};
+#[cfg(feature = "redis")]
+pub use self::redis::{OnRedis, Servers};
 #[cfg(feature = "embedded")]
 pub use self::subject::OnEmbedded;
 pub use self::subject::{OnMemory, OnMemoryWaiting};
@@ -184,6 +188,8 @@ pub fn subjects() -> Vec<Box<dyn Subject>> {
         Box::new(OnPostgres { name: "postgres", database: None }),
         #[cfg(feature = "postgres")]
         Box::new(OnPostgres { name: "postgres-pooled", database: None }),
+        #[cfg(feature = "redis")]
+        Box::new(OnRedis { name: "redis", servers: None }),
     ]
 }
 

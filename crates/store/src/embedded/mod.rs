@@ -463,6 +463,7 @@ impl Store for Embedded {
             bytes: (log.segments + log.spares) * u64::from(self.inner.log.segment_bytes()),
             accepts_claims: !self.inner.is_full() && !log.broken,
             concerns,
+            cache: None,
         }
     }
 }

@@ -28,7 +28,6 @@ pub mod compensation;
 pub mod doctor;
 mod effects;
 mod error;
-mod figures;
 mod lane;
 pub mod migrate;
 mod row;
@@ -53,11 +52,11 @@ use onceward_core::{
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tokio_postgres::types::Type;
 
-use self::{address::Address, batch::Batcher, figures::Figures, lane::Lane, migrate::SchemaError, row::big};
+use self::{address::Address, batch::Batcher, lane::Lane, migrate::SchemaError, row::big};
 pub use self::{effects::PostgresEffects, error::Failure};
 use crate::{
     Answer, Filter, Insert, Kind, Page, RULES_BYTES_MAX, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write,
-    watch::Watchers,
+    figures::Figures, watch::Watchers,
 };
 
 /// The most rows of one page of a scan.
@@ -360,6 +359,7 @@ impl Store for Postgres {
             bytes,
             accepts_claims: self.shared.health.may_ask().is_ok(),
             concerns,
+            cache: None,
         }
     }
 }

@@ -16,11 +16,10 @@ use super::{
     Shared,
     batch::Answers,
     error::Failure,
-    figures::Change,
     lane::{Lane, WriteError},
     row::{self, Claimed, Parameter, Settled, THERE, big, bytes_of, span},
 };
-use crate::{Filter, Kind, Page, Read, StoreError, Swept, Write};
+use crate::{Filter, Kind, Page, Read, StoreError, Swept, Write, figures::Change};
 
 /// A claim that is to be made.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use redis::{
     ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, ProtocolVersion, RedisConnectionInfo, TlsCertificates,
     TlsMode,
     aio::AsyncPushSender,
-    cluster::{ClusterClient, ClusterClientBuilder},
+    cluster::ClusterClient,
     sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType},
 };
 
@@ -123,7 +123,9 @@ impl Address {
             "unix" if !secure => return Err(InvalidAddress::Socket),
             "sentinel" if path.is_empty() => return Err(InvalidAddress::Name),
             "sentinel" => (Shape::Sentinel { hosts: read_hosts(hosts, 26379)?, name: decoded(path)? }, database),
-            "cluster" => (Shape::Cluster { hosts: read_hosts(hosts, 6379)? }, if database.is_empty() { path } else { database }),
+            "cluster" => {
+                (Shape::Cluster { hosts: read_hosts(hosts, 6379)? }, if database.is_empty() { path } else { database })
+            }
             _ => return Err(InvalidAddress::Scheme),
         };
         let number = if database.is_empty() { Some(0) } else { database.parse().ok() };
@@ -143,32 +145,27 @@ impl Address {
         matches!(self.shape, Shape::Cluster { .. })
     }
 
-    pub(super) fn open(&self, deadline: Duration) -> redis::RedisResult<Opening> {
-        Ok(match &self.shape {
-            Shape::Single((host, port)) => Opening::One(self.client(self.tcp(host, *port))?),
-            Shape::Socket(path) => Opening::One(self.client(ConnectionAddr::Unix(path.clone()))?),
-            Shape::Sentinel { hosts, name } => Opening::Sentinel(Box::new(self.sentinels(hosts, name)?)),
-            Shape::Cluster { hosts } => Opening::Cluster(self.cluster(hosts, deadline, None)?),
-        })
+    pub(super) fn database(&self) -> i64 {
+        self.database
     }
 
-    /// A Cluster's client whose connections hand on what is published.
-    pub(super) fn cluster_that_hears(
-        &self,
-        deadline: Duration,
-        heard: impl AsyncPushSender,
-    ) -> redis::RedisResult<Option<ClusterClient>> {
-        let Shape::Cluster { hosts } = &self.shape else { return Ok(None) };
-        let with = |builder: ClusterClientBuilder| builder.push_sender(heard);
-        self.cluster(hosts, deadline, Some(Box::new(with))).map(Some)
+    pub(super) fn open(&self, deadline: Duration) -> redis::RedisResult<Opening> {
+        Ok(match &self.shape {
+            Shape::Single((host, port)) => Opening::One(Box::new(self.client(self.tcp(host, *port))?)),
+            Shape::Socket(path) => Opening::One(Box::new(self.client(ConnectionAddr::Unix(path.clone()))?)),
+            Shape::Sentinel { hosts, name } => Opening::Sentinel(Box::new(self.sentinels(hosts, name)?)),
+            Shape::Cluster { hosts } => Opening::Cluster(Box::new(self.cluster_of(
+                hosts,
+                deadline,
+                None::<fn(redis::PushInfo) -> Result<(), ()>>,
+            )?)),
+        })
     }
 
     fn tcp(&self, host: &str, port: u16) -> ConnectionAddr {
         match &self.tls {
             None => ConnectionAddr::Tcp(host.to_owned(), port),
-            Some(_) => {
-                ConnectionAddr::TcpTls { host: host.to_owned(), port, insecure: false, tls_params: None }
-            }
+            Some(_) => ConnectionAddr::TcpTls { host: host.to_owned(), port, insecure: false, tls_params: None },
         }
     }
 
@@ -223,11 +220,21 @@ impl Address {
         builder.build()
     }
 
-    fn cluster(
+    /// A Cluster's client whose connections hand on what is published; of one server there is none.
+    pub(super) fn cluster(
+        &self,
+        deadline: Duration,
+        heard: Option<impl AsyncPushSender>,
+    ) -> redis::RedisResult<ClusterClient> {
+        let hosts: &[Host] = if let Shape::Cluster { hosts } = &self.shape { hosts } else { &[] };
+        self.cluster_of(hosts, deadline, heard)
+    }
+
+    fn cluster_of(
         &self,
         hosts: &[Host],
         deadline: Duration,
-        with: Option<Box<dyn FnOnce(ClusterClientBuilder) -> ClusterClientBuilder + '_>>,
+        heard: Option<impl AsyncPushSender>,
     ) -> redis::RedisResult<ClusterClient> {
         let hosts = hosts.iter().map(|(host, port)| self.tcp(host, *port));
         let hosts: Vec<ConnectionInfo> = hosts
@@ -249,8 +256,8 @@ impl Address {
         if let Some(tls) = &self.tls {
             builder = builder.tls(TlsMode::Secure).certs(certificates(tls));
         }
-        match with {
-            Some(with) => with(builder).build(),
+        match heard {
+            Some(heard) => builder.push_sender(heard).build(),
             None => builder.build(),
         }
     }
@@ -296,9 +303,9 @@ impl fmt::Debug for Tls {
 
 /// What connections are made from.
 pub(super) enum Opening {
-    One(redis::Client),
+    One(Box<redis::Client>),
     Sentinel(Box<SentinelClient>),
-    Cluster(ClusterClient),
+    Cluster(Box<ClusterClient>),
 }
 
 fn certificates(tls: &Tls) -> TlsCertificates {

@@ -62,7 +62,9 @@ fn advice(error: &RedisError) -> Option<&'static str> {
         _ => match error.kind() {
             ErrorKind::AuthenticationFailed => "check the user and the password of the store's address",
             ErrorKind::RESP3NotSupported => "the server is older than Redis 6",
-            ErrorKind::MasterNameNotFoundBySentinel => "no Sentinel knows a primary of this name: check the name, and the Sentinels",
+            ErrorKind::MasterNameNotFoundBySentinel => {
+                "no Sentinel knows a primary of this name: check the name, and the Sentinels"
+            }
             _ => return None,
         },
     })
@@ -80,8 +82,21 @@ fn kind(error: &RedisError) -> Kind {
 fn is_refused(error: &RedisError) -> bool {
     let code = error.code().unwrap_or_default();
     let refused = [
-        "OOM", "READONLY", "NOSCRIPT", "LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN",
-        "NOAUTH", "WRONGPASS", "MISCONF", "NOREPLICAS", "CROSSSLOT",
+        "OOM",
+        "READONLY",
+        "NOSCRIPT",
+        "LOADING",
+        "BUSY",
+        "MASTERDOWN",
+        "CLUSTERDOWN",
+        "MOVED",
+        "ASK",
+        "TRYAGAIN",
+        "NOAUTH",
+        "WRONGPASS",
+        "MISCONF",
+        "NOREPLICAS",
+        "CROSSSLOT",
     ];
     refused.contains(&code)
 }

@@ -70,6 +70,12 @@ pub(super) fn marker(partition: u16) -> String {
     format!("{NAMESPACE}{{p{partition:03}}}:m")
 }
 
+/// Where a test puts what moves the clock.
+#[cfg(any(test, feature = "conformance"))]
+pub(super) fn moved(partition: u16) -> String {
+    format!("{NAMESPACE}{{p{partition:03}}}:moved")
+}
+
 /// The key of the ids that are in flight or unknown.
 pub(super) fn open(partition: u16) -> String {
     format!("{NAMESPACE}{{p{partition:03}}}:open")
@@ -121,13 +127,14 @@ mod tests {
     #[test]
     fn a_slot_is_the_one_that_the_specification_gives() {
         // The specification's own check value, and three that `CLUSTER KEYSLOT` gave.
-        let crc = |text: &str| {
-            text.bytes().fold(0_u16, |crc, byte| {
-                (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| {
-                    if crc & 0x8000 == 0 { crc << 1 } else { crc << 1 ^ 0x1021 }
+        let crc =
+            |text: &str| {
+                text.bytes().fold(0_u16, |crc, byte| {
+                    (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| {
+                        if crc & 0x8000 == 0 { crc << 1 } else { crc << 1 ^ 0x1021 }
+                    })
                 })
-            })
-        };
+            };
         assert_eq!(crc("123456789"), 0x31c3);
         let slots: std::collections::HashSet<u16> = partitions().map(slot).collect();
         assert_eq!(slots.len(), 256, "no two partitions share a slot");

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use onceward_core::key::RecordId;
 use redis::{
     AsyncConnectionConfig, Cmd, Pipeline, PushInfo, RedisError, Value,
     aio::{ConnectionLike as _, MultiplexedConnection},
@@ -21,11 +22,14 @@ use tokio::{
 
 use super::{
     address::{Address, CONNECT_TIMEOUT, Opening},
-    error::{Failure, ends_connection, read_failed, step_failed},
+    error::{Failure, ends_connection, is_missing_script, read_failed, step_failed},
     info::Info,
+    key::Keys,
 };
 use crate::{Kind, StoreError};
 
+/// The major version that has RESP3.
+const OLDEST: u32 = 6;
 /// After a connection that did not come about, whoever asks next is refused at once for so long.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -61,22 +65,38 @@ pub(super) struct Live {
 
 /// A call that failed.
 #[derive(Debug)]
-pub(super) struct CallError {
-    pub(super) error: RedisError,
-    /// Whether it may have reached the server.
-    sent: bool,
-    is_cluster: bool,
+pub(super) enum CallError {
+    /// There is no connection.
+    NotSent(StoreError),
+    /// It may have reached the server.
+    Sent {
+        /// What the server or the network said.
+        error: RedisError,
+        /// Where it may have been sent more than once.
+        is_cluster: bool,
+    },
 }
 
 impl CallError {
     /// Of a step that writes.
     pub(super) fn step(self) -> StoreError {
-        if self.sent { step_failed(self.error, self.is_cluster) } else { read_failed(self.error) }
+        match self {
+            Self::NotSent(error) => error,
+            Self::Sent { error, is_cluster } => step_failed(error, is_cluster),
+        }
     }
 
     /// Of a step that only reads.
     pub(super) fn read(self) -> StoreError {
-        read_failed(self.error)
+        match self {
+            Self::NotSent(error) => error,
+            Self::Sent { error, .. } => read_failed(error),
+        }
+    }
+
+    /// Whether the script has to be sent whole.
+    pub(super) fn is_missing_script(&self) -> bool {
+        matches!(self, Self::Sent { error, .. } if is_missing_script(error))
     }
 }
 
@@ -104,21 +124,76 @@ impl Link {
 
     /// Sends one command.
     pub(super) async fn call(&self, command: &Cmd) -> Result<Value, CallError> {
-        self.with(async |shape| match shape {
+        let mut live = self.live().await.map_err(CallError::NotSent)?;
+        let answer = match &mut live.shape {
             Shape::One(connection) => connection.req_packed_command(command).await,
             Shape::Many(connection) => connection.req_packed_command(command).await,
-        })
-        .await
+        };
+        answer.and_then(Value::extract_error).map_err(|error| self.failed(&live, error))
     }
 
     /// Sends several at once. In a Cluster all are about one slot.
     pub(super) async fn pipeline(&self, commands: &Pipeline) -> Result<Vec<Value>, CallError> {
-        let (offset, count) = (0, commands.len());
-        self.with(async |shape| match shape {
+        let mut live = self.live().await.map_err(CallError::NotSent)?;
+        // A transaction's answer is one, after those that say that its commands are queued.
+        let (offset, count) = if commands.is_transaction() { (commands.len() + 1, 1) } else { (0, commands.len()) };
+        let answer = match &mut live.shape {
             Shape::One(connection) => connection.req_packed_commands(commands, offset, count).await,
             Shape::Many(connection) => connection.req_packed_commands(commands, offset, count).await,
-        })
-        .await
+        };
+        let answers = answer.and_then(|answers| answers.into_iter().map(Value::extract_error).collect());
+        answers.map_err(|error| self.failed(&live, error))
+    }
+
+    /// Subscribes to the channels of these records; returns those for which that is confirmed.
+    pub(super) async fn subscribe(&self, ids: &[RecordId]) -> Vec<RecordId> {
+        let channels: Vec<Keys> = ids.iter().map(Keys::of).collect();
+        let Ok(mut live) = self.live().await else { return Vec::new() };
+        let mut done = 0;
+        let failed = match &mut live.shape {
+            Shape::One(connection) => {
+                let channels: Vec<&[u8]> = channels.iter().map(Keys::channel).collect();
+                let subscribed = connection.subscribe(channels).await;
+                done = if subscribed.is_ok() { ids.len() } else { 0 };
+                subscribed.err()
+            }
+            Shape::Many(connection) => {
+                let mut failed = None;
+                // Each may be on another shard.
+                for channel in &channels {
+                    failed = connection.ssubscribe(channel.channel()).await.err();
+                    if failed.is_some() {
+                        break;
+                    }
+                    done += 1;
+                }
+                failed
+            }
+        };
+        if let Some(error) = failed {
+            self.failed(&live, error);
+        }
+        ids.get(..done).unwrap_or_default().to_vec()
+    }
+
+    /// Takes back what was subscribed to. That it fails costs no more than messages that nobody waits for.
+    pub(super) async fn unsubscribe(&self, ids: &[RecordId]) {
+        let channels: Vec<Keys> = ids.iter().map(Keys::of).collect();
+        if channels.is_empty() {
+            return;
+        }
+        let Ok(mut live) = self.live().await else { return };
+        match &mut live.shape {
+            Shape::One(connection) => {
+                let channels: Vec<&[u8]> = channels.iter().map(Keys::channel).collect();
+                let _done = connection.unsubscribe(channels).await;
+            }
+            Shape::Many(connection) => {
+                for channel in &channels {
+                    let _done = connection.sunsubscribe(channel.channel()).await;
+                }
+            }
+        }
     }
 
     /// Asks a Cluster's nodes, or does what `one` does.
@@ -129,19 +204,118 @@ impl Link {
         }
     }
 
-    /// The connection itself, where there is one server.
-    pub(super) async fn one(&self) -> Result<Option<(MultiplexedConnection, u64)>, StoreError> {
-        let Live { shape, generation } = self.live().await?;
-        match shape {
-            Shape::One(connection) => Ok(Some((connection, generation))),
-            Shape::Many(_) => Ok(None),
+    fn failed(&self, live: &Live, error: RedisError) -> CallError {
+        let is_cluster = matches!(live.shape, Shape::Many(_));
+        // A Cluster's mends itself.
+        if !is_cluster && ends_connection(&error) {
+            self.give_up(live.generation);
+        }
+        CallError::Sent { error, is_cluster }
+    }
+
+    /// Drops a connection that is of no more use, unless it has been made again meanwhile.
+    pub(super) fn give_up(&self, generation: u64) {
+        let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
+        if live.as_ref().is_some_and(|live| live.generation == generation) {
+            *live = None;
         }
     }
 
-    async fn with(
-        &self,
-        call: impl AsyncFnOnce(&mut Shape) -> Result<Value2, RedisError>,
-    ) -> Result<Value2, CallError> {
-        todo!()
+    fn living(&self) -> Option<Live> {
+        self.live.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
+
+    async fn live(&self) -> Result<Live, StoreError> {
+        if let Some(live) = self.living() {
+            return Ok(live);
+        }
+        let limit = self.deadline.min(CONNECT_TIMEOUT);
+        let connecting = async {
+            let mut opener = self.opening.lock().await;
+            // Made by another meanwhile.
+            if let Some(live) = self.living() {
+                return Ok(live);
+            }
+            if opener.failed_at.is_some_and(|at| at.elapsed() < AGAIN) {
+                return Err(StoreError::not_applied(Kind::Unavailable).because(Failure::said("it cannot be reached")));
+            }
+            let made = self.open(&mut opener).await;
+            opener.failed_at = made.is_err().then(Instant::now);
+            let live = Live { shape: made?, generation: self.made.fetch_add(1, Ordering::Relaxed) };
+            *self.live.write().unwrap_or_else(PoisonError::into_inner) = Some(live.clone());
+            Ok(live)
+        };
+        timeout(limit, connecting)
+            .await
+            .unwrap_or_else(|elapsed| Err(StoreError::not_applied(Kind::Unavailable).because(elapsed)))
+    }
+
+    async fn open(&self, opener: &mut Opener) -> Result<Shape, StoreError> {
+        let opening = match &mut opener.opening {
+            Some(opening) => opening,
+            none => none.insert(match &self.heard {
+                Some(heard) if self.address.is_cluster() => {
+                    let heard = Arc::clone(heard);
+                    let heard = move |push| {
+                        heard(push);
+                        Ok::<(), ()>(())
+                    };
+                    Opening::Cluster(Box::new(self.address.cluster(self.deadline, Some(heard)).map_err(read_failed)?))
+                }
+                _ => self.address.open(self.deadline).map_err(read_failed)?,
+            }),
+        };
+        let mut connection = match opening {
+            Opening::Cluster(client) => {
+                return client.get_async_connection().await.map(Shape::Many).map_err(read_failed);
+            }
+            Opening::One(client) => client.get_multiplexed_async_connection_with_config(&self.config()).await,
+            Opening::Sentinel(sentinels) => sentinels.get_async_connection_with_config(&self.config()).await,
+        }
+        .map_err(read_failed)?;
+        let info = connection.req_packed_command(&redis::cmd("INFO")).await.and_then(Value::extract_error);
+        // Whoever may not ask is not told; that it cannot be watched is said elsewhere.
+        if let Ok(info) = info {
+            fit(&Info::of(info))?;
+        }
+        Ok(Shape::One(connection))
+    }
+
+    fn config(&self) -> AsyncConnectionConfig {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT.min(self.deadline)))
+            .set_response_timeout(Some(self.deadline));
+        match &self.heard {
+            None => config,
+            Some(heard) => {
+                let heard = Arc::clone(heard);
+                config.set_push_sender(move |push| {
+                    heard(push);
+                    Ok::<(), ()>(())
+                })
+            }
+        }
+    }
+}
+
+/// Whether records can be kept on a server that says this of itself.
+fn fit(info: &Info) -> Result<(), StoreError> {
+    let unfit = |kind, said: String| Err(StoreError::not_applied(kind).because(Failure::said(said)));
+    let (major, minor) = info.version();
+    if major != 0 && major < OLDEST {
+        return unfit(Kind::Unavailable, format!("the server is Redis {major}.{minor}: {OLDEST}.0 or later is needed"));
+    }
+    if info.field("redis_mode") == "sentinel" {
+        let said = "the server is a Sentinel: write redis+sentinel://HOST:PORT/NAME";
+        return unfit(Kind::Unavailable, said.to_owned());
+    }
+    if info.number("cluster_enabled") == 1 {
+        return unfit(Kind::Unavailable, "the server is one of a Cluster: write redis+cluster://HOST:PORT".to_owned());
+    }
+    if !info.field("role").is_empty() && !info.is_primary() {
+        let said =
+            "the server is a replica, which decides nothing: point the store at the primary, or at its Sentinels";
+        return unfit(Kind::NotPrimary, said.to_owned());
+    }
+    Ok(())
 }

@@ -50,12 +50,9 @@ impl Packed {
     }
 
     /// All of it with this block.
-    pub(super) fn with(&self, stored: &Stored) -> Vec<u8> {
-        let mut bytes = self.bytes.clone();
-        if let Some(block) = bytes.get_mut(codec::STORED) {
-            block.copy_from_slice(&codec::stored_bytes(stored));
-        }
-        bytes
+    #[cfg(test)]
+    fn with(&self, stored: &Stored) -> Vec<u8> {
+        [self.head(), &codec::stored_bytes(stored), self.tail()].concat()
     }
 
     /// Bytes that it takes, the body's among them.
@@ -71,7 +68,8 @@ thread_local! {
 
 /// Packs what is to be kept.
 pub(super) fn pack(facts: &Facts) -> Packed {
-    let ends = facts.outcome.as_ref().is_some_and(|outcome| outcome.body_until != Micros::ZERO && !outcome.body.is_empty());
+    let ends =
+        facts.outcome.as_ref().is_some_and(|outcome| outcome.body_until != Micros::ZERO && !outcome.body.is_empty());
     let mut bytes = Vec::new();
     if !ends {
         codec::encode_parts(&Stored::default(), facts, &mut bytes);
@@ -242,7 +240,11 @@ mod tests {
                 }
             }
         }
-        let plain = { let mut bytes = Vec::new(); codec::encode_parts(&stored(), &facts(&json(), Micros::ZERO), &mut bytes); bytes };
+        let plain = {
+            let mut bytes = Vec::new();
+            codec::encode_parts(&stored(), &facts(&json(), Micros::ZERO), &mut bytes);
+            bytes
+        };
         assert!(pack(&facts(&json(), Micros::ZERO)).len() * 3 < plain.len(), "what repeats is compressed");
     }
 

@@ -9,4 +9,4 @@ local ahi, alo = struct.unpack('>I4I4', lease)
 local bhi, blo = struct.unpack('>I4I4', there, 29)
 if less(ahi, alo, bhi, blo) then lease = string.sub(there, 29, 36) end
 redis.call('SETRANGE', KEYS[2], 20, revision .. lease .. string.sub(there, 37, 44) .. now)
-return {0, now, ARGV[3], revision}
+return {0, now, ARGV[3] .. revision}

@@ -10,4 +10,4 @@ local fence = next_fence(lhi, llo)
 local block = fence .. '\0\0\0\0\0\0\0\1' .. later(ARGV[5]) .. '\0\0\0\0\0\0\0\0' .. now
 redis.call('SET', KEYS[2], ARGV[3] .. block .. ARGV[4])
 redis.call('SADD', KEYS[3], ARGV[6])
-return {0, now, fence, '\0\0\0\0\0\0\0\1'}
+return {0, now, fence .. '\0\0\0\0\0\0\0\1'}

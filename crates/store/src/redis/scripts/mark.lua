@@ -1,7 +1,8 @@
 -- Gives a partition its marker, or raises the time that is written down in it. Stands alone.
 -- KEYS 1 the marker
--- ARGV 1 an epoch for a marker that is missing, 2 the tag of an epoch that this server gives, or '' where any will do
--- Returns the marker, the server's time, and 1 where the epoch is new.
+-- ARGV 1 an epoch for one that is made, 2 what an epoch may begin with, eight bytes each, or '' where anything will do
+-- 3 the least time that is written down in one that is made
+-- Returns the marker, the server's time, and 0, 1 where there was none, 2 where it was of another history.
 local time = redis.call('TIME')
 local micros = time[1] * 1000000 + time[2]
 local nhi = math.floor(micros / 4294967296)
@@ -10,20 +11,25 @@ local nlo = micros - nhi * 4294967296
 local now = struct.pack('>I4I4', nhi, nlo)
 local marker = redis.call('GET', KEYS[1])
 if not marker or #marker ~= 24 then
-  marker = ARGV[1] .. now
+  local fhi, flo = struct.unpack('>I4I4', ARGV[3])
+  marker = ARGV[1] .. ((nhi < fhi or (nhi == fhi and nlo < flo)) and ARGV[3] or now)
   redis.call('SET', KEYS[1], marker)
   return {marker, now, 1}
 end
-local is_new = 0
-local epoch, hwm = string.sub(marker, 1, 16), string.sub(marker, 17, 24)
-if ARGV[2] ~= '' and string.sub(marker, 1, 8) ~= ARGV[2] then
-  epoch, is_new = ARGV[1], 1
+local found = 0
+local epoch, written = string.sub(marker, 1, 16), string.sub(marker, 17, 24)
+if ARGV[2] ~= '' then
+  found = 2
+  for at = 1, #ARGV[2], 8 do
+    if string.sub(marker, 1, 8) == string.sub(ARGV[2], at, at + 7) then found = 0 end
+  end
+  if found == 2 then epoch = ARGV[1] end
 end
-local mhi, mlo = struct.unpack('>I4I4', hwm)
-local is_later = mhi < nhi or (mhi == nhi and mlo < nlo)
-if is_later then hwm = now end
-if is_new == 1 or is_later then
-  marker = epoch .. hwm
+local whi, wlo = struct.unpack('>I4I4', written)
+local is_later = whi < nhi or (whi == nhi and wlo < nlo)
+if is_later then written = now end
+if found == 2 or is_later then
+  marker = epoch .. written
   redis.call('SET', KEYS[1], marker)
 end
-return {marker, now, is_new}
+return {marker, now, found}

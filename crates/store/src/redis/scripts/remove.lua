@@ -9,4 +9,4 @@ redis.call('DEL', KEYS[2])
 if is_apart(there) then redis.call('DEL', KEYS[4]) end
 if string.byte(there, 4) == 1 then redis.call('SREM', KEYS[3], ARGV[4]) end
 if ARGV[5] ~= '' then redis.call(ARGV[5], ARGV[6], '') end
-return {0, now, string.sub(there, 13, 28)}
+return {0, now, string.sub(there, 13, 28), there}

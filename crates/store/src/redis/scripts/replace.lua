@@ -37,4 +37,4 @@ elseif is_apart(there) then
   redis.call('DEL', KEYS[4])
 end
 if ARGV[11] ~= '' then redis.call(ARGV[11], ARGV[12], '') end
-return {0, now, fence, revision}
+return {0, now, fence .. revision, tostring(#there)}

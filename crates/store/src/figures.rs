@@ -1,4 +1,4 @@
-//! What each tenant takes up: counted in the database now and then, and followed between by what this process wrote.
+//! What each tenant takes up in a store of several processes: counted there now and then, and followed between by what this process wrote.
 
 use std::{
     collections::HashMap,
@@ -12,13 +12,13 @@ use crate::Usage;
 
 /// Records and bytes, up or down.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Change {
-    pub(super) records: i64,
-    pub(super) bytes: i64,
+pub(crate) struct Change {
+    pub(crate) records: i64,
+    pub(crate) bytes: i64,
 }
 
 impl Change {
-    fn add(&mut self, other: Self) {
+    pub(crate) fn add(&mut self, other: Self) {
         self.records = self.records.saturating_add(other.records);
         self.bytes = self.bytes.saturating_add(other.bytes);
     }
@@ -29,11 +29,11 @@ impl Change {
     }
 }
 
-type Tenants = HashMap<String, Change>;
+pub(crate) type Tenants = HashMap<String, Change>;
 
 /// Everybody's share.
 #[derive(Debug, Default)]
-pub(super) struct Figures {
+pub(crate) struct Figures {
     inner: Mutex<Inner>,
     /// Whether anybody has asked.
     asked: AtomicBool,
@@ -63,7 +63,7 @@ impl Figures {
     }
 
     /// A write of this process.
-    pub(super) fn wrote(&self, tenant: &str, change: Change) {
+    pub(crate) fn wrote(&self, tenant: &str, change: Change) {
         if change == Change::default() {
             return;
         }
@@ -77,7 +77,7 @@ impl Figures {
     }
 
     /// A count begins: what comes from now on is not surely in it.
-    pub(super) fn begin(&self) {
+    pub(crate) fn begin(&self) {
         let mut inner = self.lock();
         let since = std::mem::take(&mut inner.since);
         for (tenant, change) in since {
@@ -86,14 +86,14 @@ impl Figures {
     }
 
     /// It has ended. What was answered while it ran counts twice at most until the next.
-    pub(super) fn counted(&self, counted: Tenants) {
+    pub(crate) fn counted(&self, counted: Tenants) {
         let mut inner = self.lock();
         inner.counted = counted;
         inner.is_counted = true;
         inner.before.clear();
     }
 
-    pub(super) fn of(&self, tenant: &str) -> Usage {
+    pub(crate) fn of(&self, tenant: &str) -> Usage {
         self.asked.store(true, Ordering::Relaxed);
         let inner = self.lock();
         let mut sum = Change::default();
@@ -102,12 +102,12 @@ impl Figures {
     }
 
     /// Whether somebody has asked what a tenant takes up.
-    pub(super) fn are_asked(&self) -> bool {
+    pub(crate) fn are_asked(&self) -> bool {
         self.asked.load(Ordering::Relaxed)
     }
 
     /// What all take up; `None` where that was never counted.
-    pub(super) fn total(&self) -> Option<Usage> {
+    pub(crate) fn total(&self) -> Option<Usage> {
         let inner = self.lock();
         if !inner.is_counted {
             return None;

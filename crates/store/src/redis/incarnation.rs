@@ -1,0 +1,183 @@
+//! Whether Redis is still the one whose contents were known.
+//!
+//! Each partition has a marker with an epoch, which every step compares: after a flush, or a start without data, there
+//! is none. The epoch begins with eight bytes of the server's replication id, which is another after each restart and
+//! each failover: then a snapshot or a replica may be behind, and whoever notices gives all markers a new epoch, so that
+//! every other process notices at its next step. Which records were lost nobody can tell; how many partitions and since
+//! when at the earliest can be told, and is.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::{Mutex, MutexGuard, PoisonError, RwLock},
+};
+
+use onceward_core::{key::PARTITIONS, record::Micros};
+use tokio::time::Instant;
+
+use super::step::Epoch;
+use crate::Loss;
+
+/// The most losses that are remembered one by one.
+const LOSSES_MAX: usize = 16;
+/// How much of a replication id an epoch begins with.
+const TAG_BYTES: usize = 8;
+
+/// Eight bytes of a replication id.
+pub(super) type Tag = [u8; TAG_BYTES];
+
+/// What is known of every partition's marker, and what was lost.
+#[derive(Debug)]
+pub(super) struct Incarnations {
+    epochs: RwLock<Vec<Epoch>>,
+    state: Mutex<State>,
+    /// Held by whoever looks at all markers, one at a time.
+    pub(super) looking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Of the servers, when they were last asked.
+    tags: BTreeSet<Tag>,
+    /// The store's time at which all was last known to be well.
+    well_at: Micros,
+    losses: VecDeque<Loss>,
+    count: u64,
+    last: Option<Instant>,
+}
+
+impl Default for Incarnations {
+    fn default() -> Self {
+        let epochs = vec![Epoch::default(); usize::from(PARTITIONS)];
+        Self { epochs: RwLock::new(epochs), state: Mutex::default(), looking: tokio::sync::Mutex::default() }
+    }
+}
+
+impl Incarnations {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn epoch(&self, partition: u16) -> Epoch {
+        let epochs = self.epochs.read().unwrap_or_else(PoisonError::into_inner);
+        epochs.get(usize::from(partition)).copied().unwrap_or_default()
+    }
+
+    /// Takes a marker's epoch for known; tells whether another was known before.
+    pub(super) fn learn(&self, partition: u16, epoch: Epoch) -> bool {
+        let mut epochs = self.epochs.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(known) = epochs.get_mut(usize::from(partition)) else { return false };
+        let before = std::mem::replace(known, epoch);
+        before != epoch && before != Epoch::default()
+    }
+
+    /// What epochs may begin with, one after the other.
+    pub(super) fn tags(&self) -> Vec<u8> {
+        self.lock().tags.iter().flatten().copied().collect()
+    }
+
+    /// The servers' histories; tells whether there is one among them that was not known.
+    pub(super) fn see(&self, tags: BTreeSet<Tag>) -> bool {
+        let mut state = self.lock();
+        let is_new = !state.tags.is_empty() && !tags.is_subset(&state.tags);
+        state.tags = tags;
+        is_new
+    }
+
+    /// All was well at this time.
+    pub(super) fn is_well(&self, at: Micros) {
+        let mut state = self.lock();
+        state.well_at = state.well_at.max(at);
+    }
+
+    /// Notes a loss, and says so once.
+    pub(super) fn lost(&self, partitions: &[u16], at: Micros, why: &'static str) {
+        let mut state = self.lock();
+        let loss = Loss { partitions: partitions.len(), from: state.well_at, to: at, why };
+        let list = ranges(partitions);
+        tracing::error!(
+            partitions = list,
+            from_us = loss.from.0,
+            to_us = loss.to.0,
+            why,
+            "Redis lost records: keys claimed or completed between these times may run again"
+        );
+        state.well_at = state.well_at.max(at);
+        state.count += 1;
+        state.last = Some(Instant::now());
+        state.losses.push_back(loss);
+        if state.losses.len() > LOSSES_MAX {
+            state.losses.pop_front();
+        }
+    }
+
+    /// How often something was lost, and how long ago it was noticed last.
+    pub(super) fn shown(&self) -> (u64, Vec<Loss>, Option<std::time::Duration>) {
+        let state = self.lock();
+        (state.count, state.losses.iter().cloned().collect(), state.last.map(|at| at.elapsed()))
+    }
+}
+
+/// The first bytes of a replication id, which is forty hexadecimal digits.
+pub(super) fn tag_of(history: &str) -> Option<Tag> {
+    let mut tag = Tag::default();
+    for (byte, at) in tag.iter_mut().zip((0..).step_by(2)) {
+        *byte = u8::from_str_radix(history.get(at..at + 2)?, 16).ok()?;
+    }
+    Some(tag)
+}
+
+/// An epoch that nobody had before.
+pub(super) fn new_epoch(tag: Option<Tag>) -> Epoch {
+    let mut epoch = Epoch::default();
+    // Without randomness two that are made in one history would be alike: a flush would be taken for none.
+    if getrandom::fill(&mut epoch).is_err() {
+        tracing::error!("this machine gives no randomness: a flush of Redis may go unnoticed");
+    }
+    if let (Some(tag), Some(first)) = (tag, epoch.first_chunk_mut::<TAG_BYTES>()) {
+        *first = tag;
+    }
+    epoch
+}
+
+/// `0-3,7`, for log lines.
+fn ranges(partitions: &[u16]) -> String {
+    let mut spans: Vec<(u16, u16)> = Vec::new();
+    for partition in partitions {
+        match spans.last_mut() {
+            Some((_, last)) if *last + 1 == *partition => *last = *partition,
+            _ => spans.push((*partition, *partition)),
+        }
+    }
+    let text = |(first, last): &(u16, u16)| if first == last { first.to_string() } else { format!("{first}-{last}") };
+    spans.iter().map(text).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_that_was_not_known_is_noticed_and_one_that_goes_is_not() {
+        let (a, b) = (tag_of(&"ab".repeat(20)).unwrap(), tag_of(&"cd".repeat(20)).unwrap());
+        let seen = Incarnations::default();
+        assert!(!seen.see([a, b].into()), "the first look");
+        assert!(!seen.see([a].into()), "a server that has gone lost nothing that the others have");
+        assert!(seen.see([a, b].into()), "one that comes back may be behind");
+        assert_eq!(seen.tags(), [a, b].concat());
+        assert!(tag_of("").is_none() && tag_of(&"xy".repeat(20)).is_none());
+        assert!(new_epoch(Some(a)).starts_with(&a) && new_epoch(Some(a)) != new_epoch(Some(a)));
+    }
+
+    #[test]
+    fn an_epoch_is_learned_once_and_a_loss_is_told_with_its_partitions() {
+        let seen = Incarnations::default();
+        assert!(!seen.learn(3, [1; 16]) && seen.epoch(3) == [1; 16]);
+        assert!(!seen.learn(3, [1; 16]) && seen.learn(3, [2; 16]));
+        seen.is_well(Micros(5));
+        seen.lost(&[3], Micros(9), "it was emptied");
+        let (count, losses, since) = seen.shown();
+        assert!(count == 1 && since.is_some());
+        assert_eq!(losses, [Loss { partitions: 1, from: Micros(5), to: Micros(9), why: "it was emptied" }]);
+        assert_eq!(ranges(&[0, 1, 2, 7, 9, 10]), "0-2,7,9-10");
+    }
+}

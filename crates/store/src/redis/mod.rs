@@ -1,0 +1,359 @@
+//! The store of several processes in Redis: records are strings, each step is one script or one transaction.
+//!
+//! A step looks and writes as one, by the server's own clock, and is answered in one round trip (`script`), or in two on
+//! a connection of its own where scripts are forbidden (`watch`). Records in flight or unknown have no end in Redis, so
+//! that nothing evicts them before their outcome is known; settled ones are removed by the server itself.
+//!
+//! *Durable* is what Redis makes of a write: what it loses is lost. A flush, a start without data, a restart and a
+//! failover are noticed at the next step or within a second, told with the partitions and the time in question
+//! ([`Cache`]), and the steps that met them are refused with [`Kind::Incarnation`]: nothing was written. A record that is
+//! deleted by hand, or evicted, is not noticed.
+//!
+//! *S2 and S18 across processes*: time goes back for no process. Over a restart and between processes it does by at
+//! most a second and a half, and only where the server's clock was set back by that; fences rise all the same, as far as
+//! Redis kept what was written down. [`usage`](crate::Store::usage) has each write of this process at once, and those of
+//! others, and what has ended, when the records are counted next: each minute, or so seldom that counting takes no more
+//! than a twentieth of one connection. *S15 across processes*: replacements and removals wake, renewals do not.
+//! *Scans* come in the servers' order, and may give a record twice.
+//!
+//! # Layout
+//!
+//! [`address`] where the servers are, `link` a connection to them, `info` what they say of themselves; `key` names,
+//! `value` a record's bytes; `step` what a step is, `script` and `watch` the two ways to take it; `incarnation` markers
+//! and losses, `upkeep` what goes on beside, `waiting` waiters, `scan` lists, `shared` what processes remember together.
+
+pub mod address;
+#[cfg(any(test, feature = "conformance"))]
+mod behind;
+mod error;
+mod incarnation;
+mod info;
+mod key;
+mod link;
+mod scan;
+mod script;
+mod shared;
+mod step;
+mod upkeep;
+mod value;
+mod waiting;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use onceward_core::{
+    cas::{Expect, Replacement},
+    key::RecordId,
+    record::{Facts, Fence, Micros},
+};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::JoinSet,
+    time::timeout,
+};
+
+pub use self::error::Failure;
+use self::{
+    address::Address,
+    incarnation::Incarnations,
+    key::Keys,
+    link::Link,
+    script::Scripts,
+    step::{Step, Stepped, What},
+    upkeep::Health,
+};
+use crate::{
+    Answer, Cache, Filter, Insert, Kind, Page, RULES_BYTES_MAX, Read, Stats, Store, StoreError, Swept, Usage, Watch,
+    Write, figures::Figures, watch::Watchers,
+};
+
+/// The most records of one page of a scan.
+const PAGE_MAX: usize = 1_000;
+/// The most keys whose waiting is not said yet; more look again by themselves.
+const WAITED_MAX: usize = 4_096;
+
+/// How the store is opened.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where the servers are.
+    pub address: Address,
+    /// How long one call may take before its connection is given up.
+    pub deadline: Duration,
+    /// Whether what tenants take up is counted from the start on, which reads every record now and then. Otherwise it is
+    /// once somebody has asked, and until then only what this process wrote is known.
+    pub usage: bool,
+    /// Whether a case of the conformance list moves the servers' clock.
+    #[cfg(any(test, feature = "conformance"))]
+    pub clock_moves: bool,
+}
+
+impl Options {
+    /// The defaults: two seconds a call, tenants counted.
+    #[must_use]
+    pub fn new(address: Address) -> Self {
+        Self {
+            address,
+            deadline: Duration::from_secs(2),
+            usage: true,
+            #[cfg(any(test, feature = "conformance"))]
+            clock_moves: false,
+        }
+    }
+
+    #[cfg(any(test, feature = "conformance"))]
+    fn clock_moves(&self) -> bool {
+        self.clock_moves
+    }
+
+    #[cfg(not(any(test, feature = "conformance")))]
+    fn clock_moves(&self) -> bool {
+        false
+    }
+}
+
+/// Why the store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("Redis cannot be used as a store: {}", with_source(.0))]
+pub struct OpenError(#[source] StoreError);
+
+fn with_source(error: &StoreError) -> String {
+    match &error.source {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+/// A store in Redis. What it does in the background ends with it.
+#[derive(Debug)]
+pub struct Redis {
+    shared: Arc<Shared>,
+    waited: mpsc::Sender<RecordId>,
+    _tasks: JoinSet<()>,
+}
+
+/// What calls and background share.
+#[derive(Debug)]
+struct Shared {
+    options: Options,
+    /// The latest time that any answer had.
+    seen_until: AtomicU64,
+    steps: Scripts,
+    /// For steps.
+    link: Link,
+    /// For all else, so that a long list holds up no claim.
+    side: Link,
+    incarnations: Incarnations,
+    watchers: Watchers,
+    figures: Figures,
+    health: Health,
+    remembered: shared::Remembered,
+}
+
+impl Shared {
+    /// S2: the store's time never goes back.
+    fn time(&self, at: Micros) -> Micros {
+        Micros(self.seen_until.fetch_max(at.0, Ordering::SeqCst).max(at.0))
+    }
+
+    fn floor(&self) -> Micros {
+        Micros(self.seen_until.load(Ordering::SeqCst))
+    }
+
+    /// Takes a step, and notes what it says.
+    async fn step(&self, id: RecordId, what: What<'_>) -> Result<Stepped, StoreError> {
+        let keys = Keys::of(&id);
+        let epoch = self.incarnations.epoch(keys.partition);
+        let step = Step { id, keys, epoch, floor: self.floor(), what };
+        let mut stepped = self.steps.step(&self.link, &step).await?;
+        if let Some(now) = stepped.now_mut() {
+            *now = self.time(*now);
+        }
+        match &stepped {
+            Stepped::Done { change, removed, .. } => {
+                self.health.touch(step.keys.partition);
+                let tenant = match &step.what {
+                    What::Insert { facts, .. } => Some(&facts.tenant),
+                    What::Replace(write) => Some(&write.facts.tenant),
+                    What::Remove(_) => removed.as_ref(),
+                    What::Extend { .. } | What::Get => None,
+                };
+                if let Some(tenant) = tenant {
+                    self.figures.wrote(tenant, *change);
+                }
+                self.watchers.wake(&id);
+            }
+            // Whoever meets a loss says so, and is refused: what it would write may have been written before.
+            Stepped::Unmarked => upkeep::unmarked(self, step.keys.partition, epoch).await?,
+            _ => {}
+        }
+        Ok(stepped)
+    }
+}
+
+impl Redis {
+    /// Opens the store, and gives every partition its marker.
+    ///
+    /// # Errors
+    /// [`OpenError`]: no server can be reached, it refuses the user, is too old, or is a replica.
+    pub async fn open(options: Options) -> Result<Self, OpenError> {
+        // Told in the step itself; in a Cluster to the nodes of the key's shard alone.
+        let tell = if options.address.is_cluster() { "SPUBLISH" } else { "PUBLISH" };
+        let watchers = Watchers::default();
+        let gone = Arc::new(Notify::new());
+        let listening =
+            Link::new(&options.address, options.deadline, Some(waiting::heard(watchers.clone(), Arc::clone(&gone))));
+        let link = || Link::new(&options.address, options.deadline, None);
+        let shared = Arc::new(Shared {
+            seen_until: AtomicU64::new(0),
+            steps: Scripts::new(tell, options.clock_moves()),
+            link: link(),
+            side: link(),
+            incarnations: Incarnations::default(),
+            watchers,
+            figures: Figures::default(),
+            health: Health::default(),
+            remembered: shared::Remembered::default(),
+            options,
+        });
+        upkeep::start(&shared).await.map_err(OpenError)?;
+        let mut tasks = JoinSet::new();
+        let (waited, from) = mpsc::channel(WAITED_MAX);
+        tasks.spawn(waiting::listen(Arc::clone(&shared), listening, from, gone));
+        tasks.spawn(upkeep::tick(Arc::clone(&shared)));
+        tasks.spawn(upkeep::count(Arc::clone(&shared)));
+        Ok(Self { shared, waited, _tasks: tasks })
+    }
+
+    /// Keeps `value` under `name` for every process of the store, unless there is one; returns what is kept. After a
+    /// loss this process writes it again.
+    ///
+    /// # Errors
+    /// Where Redis does not answer.
+    pub async fn remember(&self, name: &str, value: &str) -> Result<String, StoreError> {
+        shared::remember(&self.shared, name, value).await
+    }
+
+    /// Puts `value` in the place of what is kept under `name`.
+    ///
+    /// # Errors
+    /// Where Redis does not answer.
+    pub async fn replace_remembered(&self, name: &str, value: &str) -> Result<(), StoreError> {
+        shared::replace(&self.shared, name, value).await
+    }
+
+    /// Whether it is this process's turn to do what one does for all, by its `name`: then nobody else's for `span`.
+    ///
+    /// # Errors
+    /// Where Redis does not answer.
+    pub async fn take_turn(&self, name: &str, span: Duration) -> Result<bool, StoreError> {
+        shared::take_turn(&self.shared, name, span).await
+    }
+
+    /// A call that ends: whatever it waits for, no longer than two calls on the server may take.
+    async fn within<T>(
+        &self,
+        late: fn(Kind) -> StoreError,
+        call: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        match timeout(self.shared.options.deadline * 2, call).await {
+            Ok(answer) => answer,
+            Err(elapsed) => Err(late(Kind::Unavailable).because(elapsed)),
+        }
+    }
+
+    async fn write(&self, id: RecordId, what: What<'_>) -> Result<Write, StoreError> {
+        self.within(StoreError::unknown, self.shared.step(id, what)).await?.into_write()
+    }
+}
+
+impl Store for Redis {
+    fn kind(&self) -> &'static str {
+        "redis"
+    }
+
+    fn insert<'a>(&'a self, id: RecordId, facts: &'a Facts, lease: Duration) -> Answer<'a, Insert> {
+        Box::pin(async move {
+            let step = self.shared.step(id, What::Insert { facts, lease });
+            self.within(StoreError::unknown, step).await?.into_insert()
+        })
+    }
+
+    fn replace<'a>(&'a self, id: RecordId, write: &'a Replacement) -> Answer<'a, Write> {
+        Box::pin(self.write(id, What::Replace(write)))
+    }
+
+    fn extend(&self, id: RecordId, holder: Fence, lease: Duration) -> Answer<'_, Write> {
+        Box::pin(self.write(id, What::Extend { holder, lease }))
+    }
+
+    fn remove(&self, id: RecordId, expect: Expect) -> Answer<'_, Write> {
+        Box::pin(self.write(id, What::Remove(expect)))
+    }
+
+    fn get(&self, id: RecordId) -> Answer<'_, Read> {
+        Box::pin(async move {
+            let step = self.shared.step(id, What::Get);
+            self.within(StoreError::not_applied, step).await?.into_read()
+        })
+    }
+
+    fn scan(&self, after: Option<RecordId>, limit: usize, filter: Filter) -> Answer<'_, Page> {
+        Box::pin(async move { scan::page(&self.shared, after, limit.min(PAGE_MAX), &filter).await })
+    }
+
+    fn sweep(&self, _limit: usize) -> Answer<'_, Swept> {
+        // The server itself removes what has ended.
+        Box::pin(std::future::ready(Ok(Swept::default())))
+    }
+
+    fn watch(&self, id: RecordId) -> Watch {
+        let watch = self.shared.watchers.watch(id);
+        // Where too many are to be said, this one looks again by itself.
+        let _ = self.waited.try_send(id);
+        watch
+    }
+
+    fn keep_rules<'a>(&'a self, policy: u32, rules: &'a str) -> Answer<'a, ()> {
+        Box::pin(self.within(StoreError::unknown, async move {
+            if rules.len() > RULES_BYTES_MAX {
+                return Err(StoreError::not_applied(Kind::Full));
+            }
+            shared::keep_rules(&self.shared, policy, rules).await
+        }))
+    }
+
+    fn rules(&self, policy: u32) -> Answer<'_, Option<String>> {
+        Box::pin(self.within(StoreError::not_applied, shared::rules(&self.shared, policy)))
+    }
+
+    fn usage(&self, tenant: &str) -> Usage {
+        self.shared.figures.of(tenant)
+    }
+
+    fn stats(&self) -> Stats {
+        let (figures, concerns) = self.shared.health.shown();
+        let (losses, last, lost_ago) = self.shared.incarnations.shown();
+        let counted = self.shared.figures.total().unwrap_or(Usage { records: figures.keys, bytes: figures.memory });
+        Stats {
+            records: counted.records,
+            records_max: None,
+            open: figures.open,
+            bytes: counted.bytes,
+            accepts_claims: true,
+            concerns,
+            cache: Some(Cache {
+                losses,
+                last,
+                lost_ago,
+                evicted: figures.evicted,
+                memory: figures.memory,
+                memory_max: figures.memory_max,
+            }),
+        }
+    }
+}

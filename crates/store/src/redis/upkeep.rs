@@ -1,0 +1,379 @@
+//! What goes on beside the calls: markers made and kept, the servers watched, and what is not well.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::{StreamExt as _, stream};
+use redis::{
+    Value,
+    cluster_async::ClusterConnection,
+    cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo},
+};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+use super::{
+    Shared,
+    error::read_failed,
+    incarnation::{Tag, new_epoch, tag_of},
+    info::Info,
+    key,
+    link::CallError,
+    script::{Found, Mark, Marked},
+};
+use crate::{Kind, StoreError};
+
+/// How often the servers are looked at, and times are written down.
+const TICK: Duration = Duration::from_secs(1);
+/// What may have been answered after the time that was written down last.
+const UNWRITTEN: Duration = Duration::from_millis(1_500);
+/// How many markers are on their way at a time.
+const MARKS_AT_ONCE: usize = 64;
+/// How often records in flight are counted.
+const COUNT_OPEN: u32 = 5;
+/// The pause between two counts of what tenants take up, and how much longer it is than the count took.
+const COUNT_PAUSE: Duration = Duration::from_secs(60);
+const COUNT_SHARE: u32 = 20;
+/// From this share of the server's memory on it is told.
+const MEMORY_SHORT: f64 = 0.8;
+
+/// How Redis is, as far as is known.
+#[derive(Debug, Default)]
+pub(super) struct Health {
+    pub(super) hears: AtomicBool,
+    /// Partitions that were written to since times were last written down, one bit each.
+    touched: [AtomicU64; 4],
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    concerns: Vec<String>,
+    figures: Figures,
+}
+
+/// What the servers say, all together.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Figures {
+    /// Keys of everybody.
+    pub(super) keys: u64,
+    /// In flight or unknown.
+    pub(super) open: u64,
+    /// Bytes of memory in use, and the limit; 0 where there is none.
+    pub(super) memory: u64,
+    pub(super) memory_max: u64,
+    /// Keys that were evicted since the start of the servers.
+    pub(super) evicted: u64,
+}
+
+impl Health {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn shown(&self) -> (Figures, Vec<String>) {
+        let state = self.lock();
+        let mut concerns = state.concerns.clone();
+        if !self.hears.load(Ordering::Relaxed) {
+            concerns.push("what is published does not come: waiters look again each second".to_owned());
+        }
+        (state.figures, concerns)
+    }
+
+    /// A partition is written to.
+    pub(super) fn touch(&self, partition: u16) {
+        if let Some(word) = self.touched.get(usize::from(partition) / 64) {
+            let bit = 1 << (partition % 64);
+            if word.load(Ordering::Relaxed) & bit == 0 {
+                word.fetch_or(bit, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Those that were, once.
+    fn take_touched(&self) -> Vec<u16> {
+        let words: Vec<u64> = self.touched.iter().map(|word| word.swap(0, Ordering::Relaxed)).collect();
+        let is_in = |partition: &u16| {
+            words.get(usize::from(*partition) / 64).is_some_and(|word| word >> (partition % 64) & 1 == 1)
+        };
+        key::partitions().filter(is_in).collect()
+    }
+}
+
+/// The first look: every partition gets its marker, and time goes on from the latest that is written down.
+pub(super) async fn start(shared: &Shared) -> Result<(), StoreError> {
+    let servers = ask(shared).await?;
+    shared.incarnations.see(servers.tags());
+    look(shared, &servers.infos);
+    let marked = mark(shared, &servers, &key::partitions().collect::<Vec<_>>()).await?;
+    let written = marked.iter().map(|(_, marked)| marked.written).max().unwrap_or_default();
+    let wall = marked.iter().map(|(_, marked)| marked.wall).max().unwrap_or_default();
+    // A clock that is not behind goes on; one that is may have been set back from what was not written down yet.
+    shared.time(if wall < written { written.plus(UNWRITTEN) } else { wall });
+    tell(shared, &marked, true);
+    Ok(())
+}
+
+/// Looks at the servers each second.
+pub(super) async fn tick(shared: Arc<Shared>) {
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // The first is at once, and was at the start.
+    ticks.tick().await;
+    for round in 0_u32.. {
+        ticks.tick().await;
+        if let Err(error) = once(&shared, round.is_multiple_of(COUNT_OPEN)).await {
+            let source = error.source.as_ref().map(|source| format!(": {source}")).unwrap_or_default();
+            shared.health.lock().concerns = vec![format!("Redis does not answer: {error}{source}")];
+        }
+    }
+}
+
+async fn once(shared: &Shared, counts: bool) -> Result<(), StoreError> {
+    let servers = ask(shared).await?;
+    let is_new = shared.incarnations.see(servers.tags());
+    look(shared, &servers.infos);
+    let mut partitions = shared.health.take_touched();
+    if is_new {
+        partitions = key::partitions().collect();
+    } else if partitions.is_empty() {
+        // One shows whether there was a flush while nobody wrote.
+        partitions.push(0);
+    }
+    let marked = mark(shared, &servers, &partitions).await;
+    if marked.is_err() {
+        partitions.iter().for_each(|partition| shared.health.touch(*partition));
+    }
+    if tell(shared, &marked?, false) {
+        super::shared::write_again(shared).await?;
+    }
+    if counts {
+        let open = count_open(shared).await?.into_iter().map(|(_, count)| count).sum();
+        shared.health.lock().figures.open = open;
+    }
+    Ok(())
+}
+
+/// A step met a marker that is gone or another's: all are looked at, once for all who met it.
+pub(super) async fn unmarked(shared: &Shared, partition: u16, met: super::step::Epoch) -> Result<(), StoreError> {
+    let _looking = shared.incarnations.looking.lock().await;
+    if shared.incarnations.epoch(partition) != met {
+        return Ok(());
+    }
+    let servers = ask(shared).await?;
+    shared.incarnations.see(servers.tags());
+    let marked = mark(shared, &servers, &key::partitions().collect::<Vec<_>>()).await?;
+    tell(shared, &marked, false);
+    super::shared::write_again(shared).await
+}
+
+/// Notes what markers say of losses; tells whether there was one.
+fn tell(shared: &Shared, marked: &[(u16, Marked)], is_start: bool) -> bool {
+    let mut lost: BTreeMap<&'static str, Vec<u16>> = BTreeMap::new();
+    let all_missing = marked.iter().all(|(_, marked)| marked.found == Found::Missing);
+    for (partition, marked) in marked {
+        let is_other = shared.incarnations.learn(*partition, marked.epoch);
+        let why = match marked.found {
+            // A store that is made.
+            Found::Missing if is_start && all_missing => continue,
+            Found::Missing => "it was emptied, or started without its data",
+            Found::OfAnother => "it was started again, or failed over",
+            Found::Known if is_other => "another process noticed that it was emptied, started again or failed over",
+            Found::Known => continue,
+        };
+        lost.entry(why).or_default().push(*partition);
+    }
+    let now = marked.iter().map(|(_, marked)| marked.wall).max().unwrap_or_default();
+    for (why, partitions) in &lost {
+        shared.incarnations.lost(partitions, now, why);
+        shared.watchers.wake_all();
+    }
+    shared.incarnations.is_well(now);
+    !lost.is_empty()
+}
+
+async fn mark(shared: &Shared, servers: &Servers, partitions: &[u16]) -> Result<Vec<(u16, Marked)>, StoreError> {
+    let tags = shared.incarnations.tags();
+    let floor = shared.floor();
+    let marks = partitions.iter().copied().map(|partition| {
+        let (epoch, tags) = (new_epoch(servers.tag(partition)), &tags);
+        async move {
+            let mark = Mark { epoch, tags, floor };
+            shared.steps.mark(&shared.side, partition, &mark).await.map(|marked| (partition, marked))
+        }
+    });
+    let marked: Vec<_> = stream::iter(marks).buffered(MARKS_AT_ONCE).collect().await;
+    marked.into_iter().collect()
+}
+
+/// The primaries, as they are now.
+#[derive(Debug, Default)]
+struct Servers {
+    /// What each says of itself; empty where it may not be asked.
+    infos: Vec<Info>,
+    /// Of a Cluster, which slots are on which history: first, last, tag.
+    slots: Vec<(u16, u16, Tag)>,
+}
+
+impl Servers {
+    fn tags(&self) -> BTreeSet<Tag> {
+        self.infos.iter().filter_map(|info| tag_of(info.history()?)).collect()
+    }
+
+    /// Of the server that has this partition.
+    fn tag(&self, partition: u16) -> Option<Tag> {
+        if let [info] = &*self.infos {
+            return tag_of(info.history()?);
+        }
+        let slot = key::slot(partition);
+        let found = self.slots.iter().find(|(first, last, _)| (*first..=*last).contains(&slot));
+        found.map(|(_, _, tag)| *tag)
+    }
+}
+
+async fn ask(shared: &Shared) -> Result<Servers, StoreError> {
+    let command = redis::cmd("INFO");
+    let Some(mut cluster) = shared.side.cluster().await? else {
+        return match shared.side.call(&command).await.map_err(CallError::read) {
+            Ok(info) => Ok(Servers { infos: vec![Info::of(info)], slots: Vec::new() }),
+            Err(error) if is_forbidden(&error) => Ok(Servers::default()),
+            Err(error) => Err(error),
+        };
+    };
+    let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
+    let infos = match cluster.route_command(command, all).await.and_then(Value::extract_error).map_err(read_failed) {
+        Ok(Value::Map(nodes)) => nodes.into_iter().map(|(at, info)| (text(&at), Info::of(info))).collect(),
+        Ok(_) => BTreeMap::new(),
+        Err(error) if is_forbidden(&error) => return Ok(Servers::default()),
+        Err(error) => return Err(error),
+    };
+    let tag =
+        |at: &Slots| infos.get(&format!("{}:{}", at.host, at.port)).and_then(|info: &Info| tag_of(info.history()?));
+    let slots = slots(&mut cluster).await?;
+    let slots = slots.into_iter().filter_map(|slots| Some((slots.first, slots.last, tag(&slots)?))).collect();
+    Ok(Servers { infos: infos.into_values().collect(), slots })
+}
+
+/// A range of a Cluster's slots, and its primary.
+pub(super) struct Slots {
+    first: u16,
+    last: u16,
+    pub(super) host: String,
+    pub(super) port: u16,
+}
+
+pub(super) async fn slots(cluster: &mut ClusterConnection) -> Result<Vec<Slots>, StoreError> {
+    let any = RoutingInfo::SingleNode(SingleNodeRoutingInfo::RandomPrimary);
+    let command = redis::cmd("CLUSTER").arg("SLOTS").take();
+    let answer = cluster.route_command(command, any).await.and_then(Value::extract_error).map_err(read_failed)?;
+    Ok(slots_of(&answer))
+}
+
+fn slots_of(answer: &Value) -> Vec<Slots> {
+    let Value::Array(ranges) = answer else { return Vec::new() };
+    let read = |range: &Value| {
+        let Value::Array(parts) = range else { return None };
+        let [Value::Int(first), Value::Int(last), Value::Array(primary), ..] = &**parts else { return None };
+        let [host, Value::Int(port), ..] = &**primary else { return None };
+        let (first, last) = (u16::try_from(*first).ok()?, u16::try_from(*last).ok()?);
+        Some(Slots { first, last, host: text(host), port: u16::try_from(*port).ok()? })
+    };
+    ranges.iter().filter_map(read).collect()
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        Value::SimpleString(text) => text.clone(),
+        _ => String::new(),
+    }
+}
+
+fn is_forbidden(error: &StoreError) -> bool {
+    error.source.as_ref().is_some_and(|source| source.to_string().contains("NOPERM"))
+}
+
+/// What they say that is not well.
+fn look(shared: &Shared, infos: &[Info]) {
+    let mut concerns = Vec::new();
+    let mut figures = Figures::default();
+    if infos.is_empty() {
+        let said = "the user may not ask INFO: restarts, failovers and evictions go unnoticed; allow +info";
+        concerns.push(said.to_owned());
+    }
+    for info in infos {
+        figures.keys += info.keys(shared.side.address().database());
+        figures.memory += info.number("used_memory");
+        figures.memory_max += info.number("maxmemory");
+        figures.evicted += info.number("evicted_keys");
+        let policy = info.field("maxmemory_policy");
+        if !policy.is_empty() && policy != "noeviction" && info.number("maxmemory") > 0 {
+            concerns.push(format!(
+                "its maxmemory-policy is {policy}: completed records are evicted before their retention is over, and \
+                 such keys run again; set noeviction"
+            ));
+        }
+        let (used, max) = (info.number("used_memory"), info.number("maxmemory"));
+        #[expect(clippy::cast_precision_loss, reason = "a share of memory")]
+        if max > 0 && used as f64 > max as f64 * MEMORY_SHORT {
+            concerns
+                .push(format!("{used} of its {max} bytes of memory are used: raise maxmemory, or shorten retention"));
+        }
+        if info.field("role") == "slave" {
+            concerns.push("it is a replica: point the store at the primary, or at its Sentinels".to_owned());
+        }
+    }
+    let mut state = shared.health.lock();
+    if state.figures.evicted < figures.evicted && state.figures != Figures::default() {
+        let count = figures.evicted - state.figures.evicted;
+        tracing::error!(count, "Redis evicted keys: records that were among them run again");
+    }
+    if figures.evicted > 0 {
+        concerns.push(format!("it has evicted {} keys since its start", figures.evicted));
+    }
+    concerns.dedup();
+    figures.open = state.figures.open;
+    state.concerns = concerns;
+    state.figures = figures;
+}
+
+/// How many are in flight or unknown, by partition.
+pub(super) async fn count_open(shared: &Shared) -> Result<Vec<(u16, u64)>, StoreError> {
+    let counts = key::partitions().map(|partition| async move {
+        let command = redis::cmd("SCARD").arg(key::open(partition)).take();
+        match shared.side.call(&command).await.map_err(CallError::read)? {
+            Value::Int(count) => Ok((partition, u64::try_from(count).unwrap_or_default())),
+            _ => Err(StoreError::not_applied(Kind::Unavailable)),
+        }
+    });
+    let counts: Vec<Result<_, StoreError>> = stream::iter(counts).buffered(MARKS_AT_ONCE).collect().await;
+    counts.into_iter().collect()
+}
+
+/// Counts now and then what tenants take up, once somebody has asked.
+pub(super) async fn count(shared: Arc<Shared>) {
+    let mut took = None;
+    loop {
+        match took {
+            Some(took) => sleep(COUNT_PAUSE.max(took * COUNT_SHARE)).await,
+            // Nobody may ever ask.
+            None if !shared.options.usage && !shared.figures.are_asked() => {
+                sleep(TICK).await;
+                continue;
+            }
+            None => {}
+        }
+        let started = Instant::now();
+        shared.figures.begin();
+        match super::scan::usage(&shared).await {
+            Ok(counted) => shared.figures.counted(counted),
+            Err(error) => tracing::warn!(%error, "what tenants take up could not be counted"),
+        }
+        took = Some(started.elapsed());
+    }
+}
