@@ -17,7 +17,7 @@
 //! # Layout
 //!
 //! [`postgres`] a PostgreSQL server and its standbys, [`pgbouncer`] PgBouncer before it, [`redis`] a Redis server, its
-//! replicas and Sentinels, `place` folder, account and guard, `running` a process with its log.
+//! replicas, Sentinels and a cluster, `place` folder, account and guard, `running` a process with its log.
 
 pub mod pgbouncer;
 mod place;
@@ -27,4 +27,4 @@ mod running;
 
 pub use self::pgbouncer::PgBouncer;
 pub use self::postgres::Postgres;
-pub use self::redis::{Redis, Sentinels};
+pub use self::redis::{Redis, RedisCluster, Sentinels};

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use servers::{Redis, Sentinels};
+use servers::{Redis, RedisCluster, Sentinels};
 
 /// In the child of [`a_test_that_is_killed_leaves_no_server`].
 const CHILD: &str = "ONCEWARD_SERVERS_TEST_CHILD";
@@ -149,7 +149,7 @@ fn sentinels_put_a_replica_in_the_place_of_a_primary_that_is_killed_and_of_one_t
         assert!(asked(port, "default", "a-secret").contains("NOAUTH"), "a data server's password is another's");
     }
     shop.node(0).unwrap().command(&["SET", "hat", "sold"]).unwrap();
-    shop.node(0).unwrap().command(&["WAIT", "2", "10000"]).unwrap();
+    shop.node(0).unwrap().wait_for_replicas(2).unwrap();
 
     assert_eq!(shop.kill_primary().unwrap(), 0);
     let second = shop.primary().unwrap();
@@ -169,4 +169,51 @@ fn sentinels_put_a_replica_in_the_place_of_a_primary_that_is_killed_and_of_one_t
     shop.settle().unwrap();
     assert_eq!(shop.node(third).unwrap().command(&["SET", "hat", "sold"]).unwrap(), "OK");
     shop.start_sentinel_again(0).unwrap();
+}
+
+#[test]
+fn a_cluster_moves_a_slot_step_by_step_and_a_replica_takes_the_place_of_a_primary() {
+    let mut cluster = RedisCluster::start(&[("cluster-require-full-coverage", "no")]).unwrap();
+    let slot = cluster.slot_of("{hat}").unwrap();
+    let from = cluster.primary_of(slot).unwrap();
+    let to = (from + 1) % 3;
+    let at = |cluster: &RedisCluster, node: usize, words: &[&str]| cluster.nodes()[node].command(words);
+    for number in 0..3 {
+        assert_eq!(at(&cluster, from, &["SET", &format!("{{hat}}{number}"), "sold"]).unwrap(), "OK");
+    }
+    // A key may be any bytes.
+    let odd = "{hat}\"\n \u{1}'ä";
+    at(&cluster, from, &["SET", odd, "odd"]).unwrap();
+
+    let moving = cluster.begin_move(slot, to).unwrap();
+    assert_eq!((moving.slot, moving.from, moving.to), (slot, from, to));
+    assert_eq!(cluster.move_keys(moving, 2).unwrap(), 2);
+    // In the middle of it: who asks the old node for what is gone is sent on, and nobody can have both.
+    let keys = ["{hat}0", "{hat}1", "{hat}2", odd];
+    let said: Vec<_> = keys.iter().map(|key| at(&cluster, from, &["GET", key]).map_err(|e| format!("{e:#}"))).collect();
+    assert_eq!(
+        said.iter().filter(|said| said.as_ref().is_err_and(|said| said.contains("ASK "))).count(),
+        2,
+        "{said:?}"
+    );
+    let all = at(&cluster, from, &["MGET", keys[0], keys[1], keys[2], odd]).unwrap_err();
+    assert!(format!("{all:#}").contains("TRYAGAIN"), "{all:#}");
+    assert!(cluster.end_move(moving).is_err(), "two keys would be lost");
+    assert_eq!(cluster.move_keys(moving, 100).unwrap(), 2);
+    assert_eq!(cluster.move_keys(moving, 100).unwrap(), 0);
+    cluster.end_move(moving).unwrap();
+    assert_eq!(cluster.primary_of(slot).unwrap(), to);
+    assert_eq!(at(&cluster, to, &["MGET", keys[0], keys[1], keys[2], odd]).unwrap(), "sold\nsold\nsold\nodd");
+    assert!(format!("{:#}", at(&cluster, from, &["GET", odd]).unwrap_err()).contains("MOVED"));
+
+    assert_eq!(at(&cluster, to, &["SET", odd, "still"]).unwrap(), "OK");
+    cluster.nodes()[to].wait_for_replicas(1).unwrap();
+    let killed = cluster.kill_primary(slot).unwrap();
+    assert_eq!(cluster.wait_for_failover(slot, killed).unwrap(), killed + 3);
+    let next = killed + 3;
+    assert_eq!(at(&cluster, next, &["GET", odd]).unwrap(), "still");
+    cluster.start_again(killed).unwrap();
+    assert_eq!(at(&cluster, killed, &["ROLE"]).unwrap().lines().next(), Some("slave"));
+    cluster.move_slot(slot, from).unwrap();
+    assert_eq!(at(&cluster, from, &["GET", odd]).unwrap(), "still");
 }

@@ -1,6 +1,9 @@
 //! Commands to a server, by Redis's own client.
 
-use std::process::{Command, Output, Stdio};
+use std::{
+    io::Write as _,
+    process::{Command, Output, Stdio},
+};
 
 use anyhow::{Context as _, bail};
 
@@ -21,6 +24,21 @@ pub(crate) fn command(port: u16, who: As<'_>, words: &[&str]) -> anyhow::Result<
     let mut cli = cli(port, who)?;
     let output = cli.arg("-e").args(words).stdin(Stdio::null()).output().context("cannot start timeout")?;
     said(output).with_context(|| format!("{} on port {port}", words.join(" ")))
+}
+
+/// Runs one command whose words are written as redis-cli quotes them, so that any byte can be in them, and returns
+/// what it says in the same form.
+pub(crate) fn quoted(port: u16, who: As<'_>, line: &str) -> anyhow::Result<String> {
+    let mut cli = cli(port, who)?;
+    cli.arg("--no-raw").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut cli = cli.spawn().context("cannot start timeout")?;
+    let mut to = cli.stdin.take().context("the client has no input")?;
+    // Its answer is short until it has read all of this.
+    to.write_all(line.as_bytes()).and_then(|()| to.write_all(b"\n")).context("the client reads nothing")?;
+    drop(to);
+    let said = said(cli.wait_with_output().context("the client")?).with_context(|| format!("on port {port}"))?;
+    // Here it says so of an error, and ends well.
+    if said.starts_with("(error)") { bail!("port {port}: {said}") } else { Ok(said) }
 }
 
 fn cli(port: u16, who: As<'_>) -> anyhow::Result<Command> {

@@ -1,14 +1,19 @@
 //! Redis from the Debian package.
 
 mod cli;
+mod cluster;
 mod sentinels;
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use anyhow::{Context as _, ensure};
 use rustix::process::Signal;
 
 use self::cli::As;
+pub use self::cluster::{Move, RedisCluster, SLOTS};
 pub use self::sentinels::Sentinels;
 use crate::{
     place::{Place, free_port, program},
@@ -39,6 +44,9 @@ pub struct Redis {
     wanted: Wanted,
     port: u16,
     tls_port: Option<u16>,
+    /// Where the nodes of a cluster talk to it.
+    bus_port: Option<u16>,
+    is_paused: AtomicBool,
     // Ended before its folder goes.
     running: Option<Running>,
     place: Place,
@@ -130,7 +138,8 @@ impl Redis {
         let mut config = wanted.config(&place)?;
         config.extend(own.iter().map(|(name, value)| format!("{name} {value}\n")));
         let is_node = wanted.settings.iter().any(|(name, value)| name == "cluster-enabled" && value == "yes");
-        let mut server = Self { wanted, port: 0, tls_port: None, running: None, place };
+        let is_paused = AtomicBool::new(false);
+        let mut server = Self { wanted, port: 0, tls_port: None, bus_port: None, is_paused, running: None, place };
         let mut tries = 0;
         loop {
             server.port = free_port()?;
@@ -141,7 +150,9 @@ impl Redis {
                 ports.push_str(&format!("tls-port {port}\n"));
             }
             if is_node {
-                ports.push_str(&format!("cluster-port {}\n", free_port()?));
+                let port = free_port()?;
+                server.bus_port = Some(port);
+                ports.push_str(&format!("cluster-port {port}\n"));
             }
             server.place.write(CONFIG, &(ports + &config))?;
             tries += 1;
@@ -172,6 +183,17 @@ impl Redis {
         let replica = Self::start_as(self.wanted.clone(), &[("replicaof", &format!("127.0.0.1 {port}"))])?;
         replica.running()?.wait_for(SYNCED)?;
         Ok(replica)
+    }
+
+    /// Waits until this many replicas have all that was written here.
+    ///
+    /// # Errors
+    /// Where fewer do after ten seconds.
+    pub fn wait_for_replicas(&self, replicas: usize) -> anyhow::Result<()> {
+        // The client has logged in, and so waits for whatever was written before.
+        let have: usize = self.command(&["WAIT", &replicas.to_string(), "10000"])?.parse().context("WAIT")?;
+        ensure!(have >= replicas, "{have} replicas have what was written, and {replicas} were to");
+        Ok(())
     }
 
     /// Makes this server a replica of another, also after its next start, and waits until it has all of its data.
@@ -206,6 +228,7 @@ impl Redis {
         ensure!(self.running.is_none(), "it runs already");
         let mut command = self.place.command(&self.wanted.program);
         self.running = Some(Running::start(command.arg(self.place.path().join(CONFIG)), READY)?);
+        self.is_paused.store(false, Ordering::Relaxed);
         Ok(())
     }
 
@@ -239,7 +262,9 @@ impl Redis {
     /// # Errors
     /// Where it does not run.
     pub fn pause(&self) -> anyhow::Result<()> {
-        self.running()?.signal(Signal::STOP, true)
+        self.running()?.signal(Signal::STOP, true)?;
+        self.is_paused.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Lets it go on (SIGCONT).
@@ -247,7 +272,9 @@ impl Redis {
     /// # Errors
     /// Where it does not run.
     pub fn resume(&self) -> anyhow::Result<()> {
-        self.running()?.signal(Signal::CONT, true)
+        self.running()?.signal(Signal::CONT, true)?;
+        self.is_paused.store(false, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Runs a command as [`USER`], and returns what it says: the parts of a list one a line, nothing for a nil.
@@ -319,10 +346,10 @@ impl Redis {
         self.running()?.wait_for(text)
     }
 
-    /// Whether it runs, be it paused.
+    /// Whether it runs and is not [paused](Self::pause).
     #[must_use]
-    pub fn runs(&self) -> bool {
-        self.running.is_some()
+    pub fn answers(&self) -> bool {
+        self.running.is_some() && !self.is_paused.load(Ordering::Relaxed)
     }
 
     fn running(&self) -> anyhow::Result<&Running> {

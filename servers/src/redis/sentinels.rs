@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use rustix::process::Signal;
 
 use super::{ADMIN, PASSWORD, PID, Redis, START_TRIES_MAX, USER, cli};
@@ -13,6 +13,10 @@ use crate::{
 
 const SENTINELS: usize = 3;
 const QUORUM: usize = 2;
+const FAILOVER_TRIES_MAX: u32 = 5;
+/// What they say once another is the primary, and when a failover comes to nothing.
+const SWITCHED: &str = "+switch-master ";
+const ABORTED: &str = "-failover-abort-";
 const CONFIG: &str = "sentinel.conf";
 /// How often they look at the servers and ask each other, shorter than by themselves; and how long they trust no clock
 /// after a pause, which a busy machine makes too.
@@ -113,7 +117,7 @@ impl Sentinels {
     /// Where none runs.
     pub fn primary(&self) -> anyhow::Result<usize> {
         let sentinel = self.sentinels.iter().find(|sentinel| sentinel.running.is_some()).context("no Sentinel runs")?;
-        let address = cli::command(sentinel.port, ADMIN, &["SENTINEL", "GET-MASTER-ADDR-BY-NAME", Self::NAME])?;
+        let address = Self::ask(sentinel.port, &["GET-MASTER-ADDR-BY-NAME", Self::NAME])?;
         let of = |node: &Redis| address.lines().nth(1) == Some(&node.port().to_string());
         self.nodes.iter().position(of).with_context(|| format!("{address} is none of the nodes"))
     }
@@ -142,12 +146,32 @@ impl Sentinels {
     /// primary goes on as one for a moment, until a Sentinel makes it a replica: see [`settle`](Self::settle).
     ///
     /// # Errors
-    /// Where no replica is fit for it.
+    /// Where no replica is fit for it within a minute, or none takes the place.
     pub fn failover(&self) -> anyhow::Result<()> {
         let said = self.said();
-        let sentinel = self.sentinels.iter().find(|sentinel| sentinel.running.is_some()).context("no Sentinel runs")?;
-        cli::command(sentinel.port, ADMIN, &["SENTINEL", "FAILOVER", Self::NAME])?;
-        self.wait_for_switch(&said)
+        let running = self.sentinels.iter().find_map(|one| Some((one.port, one.running.as_ref()?)));
+        let (port, running) = running.context("no Sentinel runs")?;
+        for _ in 0..FAILOVER_TRIES_MAX {
+            let logged = running.logged();
+            running.look("a replica that is fit", || match Self::ask(port, &["FAILOVER", Self::NAME]) {
+                Ok(_) => Ok(Some(())),
+                // It has not heard of the replicas since they were told whom to follow, or does it already.
+                Err(error) if ["NOGOODSLAVE", "INPROG"].iter().any(|why| format!("{error:#}").contains(why)) => {
+                    Ok(None)
+                }
+                Err(error) => Err(error),
+            })?;
+            // A replica that is slow to take the place is left as it is.
+            running.wait_for_since(logged, &[SWITCHED, ABORTED])?;
+            if running.log().get(logged..).is_some_and(|log| log.contains(SWITCHED)) {
+                return self.wait_for_switch(&said);
+            }
+        }
+        bail!("no replica took the place in {FAILOVER_TRIES_MAX} tries; the Sentinels' logs:\n{}", self.logs())
+    }
+
+    fn ask(port: u16, words: &[&str]) -> anyhow::Result<String> {
+        cli::command(port, ADMIN, &[&["SENTINEL"], words].concat())
     }
 
     /// How much the Sentinels have said, for [`wait_for_switch`](Self::wait_for_switch).
@@ -161,10 +185,9 @@ impl Sentinels {
     /// # Errors
     /// Where one has not within a minute.
     pub fn wait_for_switch(&self, since: &Said) -> anyhow::Result<()> {
-        let switched = format!("+switch-master {} ", Self::NAME);
         for (sentinel, logged) in self.sentinels.iter().zip(&since.0) {
             if let Some(running) = &sentinel.running {
-                running.wait_for_since(*logged, &[&switched])?;
+                running.wait_for_since(*logged, &[SWITCHED])?;
             }
         }
         Ok(())
@@ -178,9 +201,10 @@ impl Sentinels {
     pub fn settle(&self) -> anyhow::Result<()> {
         let (primary, port) = (self.primary()?, self.primary_port()?);
         self.set(GREET, GREET_SOON_MS)?;
-        for (_, node) in self.nodes.iter().enumerate().filter(|(at, node)| *at != primary && node.runs()) {
+        for (_, node) in self.nodes.iter().enumerate().filter(|(at, node)| *at != primary && node.answers()) {
             node.running()?.look("the primary's replica", || {
-                let role = node.command(&["ROLE"])?;
+                // A Sentinel that makes it a replica cuts its clients' connections.
+                let Ok(role) = node.command(&["ROLE"]) else { return Ok(None) };
                 let role: Vec<&str> = role.lines().collect();
                 let follows = matches!(role[..], ["slave", _, of, "connected", ..] if of == port.to_string());
                 Ok(follows.then_some(()))
