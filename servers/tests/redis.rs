@@ -217,3 +217,21 @@ fn a_cluster_moves_a_slot_step_by_step_and_a_replica_takes_the_place_of_a_primar
     cluster.move_slot(slot, from).unwrap();
     assert_eq!(at(&cluster, from, &["GET", odd]).unwrap(), "still");
 }
+
+#[test]
+fn valkey_is_served_as_redis_is() {
+    let mut server = Redis::valkey(&[("appendonly", "yes"), ("appendfsync", "always")]).unwrap();
+    let version = server.command(&["INFO", "server"]).unwrap();
+    assert!(version.contains("server_name:valkey"), "{version}");
+    server.command(&["SET", "hat", "sold"]).unwrap();
+    let replica = server.replica().unwrap();
+    server.wait_for_replicas(1).unwrap();
+    server.kill().unwrap();
+    server.start_again().unwrap();
+    assert_eq!(server.command(&["GET", "hat"]).unwrap(), "sold");
+    replica.promote().unwrap();
+    replica.command(&["SET", "hat", "returned"]).unwrap();
+    server.replicate(&replica).unwrap();
+    assert_eq!(server.command(&["GET", "hat"]).unwrap(), "returned");
+    server.stop().unwrap();
+}

@@ -87,8 +87,7 @@ fn tests(counts: &mut Counts) -> anyhow::Result<()> {
     install::program("curl", "curl")?;
     install::program("openssl", "openssl")?;
     let before = counts.passed;
-    install::load_balancers()?;
-    install::databases()?;
+    install::servers()?;
     let runner = if install::find("cargo-nextest").is_some() {
         "cargo nextest run --workspace --no-fail-fast --status-level pass"
     } else {

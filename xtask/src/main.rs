@@ -27,6 +27,7 @@ usage: cargo xtask TASK
   test [STEP…]           everything that must hold before a change lands, or some steps of it:
                          fmt clippy features docs tests contract doctests tidy conformance codegen clients chaos
                          fuzz
+  install                the servers that tests start themselves, where they are missing
   tidy                   the rules of the tree that no compiler knows
   codegen [--check]      makes crates/core/src/wire.rs from proto/, or says that it differs
   contract [--store embedded|postgres]
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
         ["test", steps @ ..] => return checks::run(steps),
+        ["install"] => install::servers(),
         ["tidy"] => tidy::run(),
         ["codegen"] => codegen::run(false),
         ["codegen", "--check"] => codegen::run(true),

@@ -1,4 +1,4 @@
-//! Redis from the Debian package.
+//! Redis from the Debian package, and Valkey.
 
 mod cli;
 mod cluster;
@@ -34,6 +34,8 @@ const RESUMED: &str = "accepted a Partial Resynchronization";
 const CONFIG: &str = "redis.conf";
 /// The guard knows it by its ending.
 const PID: &str = "redis.pid";
+/// Names the program of Valkey.
+const VALKEY: &str = "ONCEWARD_VALKEY";
 /// Ports that are taken between the look and the start are looked for again.
 const START_TRIES_MAX: u32 = 5;
 
@@ -65,8 +67,12 @@ struct Wanted {
 
 impl Wanted {
     fn new(settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+        Ok(Self::of(program("redis-server", "redis-server")?, settings))
+    }
+
+    fn of(program: PathBuf, settings: &[(&str, &str)]) -> Self {
         let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Ok(Self { program: program("redis-server", "redis-server")?, settings, acl: None, tls: None })
+        Self { program, settings, acl: None, tls: None }
     }
 
     /// The lines of its configuration that do not name a port.
@@ -130,6 +136,15 @@ impl Redis {
     /// As [`start`](Self::start).
     pub fn start_with_acl(settings: &[(&str, &str)], acl: &str) -> anyhow::Result<Self> {
         Self::start_as(Wanted { acl: Some(acl.to_owned()), ..Wanted::new(settings)? }, &[])
+    }
+
+    /// The same of Valkey: the program that `ONCEWARD_VALKEY` names, or that `cargo xtask install` has put under the
+    /// target folder, which knows no TLS.
+    ///
+    /// # Errors
+    /// Where there is neither, or it does not start.
+    pub fn valkey(settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+        Self::start_as(Wanted::of(valkey_server()?, settings), &[])
     }
 
     /// `own` are settings that its replicas do not get.
@@ -355,4 +370,19 @@ impl Redis {
     fn running(&self) -> anyhow::Result<&Running> {
         self.running.as_ref().context("it does not run")
     }
+}
+
+fn valkey_server() -> anyhow::Result<PathBuf> {
+    if let Some(named) = std::env::var_os(VALKEY) {
+        let named = PathBuf::from(named);
+        ensure!(named.is_file(), "{VALKEY} names {}, where no file is", named.display());
+        return Ok(named);
+    }
+    // Whoever runs was built somewhere in the target folder.
+    let us = std::env::current_exe().context("where we are")?;
+    let installed = us.ancestors().map(|folder| folder.join("servers-valkey/valkey-server"));
+    let found = installed.into_iter().find(|file| file.is_file());
+    found.with_context(|| {
+        format!("valkey-server is missing; install it first: cargo xtask install, or name one of your own by {VALKEY}")
+    })
 }
