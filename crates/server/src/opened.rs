@@ -1,31 +1,32 @@
 //! The store that the configuration names, opened.
 
-use std::{fs, io, path::Path, sync::Arc};
+use std::{fs, io, path::Path, sync::Arc, time::Duration};
 
 use onceward::{
     Quotas, SecretId,
     store::{
-        Store,
+        Store, StoreError,
         embedded::{self, Embedded},
         log::{self, Keeps},
         postgres::{
-            Options, Postgres,
+            self, Postgres,
             address::{Address, InvalidAddress},
         },
+        redis::{self, Redis},
     },
 };
 
 use crate::{
-    config::{Config, Database, PostgresStore, secret::Secret},
+    config::{Config, Database, PostgresStore, RedisStore, secret::Secret},
     proxy,
     start::StartError,
 };
 
 /// Ended records that the embedded store removes at a time.
 const EMBEDDED_SWEPT_MAX: usize = 10_000;
-/// The same in a database: one transaction, which claims may have to wait for.
-const POSTGRES_SWEPT_MAX: usize = 1_000;
-/// The name under which a database knows the hash of its install secret.
+/// The same in a database: one transaction, which claims may have to wait for. Redis removes them itself.
+const SHARED_SWEPT_MAX: usize = 1_000;
+/// The name under which a store of several processes knows the hash of its install secret.
 const SECRET_ID: &str = "secret_id";
 
 /// A store of one of the kinds that can be chosen.
@@ -35,6 +36,8 @@ pub enum Opened {
     Embedded(Embedded),
     /// Of every process that the database has.
     Postgres(Arc<Postgres>),
+    /// Of every process that has the Redis.
+    Redis(Arc<Redis>),
 }
 
 impl Opened {
@@ -44,6 +47,28 @@ impl Opened {
         match self {
             Self::Embedded(store) => Arc::new(store.clone()),
             Self::Postgres(store) => Arc::clone(store) as _,
+            Self::Redis(store) => Arc::clone(store) as _,
+        }
+    }
+
+    /// The database that the records are in.
+    #[must_use]
+    pub fn database(&self) -> Option<&Postgres> {
+        match self {
+            Self::Postgres(store) => Some(store),
+            Self::Embedded(_) | Self::Redis(_) => None,
+        }
+    }
+
+    /// Whether it is this process's turn to do what one does for all, by its `name`: then nobody else's for `span`.
+    ///
+    /// # Errors
+    /// Where the store does not answer.
+    pub async fn take_turn(&self, name: &str, span: Duration) -> Result<bool, StoreError> {
+        match self {
+            Self::Embedded(_) => Ok(true),
+            Self::Postgres(store) => store.take_turn(name, span).await,
+            Self::Redis(store) => store.take_turn(name, span).await,
         }
     }
 
@@ -52,7 +77,7 @@ impl Opened {
     pub fn swept_max(&self) -> usize {
         match self {
             Self::Embedded(_) => EMBEDDED_SWEPT_MAX,
-            Self::Postgres(_) => POSTGRES_SWEPT_MAX,
+            Self::Postgres(_) | Self::Redis(_) => SHARED_SWEPT_MAX,
         }
     }
 
@@ -63,8 +88,8 @@ impl Opened {
     pub fn set_admin(&self, address: &str) -> io::Result<()> {
         match self {
             Self::Embedded(store) => store.set_admin(address),
-            // Nobody is kept out: commands open the database themselves.
-            Self::Postgres(_) => Ok(()),
+            // Nobody is kept out: commands open the store themselves.
+            Self::Postgres(_) | Self::Redis(_) => Ok(()),
         }
     }
 
@@ -72,8 +97,8 @@ impl Opened {
     pub async fn close(&self) {
         match self {
             Self::Embedded(store) => store.close().await,
-            // Each answer was committed before it was given.
-            Self::Postgres(_) => {}
+            // What was answered is with the server.
+            Self::Postgres(_) | Self::Redis(_) => {}
         }
     }
 }
@@ -83,9 +108,10 @@ impl Opened {
 /// # Errors
 /// [`StartError`].
 pub async fn open(config: &Config, accept_loss: bool) -> Result<(Opened, Vec<String>), StartError> {
-    match &config.store.postgres {
-        None => embedded(config, accept_loss).await,
-        Some(said) => postgres(config, said).await,
+    match (&config.store.postgres, &config.store.redis) {
+        (Some(said), _) => in_postgres(config, said).await,
+        (None, Some(said)) => in_redis(config, said).await,
+        (None, None) => embedded(config, accept_loss).await,
     }
 }
 
@@ -149,7 +175,7 @@ async fn embedded(config: &Config, accept_loss: bool) -> Result<(Opened, Vec<Str
 /// [`StartError::Address`].
 pub fn addresses(said: &PostgresStore) -> Result<(Address, Option<Address>), StartError> {
     let listen = said.listen_url.as_ref().map(|url| Database { url: url.clone(), ..said.database.clone() });
-    let wrong = |error: AddressError| StartError::Address(error.to_string());
+    let wrong = |error: AddressError| StartError::Address { section: "store.postgres", what: error.to_string() };
     let address = address(&said.database).map_err(wrong)?;
     Ok((address, listen.as_ref().map(self::address).transpose().map_err(wrong)?))
 }
@@ -185,37 +211,81 @@ pub fn tls(ca: Option<&Path>) -> Result<Arc<rustls::ClientConfig>, proxy::TlsErr
     Ok(Arc::new(tls))
 }
 
-async fn postgres(config: &Config, said: &PostgresStore) -> Result<(Opened, Vec<String>), StartError> {
+async fn in_postgres(config: &Config, said: &PostgresStore) -> Result<(Opened, Vec<String>), StartError> {
     let (address, listen) = addresses(said)?;
     let folder = &config.store.path;
     fs::create_dir_all(folder).map_err(|source| StartError::System { what: "make the data folder", source })?;
-    let mut options = Options::new(address);
+    let mut options = postgres::Options::new(address);
     options.listen = listen;
     options.connections = said.connections;
     options.deadline = options.deadline.max(config.store.deadline);
     // Counting reads the whole table now and then, and only quotas ask for it.
     options.usage = config.quotas != Quotas::default();
     let store = Postgres::open(options).await.map_err(StartError::Postgres)?;
+    let store = Opened::Postgres(Arc::new(store));
     bind(config, &store).await?;
-    Ok((Opened::Postgres(Arc::new(store)), Vec::new()))
+    Ok((store, Vec::new()))
 }
 
-/// Every process of a database makes record ids with the same secret, or none would find another's.
-async fn bind(config: &Config, store: &Postgres) -> Result<(), StartError> {
+async fn in_redis(config: &Config, said: &RedisStore) -> Result<(Opened, Vec<String>), StartError> {
+    let address = redis_address(said)?;
+    let folder = &config.store.path;
+    fs::create_dir_all(folder).map_err(|source| StartError::System { what: "make the data folder", source })?;
+    let shown = address.to_string();
+    let mut options = redis::Options::new(address);
+    options.deadline = options.deadline.max(config.store.deadline);
+    // Counting reads every record now and then, and only quotas ask for it.
+    options.usage = config.quotas != Quotas::default();
+    let opened = Redis::open(options).await.map_err(|source| StartError::Redis { address: shown, source })?;
+    let store = Opened::Redis(Arc::new(opened));
+    bind(config, &store).await?;
+    Ok((store, Vec::new()))
+}
+
+/// Where Redis is, and how a connection to it is made; certificates are read.
+fn redis_address(said: &RedisStore) -> Result<redis::address::Address, StartError> {
+    let wrong = |what: String| StartError::Address { section: "store.redis", what };
+    let file = |path: &Path| fs::read(path).map_err(|error| wrong(format!("{}: {error}", path.display())));
+    let identity = match &said.client_cert {
+        Some(own) => Some((file(&own.cert)?, file(&own.key)?)),
+        None => None,
+    };
+    let ca = said.ca.as_deref().map(file).transpose()?;
+    let tls = (ca.is_some() || identity.is_some()).then_some(redis::address::Tls { ca, identity });
+    let password = |secret: &Option<Secret>| secret.as_ref().map(|secret| secret.expose().to_owned());
+    let own = redis::address::Credentials { user: said.username.clone(), password: password(&said.password) };
+    let (user, password) = (said.sentinel_username.clone(), password(&said.sentinel_password));
+    let sentinel = redis::address::Credentials { user, password };
+    redis::address::Address::new(said.url.expose(), own, sentinel, tls).map_err(|error| wrong(error.to_string()))
+}
+
+/// Every process of a store makes record ids with the same secret, or none would find another's.
+async fn bind(config: &Config, store: &Opened) -> Result<(), StartError> {
     let id = |secret: &crate::config::secret::InstallSecret| onceward::Secret::from_bytes(*secret.expose()).id();
     let Some(ours) = config.identity.secret.as_ref().map(id) else { return Ok(()) };
     let previous = config.identity.previous.as_ref().map(id);
     let failed = |source| StartError::System {
-        what: "compare the install secret with the database's",
+        what: "compare the install secret with the store's",
         source: io::Error::other(source),
     };
-    let theirs = store.remember(SECRET_ID, &ours.to_string()).await.map_err(failed)?;
+    let said = ours.to_string();
+    let theirs = match store {
+        Opened::Embedded(_) => return Ok(()),
+        Opened::Postgres(store) => store.remember(SECRET_ID, &said).await,
+        Opened::Redis(store) => store.remember(SECRET_ID, &said).await,
+    }
+    .map_err(failed)?;
     let is = |id: &SecretId| id.to_string() == theirs;
     if is(&ours) {
         return Ok(());
     }
     if previous.as_ref().is_some_and(is) {
-        return store.replace_remembered(SECRET_ID, &theirs, &ours.to_string()).await.map_err(failed);
+        return match store {
+            Opened::Embedded(_) => Ok(()),
+            Opened::Postgres(store) => store.replace_remembered(SECRET_ID, &theirs, &said).await,
+            Opened::Redis(store) => store.replace_remembered(SECRET_ID, &said).await,
+        }
+        .map_err(failed);
     }
-    Err(StartError::Foreign { theirs, ours: ours.to_string() })
+    Err(StartError::Foreign { theirs, ours: said })
 }

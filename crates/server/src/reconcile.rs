@@ -7,10 +7,7 @@ use onceward::{
     reconcile::{Compared, Discrepancy, Scope},
     store::{
         StoreError,
-        postgres::{
-            Postgres,
-            compensation::{Compensated, Open, Rules},
-        },
+        postgres::compensation::{Compensated, Open, Rules},
     },
 };
 use serde_json::{Value, json};
@@ -24,14 +21,14 @@ const COMPENSATE_EVERY: Duration = Duration::from_secs(5);
 const LOGGED_MAX: usize = 3;
 /// Rounds of settling, each of which settles some: more are left to the next time.
 const ROUNDS_MAX: usize = 1_000;
-/// The name of the turn that one gateway of a database takes for all.
+/// The name of the turn that one gateway of a store takes for all.
 const TURN: &str = "reconcile";
 
 /// What compares and compensates in this process.
 #[derive(Debug)]
 pub struct Reconciler {
     engine: Engine,
-    database: Option<Arc<Postgres>>,
+    store: Opened,
     rules: Rules,
     calls: Calls,
 }
@@ -48,13 +45,9 @@ impl Reconciler {
     /// Over the store that is open.
     #[must_use]
     pub fn new(engine: Engine, store: &Opened, said: &config::Reconcile, calls: Calls) -> Self {
-        let database = match store {
-            Opened::Postgres(store) => Some(Arc::clone(store)),
-            Opened::Embedded(_) => None,
-        };
         let mut rules = Rules::default();
         rules.urls.clone_from(&said.compensation_urls);
-        Self { engine, database, rules, calls }
+        Self { engine, store: store.clone(), rules, calls }
     }
 
     /// Compares; with `repair`, first settles what the routes' policies allow, and runs the compensations that are due.
@@ -75,7 +68,7 @@ impl Reconciler {
         }
         let compared = self.engine.reconcile(scope).await?;
         let examples = u32::try_from(scope.examples_max).unwrap_or(u32::MAX);
-        let compensations = match &self.database {
+        let compensations = match self.store.database() {
             Some(database) => Some(database.compensations(examples).await?),
             None => None,
         };
@@ -87,7 +80,7 @@ impl Reconciler {
     /// # Errors
     /// Where it does not answer.
     pub async fn compensate(&self) -> Result<Compensated, StoreError> {
-        let Some(database) = &self.database else { return Ok(Compensated::default()) };
+        let Some(database) = self.store.database() else { return Ok(Compensated::default()) };
         let run = database.compensate(&self.rules, Some(&self.calls)).await?;
         for (outcome, count) in [("done", run.done), ("failed", run.failed), ("stuck", run.stuck)] {
             metrics::counter!("onceward_compensations_total", "outcome" => outcome).increment(count);
@@ -100,7 +93,7 @@ impl Reconciler {
 
     /// Compensates, for as long as the process runs.
     pub async fn keep_compensating(self: Arc<Self>) {
-        if self.database.is_none() {
+        if self.store.database().is_none() {
             return;
         }
         let mut tick = interval(COMPENSATE_EVERY);
@@ -113,7 +106,7 @@ impl Reconciler {
         }
     }
 
-    /// Compares what is open every so often, one gateway of a database at a time; never where `every` is zero. What is
+    /// Compares what is open every so often, one gateway of a store at a time; never where `every` is zero. What is
     /// completed would have to be read one and all.
     pub async fn keep_looking(self: Arc<Self>, every: Duration) {
         if every.is_zero() {
@@ -123,11 +116,7 @@ impl Reconciler {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            let is_ours = match &self.database {
-                Some(database) => database.take_turn(TURN, every).await,
-                None => Ok(true),
-            };
-            match is_ours {
+            match self.store.take_turn(TURN, every).await {
                 Ok(true) => {}
                 Ok(false) => continue,
                 Err(error) => {

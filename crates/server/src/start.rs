@@ -11,7 +11,7 @@ use std::{
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use onceward::{
     Engine, Layer,
-    store::{embedded, guarded::Guarded, postgres::OpenError},
+    store::{embedded, guarded::Guarded, postgres, redis},
 };
 use tokio::net::TcpListener;
 use tower::Layer as _;
@@ -82,18 +82,32 @@ pub enum StartError {
     },
     /// The store in Postgres does not open.
     #[error("the store in Postgres does not open")]
-    Postgres(#[source] OpenError),
-    /// The database's address or its TLS cannot be used: exit code 2.
-    #[error("[store.postgres]: {0}")]
-    Address(String),
-    /// The records of the database were made with another secret.
+    Postgres(#[source] postgres::OpenError),
+    /// The store in Redis does not open.
+    #[error("the store in Redis at {address} does not open")]
+    Redis {
+        /// Where it was looked for.
+        address: String,
+        /// Why.
+        #[source]
+        source: redis::OpenError,
+    },
+    /// The address of the store or its TLS cannot be used: exit code 2.
+    #[error("[{section}]: {what}")]
+    Address {
+        /// Which address.
+        section: &'static str,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The records of the store were made with another secret.
     #[error(
-        "the records of this database were made with another install secret ({theirs}, not {ours}); under this one every \
+        "the records of this store were made with another install secret ({theirs}, not {ours}); under this one every \
          key would be new and run again. Bring the old secret back as [identity] secret, or give it as [identity] \
          previous"
     )]
     Foreign {
-        /// A hash of the database's secret.
+        /// A hash of the store's secret.
         theirs: String,
         /// Of the configuration's.
         ours: String,
@@ -150,7 +164,7 @@ impl StartError {
             | Self::Rekeyed { .. }
             | Self::Failpoint(_)
             | Self::Mutant(_)
-            | Self::Address(_)
+            | Self::Address { .. }
             | Self::Certificates(_)
             | Self::Unusable(_) => 2,
             _ => 1,

@@ -178,7 +178,7 @@ fn a_wrong_file_says_what_where_and_how_to_mend_it() {
         ),
         (
             "[defaults]\non_cache_loss = \"quarantine\"\n",
-            r#"onceward.toml:5:1: "on_cache_loss" in [defaults] is not available in this version (durability other than strict); leave it out"#,
+            r#"onceward.toml:5:1: "on_cache_loss" in [defaults] is not available in this version (new keys refused after a loss); leave it out"#,
         ),
         (
             "[defaults]\non_unknown = [\"probe\"]\n",
@@ -397,9 +397,9 @@ fn a_wrong_override_names_its_variable_or_flag() {
             r#"ONCEWARD_LISTEN__ADDRESS__PORT: goes too deep: "address" holds no other keys"#,
         ),
         (
-            "ONCEWARD_STORE__REDIS__URL",
-            "redis://h",
-            r#"ONCEWARD_STORE__REDIS__URL: "redis" in [store] is not available in this version (the Redis store); leave it out"#,
+            "ONCEWARD_STORE__REDIS__STRATEGY",
+            "watch",
+            r#"ONCEWARD_STORE__REDIS__STRATEGY: "watch" for "strategy" in "redis" of [store] is not available in this version (transactions instead of scripts); leave it out"#,
         ),
         (
             "ONCEWARD_ADMIN__TOKEN",
@@ -442,6 +442,46 @@ fn with_several_upstreams_a_route_says_which_and_the_rest_has_its_own() {
     assert_eq!(told, r#"onceward.toml:5:1: two upstreams are named "api"; the first is at onceward.toml:2:1"#);
 }
 
+/// Goal: nobody's records are in a store that may lose them, or that others use, without his having written so.
+/// Method: what is left out is told, and all of it together is taken.
+#[test]
+fn records_in_redis_want_durability_and_environment_written_for_every_route() {
+    const SECRET: &str = "[identity]\nsecret = \"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=\"\n";
+    const STORE: &str = "[store]\nkind = \"redis\"\n[store.redis]\nurl = \"redis://h\"\n";
+    let defaults = |more: &str| format!("{SECRET}{STORE}[defaults]\n{more}\n");
+    let env = "scope = { env = \"fixed:live\" }\n";
+    let rows = [
+        (
+            format!("[store]\nkind = \"redis\"\n[defaults]\ndurability = \"cache\"\n{env}"),
+            "needs \"secret\" in [identity]",
+        ),
+        (
+            format!("[store]\nkind = \"redis\"\n[defaults]\ndurability = \"cache\"\n{env}"),
+            "needs \"url\" in [store.redis]",
+        ),
+        (defaults(env), "onceward.toml:7:1: [defaults]: the records are in Redis, which may lose what it acknowledged"),
+        (defaults(&format!("durability = \"strict\"\n{env}")), "keeps nothing as \"strict\" does"),
+        (defaults("durability = \"cache\""), "onceward.toml:7:1: [defaults]: environments may share a Redis"),
+        (
+            defaults(&format!("mode = \"off\"\n{env}[[route]]\nname = \"a\"\nmode = \"enforce\"")),
+            "[[route]] \"a\": the records are in Redis",
+        ),
+        ("[defaults]\ndurability = \"cache\"\n".to_owned(), "\"cache\" is of kind = \"redis\""),
+        (defaults("").replace("redis://h", "redis://u:hunter2@h:p"), "names no server at \"h:p\""),
+        (defaults("").replace("redis://h\"", "redis://h\"\nca = \"ca.pem\""), "speaks in clear: write rediss://"),
+        (defaults("").replace("redis://h\"", "rediss://h\"\nkey = \"key.pem\""), "lacks \"cert\""),
+    ];
+    for (text, want) in rows {
+        let told = complaint(with_upstream(&text));
+        assert!(told.contains(want) && !told.contains("hunter2"), "{text}\n{told}");
+    }
+    let taken = with_upstream(&defaults(&format!("durability = \"cache\"\n{env}"))).unwrap();
+    assert!(taken.store.redis.is_some_and(|redis| redis.url.expose() == "redis://h"));
+    // What is not kept is nobody's to lose; and the kind alone switches.
+    assert!(with_upstream(&defaults("mode = \"off\"")).is_ok());
+    assert!(with_upstream(&STORE.replace("\"redis\"", "\"embedded\"")).unwrap().store.redis.is_none());
+}
+
 #[test]
 fn what_is_not_available_is_refused_by_name_and_place() {
     for (key, what) in NOT_AVAILABLE {
@@ -472,7 +512,9 @@ const PROTOCOL_KEYS: &str = "
     default_upstream identity.secret identity.previous
     listen.address listen.tls listen.trusted listen.drain admin.address admin.token
     store.kind store.path store.deadline store.breaker store.reserve
-    store.redis.url store.redis.strategy store.postgres.url store.fallback.kind store.fallback.duplicates
+    store.redis.url store.redis.username store.redis.password store.redis.strategy store.redis.sentinel_username
+    store.redis.sentinel_password store.redis.ca store.redis.cert store.redis.key
+    store.postgres.url store.fallback.kind store.fallback.duplicates
     upstream.name upstream.url upstream.ca upstream.client_cert upstream.http2
     upstream.max_in_flight upstream.connect_timeout
     route.name route.match.methods route.match.path route.match.host route.upstream route.mode

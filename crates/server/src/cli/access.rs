@@ -87,7 +87,7 @@ impl Access {
                 folder.display()
             ))),
             (None, None) => {
-                if config.store.postgres.is_none() && !folder.exists() {
+                if !config.store.is_shared() && !folder.exists() {
                     return Err(Failure::usage(format!(
                         "there is no store in {}; name its folder with --data, or its configuration with --config",
                         folder.display()

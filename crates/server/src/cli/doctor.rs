@@ -18,8 +18,15 @@ use crate::{
 pub(super) async fn run(file: &Path, is_json: bool) -> Result<(), Failure> {
     let config = Config::load(Some(file), &Flags::default(), &Environment::of_process())?;
     let Some(said) = &config.store.postgres else {
-        let why =
-            "[store] kind is \"embedded\": there is no server to look at; `onceward config check` looks at the file";
+        let why = match &config.store.redis {
+            Some(_) => {
+                "[store] kind is \"redis\", whose servers this version does not look at; what is not well with them is in the \
+                 log and in /readyz"
+            }
+            None => {
+                "[store] kind is \"embedded\": there is no server to look at; `onceward config check` looks at the file"
+            }
+        };
         return Err(Failure::usage(format!("{}: {why}", file.display())));
     };
     let (address, listen) = opened::addresses(said)?;

@@ -8,8 +8,8 @@
 //!
 //! - `tree`: TOML as a tree that remembers where each value stood; `overlay`: environment and flags
 //! - `schema`: every key there is; `about`: what each means; `json_schema`: both for editors; `check`: a tree held to it; `forms`, [`units`], [`secret`]: how single values are spelled
-//! - `read`, `read_route`, `route_tables`, `route_asks`: the checked tree as [`Config`] and [`route::RouteConfig`]; `tls`: certificate files; `quota`: what tenants may take; `align`: the
-//!   inequalities between a route's times
+//! - `read`, `read_route`, `route_tables`, `route_asks`: the checked tree as [`Config`] and [`route::RouteConfig`]; `tls`: certificate files; `redis`: `[store.redis]`, and what routes must say for it; `quota`: what
+//!   tenants may take; `align`: the inequalities between a route's times
 //! - [`report`]: `config check`, `config timeouts` and `config example`
 //!
 //! # Example
@@ -44,6 +44,7 @@ mod problem;
 mod quota;
 mod read;
 mod read_route;
+mod redis;
 pub mod report;
 pub mod route;
 mod route_asks;
@@ -61,7 +62,7 @@ pub use route::RouteConfig;
 pub use schema::NOT_AVAILABLE;
 use secret::{InstallSecret, Secret};
 
-use crate::proxy::{ListenerTls, UpstreamTls};
+use crate::proxy::{CertAndKey, ListenerTls, UpstreamTls};
 
 use problem::{Origin, Problems, Source};
 
@@ -143,6 +144,35 @@ pub struct Store {
     pub max_records: Option<u64>,
     /// The records are in a database instead of the folder.
     pub postgres: Option<PostgresStore>,
+    /// The records are in Redis instead of the folder.
+    pub redis: Option<RedisStore>,
+}
+
+impl Store {
+    /// Whether other processes may have it open too.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.postgres.is_some() || self.redis.is_some()
+    }
+}
+
+/// `[store.redis]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisStore {
+    /// Where the servers are.
+    pub url: Secret,
+    /// Counts before the one in `url`.
+    pub username: Option<String>,
+    /// Counts before the one in `url`.
+    pub password: Option<Secret>,
+    /// Of the Sentinels.
+    pub sentinel_username: Option<String>,
+    /// Of the Sentinels.
+    pub sentinel_password: Option<Secret>,
+    /// The only authorities that count; those of the system where `None`.
+    pub ca: Option<PathBuf>,
+    /// What is shown to servers that ask for a certificate.
+    pub client_cert: Option<CertAndKey>,
 }
 
 /// `[store.postgres]`

@@ -13,7 +13,7 @@ use super::{
     Admin, Config, Database, Identity, Inputs, Limits, Listen, PostgresStore, Reconcile, Store, Telemetry, Upstream,
     forms,
     problem::{Origin, Problems},
-    quota, read_route, schema,
+    quota, read_route, redis, schema,
     secret::{self, InstallSecret, Secret},
     tls,
     tree::{Node, Value},
@@ -122,6 +122,7 @@ pub(super) fn config(root: &Node, inputs: &Inputs<'_>, problems: &mut Problems<'
     let postgres = postgres(store, section("identity"), inputs, problems);
     let store = Store {
         postgres,
+        redis: redis::store(store, section("identity"), inputs, problems),
         path: PathBuf::from(store.text("path").unwrap_or("onceward-data")),
         durable_required: store.text("durable") == Some("required"),
         deadline: store.duration("deadline", Duration::from_millis(500)),
@@ -268,7 +269,7 @@ pub(super) fn no_address(url: &Secret) -> Option<String> {
 }
 
 /// A secret's text, from where the file says it is.
-fn follow(
+pub(super) fn follow(
     section: Layers<'_>,
     key: &str,
     whose: &str,

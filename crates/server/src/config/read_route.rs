@@ -56,7 +56,7 @@ pub(super) fn routes(
     let mut names: HashMap<&str, &Origin> = HashMap::new();
     let mut told = HashSet::new();
     let mut routes = Vec::new();
-    let has_database = store.postgres.is_some();
+    let store_at = Layers::new(root.get("store"), None).at("kind").unwrap_or(&Origin::Whole);
     let mut all = layers(root);
     // First, so that what is wrong in `[defaults]` is told of them.
     all.rotate_right(1);
@@ -69,7 +69,7 @@ pub(super) fn routes(
             None => format!("[[route]] number {index}"),
         };
         let mut reader =
-            Reader { table, whose: &whose, at, has_database, told: &mut told, inputs, problems: &mut *problems };
+            Reader { table, whose: &whose, at, store, store_at, told: &mut told, inputs, problems: &mut *problems };
         if is_default {
             reader.only_in_routes();
         } else if let Some(name) = own_name {
@@ -99,8 +99,10 @@ pub(super) struct Reader<'a, 'p, 's> {
     /// `[defaults]`, or `[[route]] "name"`.
     pub(super) whose: &'a str,
     at: &'a Origin,
-    /// Whether the records are in a database.
-    pub(super) has_database: bool,
+    /// Where the records are.
+    pub(super) store: &'p Store,
+    /// And where that is said.
+    pub(super) store_at: &'p Origin,
     /// What has been told, and where, whoever's it is: routes inherit what is wrong.
     told: &'p mut HashSet<(Origin, String)>,
     pub(super) inputs: &'p Inputs<'p>,
@@ -207,15 +209,17 @@ impl Reader<'_, '_, '_> {
         let retry_max = table.integer("retry_max", 3);
         let timeout = table.duration("timeout", secs(30));
         let probe = self.probe(timeout);
+        let mode = table.choice(
+            "mode",
+            &[("enforce", Mode::Enforce), ("observe", Mode::Observe), ("off", Mode::Off)],
+            Mode::Enforce,
+        );
+        self.durability(mode);
         RouteConfig {
             name: name.to_owned(),
             matching: self.matching(is_default),
             upstream,
-            mode: table.choice(
-                "mode",
-                &[("enforce", Mode::Enforce), ("observe", Mode::Observe), ("off", Mode::Off)],
-                Mode::Enforce,
-            ),
+            mode,
             key,
             auth: self.auth(&scope.principal),
             scope,

@@ -119,7 +119,7 @@ impl Reader<'_, '_, '_> {
         let said = self.table.node("effect").filter(|node| matches!(node.value, Value::Table(_)));
         let step = items.iter().find(|item| item.text() == Some("effect"));
         let at = step.or(said).map(|node| &node.at)?;
-        let has_database = table.node("url").is_some() || self.has_database;
+        let has_database = table.node("url").is_some() || self.store.postgres.is_some();
         if step.is_none() && self.table.own("effect").is_some() {
             let why = format!(
                 r#"{whose} is looked into by `onceward reconcile` alone, which settles nothing: put "effect" into "on_unknown""#

@@ -11,13 +11,11 @@ use super::forms;
 /// first is `section.key`, with `route` for `[defaults]` too, and with ` = value` where only that
 /// value is missing. The README lists the same.
 pub const NOT_AVAILABLE: &[(&str, &str)] = &[
-    (r#"store.kind = "redis""#, "the Redis store"),
     (r#"store.kind = "tiered""#, "the tiered store"),
-    ("store.redis", "the Redis store"),
+    (r#"store.redis.strategy = "watch""#, "transactions instead of scripts"),
     ("store.fallback", "a fallback store"),
-    (r#"route.durability = "cache""#, "durability other than strict"),
-    (r#"route.durability = "journaled""#, "durability other than strict"),
-    ("route.on_cache_loss", "durability other than strict"),
+    (r#"route.durability = "journaled""#, "the tiered store"),
+    ("route.on_cache_loss", "new keys refused after a loss"),
     (r#"route.on_store_outage = "fallback""#, "a fallback store"),
     ("maintenance", "maintenance windows"),
     ("regions", "regions"),
@@ -94,6 +92,7 @@ const STATUSES: Kind = Kind::List(STATUSES_MAX, &STATUS);
 const FIELDS: Kind = Kind::List(256, &FIELD);
 const ADDRESS: Kind = Kind::Text(|text| forms::address(text).map(drop), "an address and a port");
 const PATH: Kind = Kind::Text(path, "a path");
+const USER: Kind = Kind::Text(user, "the name of a user");
 const SCOPE: Kind = Kind::Text(|text| forms::scope_part(text).map(drop), r#""fixed:VALUE" or "header:NAME""#);
 
 const CLAIMS_PER_SECOND: Kind = Kind::Integer(1, 10_000_000);
@@ -102,6 +101,11 @@ const QUOTA_BYTES: Kind = Kind::Size(1 << 10, 1024 * GIB);
 
 fn path(text: &str) -> Result<(), String> {
     if text.is_empty() || text.contains('\0') { Err("must name a path".to_owned()) } else { Ok(()) }
+}
+
+fn user(text: &str) -> Result<(), String> {
+    let is_name = !text.is_empty() && text.len() <= 256 && text.bytes().all(|byte| byte.is_ascii_graphic());
+    if is_name { Ok(()) } else { Err("must be 1 to 256 visible ASCII characters".to_owned()) }
 }
 
 /// The whole file.
@@ -145,7 +149,20 @@ pub(super) const ROOT: &[Key] = &[
             ),
             key("reserve", Kind::Size(MIB, 1024 * GIB)),
             key("max_records", Kind::Integer(1, 1_000_000_000)),
-            key("redis", Kind::Any),
+            key(
+                "redis",
+                Kind::Table(&[
+                    key("url", Kind::Secret),
+                    key("username", USER),
+                    key("password", Kind::Secret),
+                    key("strategy", Kind::Choice(&["script", "watch"])),
+                    key("sentinel_username", USER),
+                    key("sentinel_password", Kind::Secret),
+                    key("ca", PATH),
+                    key("cert", PATH),
+                    key("key", PATH),
+                ]),
+            ),
             key(
                 "postgres",
                 Kind::Table(&[

@@ -78,7 +78,7 @@ fn path(table: Layers<'_>, key: &str) -> Option<PathBuf> {
 }
 
 /// A certificate and its key, which go together.
-fn pair(table: Layers<'_>, whose: &str, here: &Origin, problems: &mut Problems<'_>) -> Option<CertAndKey> {
+pub(super) fn pair(table: Layers<'_>, whose: &str, here: &Origin, problems: &mut Problems<'_>) -> Option<CertAndKey> {
     let (cert, key) = (path(table, "cert"), path(table, "key"));
     for (name, said) in [("cert", &cert), ("key", &key)] {
         if said.is_none() && table.node(name).is_none() {

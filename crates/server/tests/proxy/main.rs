@@ -44,6 +44,8 @@ mod reconcile;
 #[cfg(test)]
 mod recording;
 #[cfg(test)]
+mod redis;
+#[cfg(test)]
 mod reload;
 #[cfg(test)]
 mod replays;

@@ -119,7 +119,7 @@ impl Options {
 /// Why the store cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("Redis cannot be used as a store: {}", with_source(.0))]
-pub struct OpenError(#[source] StoreError);
+pub struct OpenError(StoreError);
 
 fn with_source(error: &StoreError) -> String {
     match &error.source {

@@ -1,0 +1,112 @@
+//! `[store.redis]`: where the servers are and how they are reached, and what routes must say of records that are there.
+
+use std::path::PathBuf;
+
+use onceward::store::redis::address::{Address, Credentials, InvalidAddress, Tls};
+
+use super::{
+    Inputs, RedisStore,
+    problem::{Origin, Problems},
+    read::{Layers, follow},
+    read_route::Reader,
+    route::Mode,
+    secret::Secret,
+    tls,
+};
+
+const WHOSE: &str = "[store.redis]";
+
+/// `[store.redis]`, where the records are there.
+pub(super) fn store(
+    store: Layers<'_>,
+    identity: Layers<'_>,
+    inputs: &Inputs<'_>,
+    problems: &mut Problems<'_>,
+) -> Option<RedisStore> {
+    // A file may hold several, and be switched by the kind alone.
+    if store.text("kind") != Some("redis") {
+        return None;
+    }
+    let section = store.sub("redis");
+    let here = store.at("kind").unwrap_or(&Origin::Whole);
+    if identity.node("secret").is_none() {
+        let why = r#"kind = "redis" needs "secret" in [identity]: every process of the store makes record ids with the same one; draw it with `openssl rand -base64 32`"#;
+        problems.error(here, why.into());
+    }
+    if section.node("url").is_none() {
+        let why = r#"kind = "redis" needs "url" in [store.redis], for example "redis://127.0.0.1:6379""#;
+        problems.error(here, why.into());
+    }
+    if let Some(at) = store.at("max_records") {
+        let why = r#""max_records" in [store] bounds the embedded store: Redis with kind = "redis" is bounded by its maxmemory"#;
+        problems.warn(at, why.into());
+    }
+    let mut secret = |key: &str| follow(section, key, WHOSE, inputs, problems).map(Secret::new);
+    let (url, password, sentinel_password) = (secret("url"), secret("password"), secret("sentinel_password"));
+    let ca = section.text("ca").map(PathBuf::from);
+    let has_own = section.node("cert").is_some() || section.node("key").is_some();
+    let own_at = section.at("cert").or_else(|| section.at("key")).unwrap_or(here);
+    let client_cert = if has_own { tls::pair(section, WHOSE, own_at, problems) } else { None };
+    let has_tls = ca.is_some() || has_own;
+    if let Some(why) = url.as_ref().and_then(|url| no_address(url, has_tls).err()) {
+        let at = match why {
+            InvalidAddress::ClearWithCertificates => section.at("ca").unwrap_or(own_at),
+            _ => section.at("url").unwrap_or(here),
+        };
+        problems.error(at, format!(r#""url" in {WHOSE}: {why}"#));
+    }
+    Some(RedisStore {
+        url: url.unwrap_or_else(|| Secret::new("redis://localhost".into())),
+        username: section.text("username").map(ToOwned::to_owned),
+        password,
+        sentinel_username: section.text("sentinel_username").map(ToOwned::to_owned),
+        sentinel_password,
+        ca,
+        client_cert,
+    })
+}
+
+/// Why it names no servers.
+fn no_address(url: &Secret, has_tls: bool) -> Result<(), InvalidAddress> {
+    let tls = has_tls.then(Tls::default);
+    Address::new(url.expose(), Credentials::default(), Credentials::default(), tls).map(drop)
+}
+
+impl Reader<'_, '_, '_> {
+    /// Holds what a route says of its records to the store that has them: one that may lose what it acknowledged, and
+    /// that others may use, is taken by nobody who has not written so.
+    pub(super) fn durability(&mut self, mode: Mode) {
+        let (table, whose) = (self.table, self.whose);
+        let said = table.text("durability");
+        if self.store.redis.is_none() {
+            if said == Some("cache") {
+                let why = format!(
+                    r#""durability" of {whose}: "cache" is of kind = "redis" in [store]; where these records are, they are kept: write "strict", or leave it out"#
+                );
+                self.wrong(table, "durability", why);
+            }
+            return;
+        }
+        if said == Some("strict") {
+            let why = format!(
+                r#""durability" of {whose}: kind = "redis" keeps nothing as "strict" does. Write "cache", which accepts that keys run again whose records Redis lost, or keep the records elsewhere"#
+            );
+            self.wrong(table, "durability", why);
+        }
+        if mode == Mode::Off {
+            return;
+        }
+        if said.is_none() {
+            let why = format!(
+                r#"{whose}: the records are in Redis, which may lose what it acknowledged (a restart, a failover, an eviction), and keys whose records are lost run again: write durability = "cache" to accept that"#
+            );
+            self.wrong_at(self.store_at, why);
+        }
+        if table.sub("scope").node("env").is_none() {
+            let why = format!(
+                r#"{whose}: environments may share a Redis, and their keys must not meet: write scope = {{ env = "fixed:production" }}, or what it is"#
+            );
+            self.wrong_at(self.store_at, why);
+        }
+    }
+}
