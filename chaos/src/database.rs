@@ -6,13 +6,12 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use servers::Postgres;
 use servers::postgres::{PASSWORD, USER};
+use servers::{Postgres, Relay};
 use tokio::task::block_in_place;
 use tokio::time::{Instant, sleep};
 
 use crate::PATIENCE;
-use crate::relay::Relay;
 
 /// Its name on the server.
 const NAME: &str = "keys";
@@ -46,7 +45,7 @@ impl Database {
         migrate.args(["migrate", "--database", &primary.url(NAME)]);
         let done = migrate.stdin(Stdio::null()).output().await.context("onceward migrate")?;
         ensure!(done.status.success(), "onceward migrate: {}", String::from_utf8_lossy(&done.stderr));
-        let places = [Relay::start().await?, Relay::start().await?];
+        let places = [Relay::start()?, Relay::start()?];
         let database = Self { primary, standby: None, places, at: 0, standbys: 0 };
         database.place(0)?.leads_to(database.primary.port());
         Ok(database)
@@ -55,7 +54,7 @@ impl Database {
     /// The tables of the configuration that name it.
     #[must_use]
     pub(crate) fn config(&self, own: &Path) -> String {
-        let hosts: Vec<String> = self.places.iter().map(|place| place.address.to_string()).collect();
+        let hosts: Vec<String> = self.places.iter().map(|place| place.address().to_string()).collect();
         let url = format!("postgresql://{USER}@{}/{NAME}?target_session_attrs=read-write", hosts.join(","));
         format!(
             "[identity]\nsecret = \"{SECRET}\"\n[store]\nkind = \"postgres\"\npath = {own:?}\ndeadline = \"2s\"\n\
@@ -131,7 +130,7 @@ impl Database {
     ///
     /// # Errors
     /// Where it answered nothing.
-    pub(crate) async fn cut_unanswered(&self) -> anyhow::Result<()> {
-        self.place(self.at)?.cut_unanswered(UNANSWERED).await
+    pub(crate) fn cut_unanswered(&self) -> anyhow::Result<()> {
+        block_in_place(|| self.place(self.at)?.cut_unanswered(UNANSWERED))
     }
 }

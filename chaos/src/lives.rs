@@ -153,7 +153,7 @@ impl<'a> Lives<'a> {
             Blow::ShutDown => database.shut_down()?,
             Blow::FailedOver => database.fail_over()?,
             Blow::Cut => database.cut()?,
-            Blow::Unanswered => database.cut_unanswered().await?,
+            Blow::Unanswered => database.cut_unanswered()?,
         }
         self.count(blow.name());
         if blow == Blow::FailedOver {

@@ -5,7 +5,7 @@
 //!
 //! [`plan`] what a seed means · [`round`] one plan carried out · [`lives`] faults, life by life, with
 //! [`damage`], [`disk`] and [`clock`] · [`gateway`] a process
-//! under test · [`backing`] what is behind it: a folder, or a [`database`] behind a [`relay`] · [`ledger`] the upstream, which knows the truth · [`clients`], [`traffic`] who asks, and what all of them
+//! under test · [`backing`] what is behind it: a folder, or a [`database`] behind a relay · [`ledger`] the upstream, which knows the truth · [`clients`], [`traffic`] who asks, and what all of them
 //! saw · [`history`] what is judged · [`judge`] the rules · [`mutants`] the product
 //! without one of its safeties
 
@@ -22,7 +22,6 @@ mod ledger;
 mod lives;
 mod mutants;
 mod plan;
-mod relay;
 mod round;
 mod traffic;
 

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use servers::{Redis, RedisCluster, Sentinels};
+use servers::{Redis, RedisCluster, Relay, Sentinels};
 
 /// In the child of [`a_test_that_is_killed_leaves_no_server`].
 const CHILD: &str = "ONCEWARD_SERVERS_TEST_CHILD";
@@ -55,6 +55,23 @@ fn a_replica_has_what_its_primary_has_and_writes_once_it_is_promoted() {
     first.kill().unwrap();
     first.start_again().unwrap();
     assert_eq!(first.command(&["ROLE"]).unwrap().lines().next(), Some("slave"));
+}
+
+#[test]
+fn a_replica_that_is_cut_off_is_stale_when_it_is_promoted_and_follows_again_when_it_can() {
+    let primary = Redis::start(&[]).unwrap();
+    let between = Relay::before(primary.port()).unwrap();
+    let replica = primary.replica_through(between.port()).unwrap();
+    primary.command(&["SET", "hat", "sold"]).unwrap();
+    primary.wait_for_replicas(1).unwrap();
+    between.refuse().unwrap();
+    between.cut();
+    primary.command(&["SET", "hat", "returned"]).unwrap();
+    replica.promote().unwrap();
+    assert_eq!(replica.command(&["GET", "hat"]).unwrap(), "sold");
+    between.accept().unwrap();
+    replica.replicate(&primary).unwrap();
+    assert_eq!(replica.command(&["GET", "hat"]).unwrap(), "returned");
 }
 
 #[test]
