@@ -18,7 +18,7 @@ use onceward_core::{
     record::{Facts, Fence, Micros, Record, Revision, State, Stored},
     transition::Write as Transition,
 };
-use onceward_store::{Answer, Insert, Kind, Read, StoreError, Write};
+use onceward_store::{Answer, Insert, Kind, Read, Store, StoreError, Write};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
@@ -105,6 +105,8 @@ pub(crate) struct Terms<'a> {
     pub(crate) books: Option<Books<'a>>,
     /// Only a record that is there counts: none is made.
     pub(crate) only_there: bool,
+    /// How long none is made after a loss of the store.
+    pub(crate) quarantine: Option<Duration>,
 }
 
 /// Claims the key, waits for whoever holds it, or finds its answer.
@@ -136,6 +138,8 @@ pub(crate) async fn obtain(
                 } else {
                     let may_claim = if terms.only_there {
                         Err(Obtained::Absent)
+                    } else if quarantined(&**engine.store(), terms.quarantine).is_some() {
+                        Err(Obtained::Refused { refusal: Refusal::StoreUnavailable, record: None })
                     } else if has_permit(&mut permit, terms.in_flight) {
                         shared.quotas.take(&facts.tenant, &*shared.store).map_err(Obtained::OverQuota)
                     } else {
@@ -145,7 +149,7 @@ pub(crate) async fn obtain(
                         Ok(claiming) => {
                             must_finish.store(true, Ordering::Relaxed);
                             failpoint::hit(failpoint::CLAIM_BEGIN).await;
-                            let event = insert(engine, id, &facts, terms.lease, &mut clock).await;
+                            let event = insert(engine, id, &facts, terms, &mut clock).await;
                             failpoint::hit(failpoint::CLAIM_END).await;
                             if matches!(event, Event::Inserted { .. }) {
                                 claiming.spent();
@@ -155,7 +159,13 @@ pub(crate) async fn obtain(
                         // Repeats are answered as ever: the key is only read.
                         Err(instead) => match read(engine, id, &mut clock).await {
                             Some(event) => event,
-                            None => return instead,
+                            None => {
+                                // An insert before, whose answer was lost, may have been applied all the same.
+                                if must_finish.load(Ordering::Relaxed) {
+                                    abandon_claim(engine, id, claim);
+                                }
+                                return instead;
+                            }
                         },
                     }
                 }
@@ -306,10 +316,25 @@ fn existing(record: &Arc<Record>) -> Event {
     Event::Existing { now: record.stored.written_at, record: Box::new(Record::clone(record)) }
 }
 
+/// How much longer new keys are refused after a loss of the store.
+pub(crate) fn quarantined(store: &dyn Store, quarantine: Option<Duration>) -> Option<Duration> {
+    let left = quarantine?.checked_sub(store.stats().cache?.lost_ago?)?;
+    (!left.is_zero()).then_some(left)
+}
+
+/// Whether a call met a loss of the store, and did nothing.
+fn is_loss<T>(result: &Result<T, StoreError>) -> bool {
+    matches!(result, Err(StoreError { kind: Kind::Incarnation, applied: Applied::No, .. }))
+}
+
 /// The record that is there, or that the store did not say; nothing where there is none.
 async fn read(engine: &Engine, id: RecordId, clock: &mut StoreClock) -> Option<Event> {
     let started = Instant::now();
-    match engine.0.store.get(id).await {
+    let mut result = engine.0.store.get(id).await;
+    if is_loss(&result) {
+        result = engine.0.store.get(id).await;
+    }
+    match result {
         Ok(Read { record, now }) => {
             let record = Box::new(record?);
             *clock = StoreClock { said: now, at: started };
@@ -319,9 +344,16 @@ async fn read(engine: &Engine, id: RecordId, clock: &mut StoreClock) -> Option<E
     }
 }
 
-async fn insert(engine: &Engine, id: RecordId, facts: &Facts, lease: Duration, clock: &mut StoreClock) -> Event {
-    let started = Instant::now();
-    let result = engine.0.store.insert(id, facts, lease).await;
+async fn insert(engine: &Engine, id: RecordId, facts: &Facts, terms: Terms<'_>, clock: &mut StoreClock) -> Event {
+    let (started, lease) = (Instant::now(), terms.lease);
+    let mut result = engine.0.store.insert(id, facts, lease).await;
+    if is_loss(&result) {
+        // From here on the store knows. Whoever found it is treated as those who come after.
+        if quarantined(&**engine.store(), terms.quarantine).is_some() {
+            return read(engine, id, clock).await.unwrap_or(Event::StoreRefused);
+        }
+        result = engine.0.store.insert(id, facts, lease).await;
+    }
     engine.0.metrics.store_operation(StoreVerb::Insert, result_of(&result), started.elapsed());
     let (said, spent, event) = match result {
         Ok(Insert::Inserted { fence, now }) => (now, Duration::ZERO, Event::Inserted { fence, now }),
@@ -626,7 +658,7 @@ mod tests {
         record::{ClaimId, SessionId},
         transition,
     };
-    use onceward_store::{Store, memory::Memory};
+    use onceward_store::memory::Memory;
 
     use super::*;
     use crate::{Limits, Route, Routes, Secret};
@@ -642,15 +674,25 @@ mod tests {
         let (id, facts) = (RecordId([1; 32]), transition::place(ClaimId([1; 16]), SessionId([1; 16])));
         let mut clock = StoreClock { said: Micros::ZERO, at: Instant::now() };
         // Its answer is lost, and it is made again.
-        insert(&engine, id, &facts, LEASE, &mut clock).await;
+        let in_flight = Arc::new(Semaphore::new(1));
+        let terms = Terms {
+            lease: LEASE,
+            wait: LEASE,
+            waiters_per_key: 1,
+            in_flight: &in_flight,
+            books: None,
+            only_there: false,
+            quarantine: None,
+        };
+        insert(&engine, id, &facts, terms, &mut clock).await;
         tokio::time::advance(LATER).await;
-        let again = insert(&engine, id, &facts, LEASE, &mut clock).await;
+        let again = insert(&engine, id, &facts, terms, &mut clock).await;
         assert!(matches!(again, Event::Existing { .. }), "{again:?}");
         assert_eq!(clock.at.elapsed(), LATER, "the lease runs since it was given");
         assert_eq!(clock.now(), memory.get(id).await.unwrap().now);
         // Somebody else's says nothing of ours.
         let other = transition::place(ClaimId([2; 16]), SessionId([1; 16]));
-        insert(&engine, id, &other, LEASE, &mut clock).await;
+        insert(&engine, id, &other, terms, &mut clock).await;
         assert_eq!(clock.at.elapsed(), Duration::ZERO);
     }
 }

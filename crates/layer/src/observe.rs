@@ -146,6 +146,7 @@ async fn claim(engine: &Engine, route: &Arc<Route>, asked: Box<Asked>, answer: E
         // What is only watched asks nobody.
         books: None,
         only_there: false,
+        quarantine: route.quarantine,
     };
     let (mut claim, first) = Claim::new(policy, ask, belongs, fields);
     if !engine.0.policies.is_kept(policies::number(&route.fingerprint)) {

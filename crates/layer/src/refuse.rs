@@ -249,11 +249,11 @@ impl Problem {
     fn retry_after(&self) -> Option<Duration> {
         const SOON: Duration = Duration::from_secs(1);
         match self {
-            Self::Refused(Refusal::InFlight | Refusal::RetryLater(_), details) => {
+            Self::Refused(Refusal::InFlight | Refusal::RetryLater(_) | Refusal::StoreUnavailable, details) => {
                 Some(details.retry_after.unwrap_or(SOON))
             }
             Self::OverQuota(_, after) => Some(*after),
-            Self::Refused(Refusal::StoreUnavailable | Refusal::ClaimLost, _)
+            Self::Refused(Refusal::ClaimLost, _)
             | Self::SpoolFull
             | Self::Overloaded
             | Self::AuthUnavailable
@@ -423,6 +423,13 @@ fn refused_words(refusal: Refusal, details: &Details) -> (&'static str, String, 
         Refusal::ClaimLost => (
             "The key was settled by somebody else while the request ran",
             "Ask again with the same key.".into(),
+            true,
+        ),
+        Refusal::StoreUnavailable if details.retry_after.is_some() => (
+            "The store of keys has lost records",
+            "This key may be one of them, so that nothing was sent to the upstream. Look whether the operation took effect, \
+             or send the request again, with the same key, after the time in Retry-After: then it runs."
+                .into(),
             true,
         ),
         _ => (

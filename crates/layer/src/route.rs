@@ -70,6 +70,9 @@ pub struct Route {
     pub in_flight: Arc<Semaphore>,
     /// The upstream gets a child key for this step instead of the client's key.
     pub forward_derived: Option<String>,
+    /// So long after a loss of the store ([`Stats::cache`](onceward_store::Stats::cache)) new keys are refused, since they
+    /// may be old ones whose records were lost; what is still there is answered. `None`: they are claimed.
+    pub quarantine: Option<Duration>,
     /// How long a completed answer is withheld while the store does not confirm its record.
     pub record_wait: Duration,
     /// What the service behind the layer wants to know of the route. The layer does not look at it.
@@ -233,6 +236,7 @@ impl Route {
             replay_header: HeaderName::from_static("idempotent-replayed"),
             set_cookie: false,
             forward_derived: None,
+            quarantine: None,
             record_wait: Duration::from_secs(2),
             extensions: http::Extensions::new(),
             is_fallback: false,

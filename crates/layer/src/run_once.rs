@@ -179,6 +179,7 @@ impl Jobs {
             in_flight: &self.in_flight,
             books: None,
             only_there: false,
+            quarantine: None,
         };
         let finish = AtomicBool::new(true);
         let obtained = drive::obtain(&self.engine, id, &mut claim, first, terms, None, &finish).await;

@@ -212,6 +212,7 @@ where
         in_flight: &route.in_flight,
         books: Some(Books { route: &route, key: (!derived).then_some(&key) }),
         only_there: false,
+        quarantine: route.quarantine,
     };
     if !engine.0.policies.is_kept(policies::number(&route.fingerprint)) {
         Box::pin(engine.keep_rules(&route.fingerprint)).await;
@@ -297,7 +298,11 @@ where
                     }
                     _ => None,
                 },
-                retry_after: (refusal == Refusal::InFlight).then(|| usual_time_left(engine, route)),
+                retry_after: match refusal {
+                    Refusal::InFlight => Some(usual_time_left(engine, route)),
+                    Refusal::StoreUnavailable => drive::quarantined(&**engine.store(), route.quarantine),
+                    _ => None,
+                },
             };
             (outcome_of(refusal), exchange.refuse(&Problem::Refused(refusal, details)))
         }

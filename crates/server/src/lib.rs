@@ -22,4 +22,5 @@ pub mod proxy;
 pub mod reconcile;
 pub mod reload;
 pub mod start;
+mod sweep;
 mod telemetry;

@@ -28,15 +28,13 @@ use crate::{
     proxy,
     reconcile::Reconciler,
     reload::Reload,
-    telemetry,
+    sweep, telemetry,
 };
 
 /// The admin token's file in the data folder.
 const TOKEN_FILE: &str = "admin.token";
 /// Takes a safety out, in builds for the crash checker.
 const MUTANT: &str = "ONCEWARD_MUTANT";
-/// How often ended records are swept.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// How often certificate files are looked at for other contents.
 const CERTIFICATES_EVERY: Duration = Duration::from_secs(2);
 /// How often unknown outcomes are looked through.
@@ -414,43 +412,13 @@ impl Background {
                 tracing::error!(%error, "the admin listener ended");
             }
         };
-        let sweep = sweep(store.store(), store.swept_max(), Arc::clone(guarded), metrics);
+        let sweep = sweep::keep(store.store(), store.swept_max(), Arc::clone(guarded), metrics);
         let settle = settle(engine.clone());
         Self(vec![tokio::spawn(serve), tokio::spawn(sweep), tokio::spawn(settle)])
     }
 
     fn stop(self) {
         self.0.iter().for_each(tokio::task::JoinHandle::abort);
-    }
-}
-
-async fn sweep(
-    store: Arc<dyn onceward::store::Store>,
-    records_max: usize,
-    guarded: Arc<Guarded>,
-    metrics: PrometheusHandle,
-) {
-    metrics::describe_gauge!("onceward_circuit_state", "0 closed, 1 half-open, 2 open");
-    let circuit = metrics::gauge!("onceward_circuit_state", "store" => store.kind());
-    let collected = metrics::counter!("onceward_collected_records_total", "reason" => "retention");
-    let mut tick = tokio::time::interval(SWEEP_EVERY);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tick.tick().await;
-        metrics.run_upkeep();
-        match store.sweep(records_max).await {
-            Ok(swept) => collected.increment(swept.removed),
-            Err(error) => tracing::warn!(%error, "ended records could not be swept"),
-        }
-        circuit.set(f64::from(guarded.circuit() as u8));
-        let stats = store.stats();
-        #[expect(clippy::cast_precision_loss, reason = "figures for people, and below 2^52")]
-        {
-            metrics::gauge!("onceward_records", "state" => "open").set(stats.open as f64);
-            metrics::gauge!("onceward_records", "state" => "settled")
-                .set(stats.records.saturating_sub(stats.open) as f64);
-            metrics::gauge!("onceward_store_disk_bytes").set(stats.bytes as f64);
-        }
     }
 }
 

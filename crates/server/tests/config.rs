@@ -178,7 +178,7 @@ fn a_wrong_file_says_what_where_and_how_to_mend_it() {
         ),
         (
             "[defaults]\non_cache_loss = \"quarantine\"\n",
-            r#"onceward.toml:5:1: "on_cache_loss" in [defaults] is not available in this version (new keys refused after a loss); leave it out"#,
+            r#"onceward.toml:5:1: "on_cache_loss" of [defaults]: where these records are, nothing is lost: "quarantine" is of kind = "redis" in [store]; leave it out"#,
         ),
         (
             "[defaults]\non_unknown = [\"probe\"]\n",

@@ -18,7 +18,8 @@ use axum::{
     routing::{get, post},
 };
 use metrics_exporter_prometheus::PrometheusHandle;
-use onceward::Engine;
+use onceward::{Engine, store::Loss};
+use onceward_core::record::Micros;
 use serde_json::json;
 
 pub use reconcile::Look;
@@ -187,8 +188,24 @@ async fn ready(State(admin): State<Admin>) -> Response {
     }
     let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let refused = admin.inner.refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-    let warnings: Vec<&String> = admin.inner.concerns.iter().chain(&stats.concerns).chain(&refused).collect();
+    let losses: Vec<String> = stats.cache.iter().flat_map(|cache| &cache.last).map(lost).collect();
+    let warnings: Vec<&String> =
+        admin.inner.concerns.iter().chain(&stats.concerns).chain(&losses).chain(&refused).collect();
     (status, Json(json!({ "ready": reasons.is_empty(), "reasons": reasons, "warnings": warnings }))).into_response()
+}
+
+/// What a loss of the store means, and of when.
+fn lost(loss: &Loss) -> String {
+    let Loss { partitions, why, .. } = loss;
+    let time = |at: Micros| jiff::Timestamp::from_microsecond(i64::try_from(at.0).unwrap_or(i64::MAX)).ok();
+    let span = match (time(loss.from).filter(|_| loss.from != Micros::ZERO), time(loss.to)) {
+        (Some(from), Some(to)) => format!("between {from} and {to}"),
+        (_, Some(to)) => format!("before {to}"),
+        (_, None) => "at a time that is not known".to_owned(),
+    };
+    format!(
+        "the store lost records in {partitions} of its partitions ({why}): keys claimed or completed {span} may run again"
+    )
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {

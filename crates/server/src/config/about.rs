@@ -186,6 +186,11 @@ pub(super) const ABOUT: &[(&str, &str, &str)] = &[
         "strict",
         "Where a claim must be before its request is sent. cache is what Redis keeps, and has to be written for it.",
     ),
+    (
+        "route.on_cache_loss",
+        "continue",
+        "quarantine refuses new keys for client_retries after Redis lost records; repeats of what is there are answered.",
+    ),
     ("route.limits.request_body", "10MiB", "Larger is 413 body-too-large."),
     ("route.limits.recorded_body", "1MiB", "Larger answers are recorded without their body."),
     ("route.forward_key", "same", "derived: the upstream gets a child key instead of the client's."),

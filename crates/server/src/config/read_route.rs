@@ -262,6 +262,7 @@ impl Reader<'_, '_, '_> {
                 &[("deny", Outage::Deny), ("bypass", Outage::Bypass)],
                 Outage::Deny,
             ),
+            quarantine: table.text("on_cache_loss") == Some("quarantine"),
             limits: RouteLimits {
                 request_body: limits.size("request_body", 10 << 20),
                 recorded_body: limits.size("recorded_body", 1 << 20),

@@ -85,6 +85,12 @@ impl Reader<'_, '_, '_> {
                 );
                 self.wrong(table, "durability", why);
             }
+            if table.text("on_cache_loss") == Some("quarantine") {
+                let why = format!(
+                    r#""on_cache_loss" of {whose}: where these records are, nothing is lost: "quarantine" is of kind = "redis" in [store]; leave it out"#
+                );
+                self.wrong(table, "on_cache_loss", why);
+            }
             return;
         }
         if said == Some("strict") {

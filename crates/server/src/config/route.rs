@@ -79,6 +79,8 @@ pub struct RouteConfig {
     pub retry_max: u32,
     /// What to do when the store does not answer before a claim.
     pub on_store_outage: Outage,
+    /// New keys are refused for `client_retries` after a loss of the store, which may have lost them.
+    pub quarantine: bool,
     /// How large bodies may be.
     pub limits: RouteLimits,
     /// Which key the upstream is sent.

@@ -15,7 +15,6 @@ pub const NOT_AVAILABLE: &[(&str, &str)] = &[
     (r#"store.redis.strategy = "watch""#, "transactions instead of scripts"),
     ("store.fallback", "a fallback store"),
     (r#"route.durability = "journaled""#, "the tiered store"),
-    ("route.on_cache_loss", "new keys refused after a loss"),
     (r#"route.on_store_outage = "fallback""#, "a fallback store"),
     ("maintenance", "maintenance windows"),
     ("regions", "regions"),
@@ -380,7 +379,7 @@ pub(super) const ROUTE: &[Key] = &[
     key("retry_max", Kind::Integer(0, 100)),
     key("on_store_outage", Kind::Choice(&["deny", "bypass", "fallback"])),
     key("durability", Kind::Choice(&["strict", "journaled", "cache"])),
-    key("on_cache_loss", Kind::Any),
+    key("on_cache_loss", Kind::Choice(&["continue", "quarantine"])),
     key(
         "limits",
         Kind::Table(&[

@@ -1,0 +1,126 @@
+//! What Redis loses, seen from outside: keys that run again are told, and a route in quarantine runs none.
+
+use servers::{Redis, Sentinels};
+
+use super::{
+    redis::{config, url},
+    support::{Gateway, Start, Upstream, metric, until},
+};
+
+const ROUTES: &str = r#"client_retries = "15m"
+[[route]]
+name = "open"
+match = { path = "/open" }
+[[route]]
+name = "careful"
+match = { path = "/careful" }
+on_cache_loss = "quarantine"
+"#;
+
+const LOSSES: &str = "onceward_store_incarnation_changes_total";
+
+/// Before anything is lost.
+async fn both_answered(gateway: &Gateway) {
+    for path in ["/open", "/careful"] {
+        assert_eq!(gateway.post(path, path, "{}").await.status, 201);
+        assert!(gateway.post(path, path, "{}").await.is_replay());
+    }
+    assert!(metric(&gateway.metrics().await, LOSSES) < 0.5, "nothing was lost yet");
+}
+
+/// Until the gateway knows of the loss, it is shown with its interval.
+async fn is_told(gateway: &Gateway) {
+    until("the loss in the metrics", async || metric(&gateway.metrics().await, LOSSES) >= 1.0).await;
+    let ready = gateway.admin("GET", "/readyz", &[], "").await;
+    let warnings = ready.json()["warnings"].to_string();
+    assert_eq!(ready.status, 200, "it serves on: {warnings}");
+    assert!(
+        warnings.contains("keys claimed or completed between 20") && warnings.contains("may run again"),
+        "{warnings}"
+    );
+    assert!(gateway.log().contains("Redis lost records"), "{}", gateway.log());
+}
+
+/// A key that was not seen before is refused by one route and runs on the other.
+async fn new_keys(gateway: &Gateway, upstream: &Upstream) {
+    let refused = gateway.post("/careful", "new-1", "{}").await;
+    assert_eq!((refused.status, refused.slug().as_str()), (503, "store-unavailable"), "{refused:?}");
+    let after: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+    assert!(after > 60 && after <= 900, "{after}");
+    assert!(refused.json()["detail"].as_str().unwrap().contains("one of them"), "{refused:?}");
+    assert_eq!(gateway.post("/open", "new-2", "{}").await.status, 201);
+    assert!(gateway.post("/open", "new-2", "{}").await.is_replay());
+    assert_eq!((upstream.effects("new-1"), upstream.effects("new-2")), (0, 1));
+}
+
+fn start(upstream: &Upstream, server: &Redis) -> Start {
+    Start::before(upstream).config(&config(&url(server), ROUTES))
+}
+
+/// What a server without its records makes of those that were asked before.
+async fn all_is_lost(gateway: &Gateway, upstream: &Upstream) {
+    let refused = gateway.post("/careful", "/careful", "{}").await;
+    assert_eq!((refused.status, refused.slug().as_str()), (503, "store-unavailable"), "{refused:?}");
+    let again = gateway.post("/open", "/open", "{}").await;
+    assert!(again.status == 201 && !again.is_replay(), "{again:?}");
+    assert_eq!((upstream.effects("/open"), upstream.effects("/careful")), (2, 1));
+}
+
+// contract: route.durability, route.on_cache_loss, store-unavailable
+#[tokio::test]
+async fn after_a_flush_lost_keys_run_again_or_are_refused_as_the_route_says() {
+    let (server, upstream) = (Redis::start(&[]).unwrap(), Upstream::charging().await);
+    let gateway = start(&upstream, &server).start().await;
+    both_answered(&gateway).await;
+    server.command(&["FLUSHALL"]).unwrap();
+    // Whoever comes first finds it.
+    all_is_lost(&gateway, &upstream).await;
+    new_keys(&gateway, &upstream).await;
+    is_told(&gateway).await;
+}
+
+#[tokio::test]
+async fn a_start_without_data_is_a_loss_and_one_with_data_refuses_new_keys_only() {
+    for (settings, keeps) in [(&[][..], false), (&[("appendonly", "yes"), ("appendfsync", "always")], true)] {
+        let (mut server, upstream) = (Redis::start(settings).unwrap(), Upstream::charging().await);
+        let gateway = start(&upstream, &server).start().await;
+        both_answered(&gateway).await;
+        server.kill().unwrap();
+        server.start_again().unwrap();
+        is_told(&gateway).await;
+        if keeps {
+            for path in ["/open", "/careful"] {
+                assert!(gateway.post(path, path, "{}").await.is_replay(), "{path}");
+            }
+        } else {
+            all_is_lost(&gateway, &upstream).await;
+        }
+        new_keys(&gateway, &upstream).await;
+    }
+}
+
+/// How far its history goes.
+fn offset(server: &Redis) -> u64 {
+    let info = server.command(&["INFO", "replication"]).unwrap();
+    let name = if info.contains("role:master") { "master_repl_offset:" } else { "slave_repl_offset:" };
+    info.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_failover_is_followed_and_told_and_what_the_replica_has_is_answered() {
+    let mut sentinels = Sentinels::start(&[], 1, None).unwrap();
+    let upstream = Upstream::charging().await;
+    let hosts: Vec<String> = sentinels.ports().iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    let url = format!("url = \"redis+sentinel://{}/{}\"", hosts.join(","), Sentinels::NAME);
+    let gateway = Start::before(&upstream).config(&config(&url, ROUTES)).start().await;
+    both_answered(&gateway).await;
+    let [primary, replica] = sentinels.nodes() else { panic!("two nodes") };
+    let written = offset(primary);
+    until("the replica", async || offset(replica) >= written).await;
+    sentinels.kill_primary().unwrap();
+    is_told(&gateway).await;
+    for path in ["/open", "/careful"] {
+        assert!(gateway.post(path, path, "{}").await.is_replay(), "{path}");
+    }
+    new_keys(&gateway, &upstream).await;
+}
