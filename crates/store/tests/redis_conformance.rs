@@ -7,7 +7,7 @@ use std::{collections::VecDeque, sync::Mutex};
 use onceward_store::{
     conformance::{self, OnRedis, Servers},
     redis::{
-        Options,
+        Options, Strategy,
         address::{Address, Credentials},
     },
 };
@@ -38,6 +38,16 @@ fn every_case_holds(subject: OnRedis) {
     });
     let failed = failed.into_inner().unwrap();
     assert!(failed.is_empty(), "{} of {} cases failed: {failed:?}", failed.len(), conformance::NAMES.len());
+}
+
+#[test]
+fn every_case_of_the_list_holds_by_transactions_where_scripts_are_forbidden() {
+    let servers = || {
+        let server = servers::Redis::start_with_acl(&[], "user default on nopass ~* &* +@all -@scripting\n").unwrap();
+        let options = Options { strategy: Strategy::Watch, ..options(&server.url()) };
+        Servers { options, keep: Box::new(server) }
+    };
+    every_case_holds(OnRedis { name: "redis-watch", servers: Some(servers) });
 }
 
 #[test]

@@ -190,6 +190,8 @@ pub fn subjects() -> Vec<Box<dyn Subject>> {
         Box::new(OnPostgres { name: "postgres-pooled", database: None }),
         #[cfg(feature = "redis")]
         Box::new(OnRedis { name: "redis", servers: None }),
+        #[cfg(feature = "redis")]
+        Box::new(OnRedis { name: "redis-watch", servers: None }),
     ]
 }
 

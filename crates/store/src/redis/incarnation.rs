@@ -117,6 +117,39 @@ impl Incarnations {
     }
 }
 
+/// What a marker is to be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mark<'a> {
+    /// Of a marker that is made or made anew.
+    pub(super) epoch: Epoch,
+    /// What a marker's epoch may begin with, eight bytes each: of the histories that the servers have. Empty: anything.
+    pub(super) tags: &'a [u8],
+    /// The least time that is written down in one that is made.
+    pub(super) floor: Micros,
+}
+
+/// A marker as it is now.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Marked {
+    pub(super) epoch: Epoch,
+    /// The latest time and fence that is written down.
+    pub(super) written: Micros,
+    /// The server's clock.
+    pub(super) wall: Micros,
+    pub(super) found: Found,
+}
+
+/// What was there before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// A marker of this history.
+    Known,
+    /// None.
+    Missing,
+    /// One of another history: the server was started again or failed over.
+    OfAnother,
+}
+
 /// The first bytes of a replication id, which is forty hexadecimal digits.
 pub(super) fn tag_of(history: &str) -> Option<Tag> {
     let mut tag = Tag::default();

@@ -221,6 +221,11 @@ impl Link {
         }
     }
 
+    /// Drops the connection, whatever its state.
+    pub(super) fn close(&self) {
+        *self.live.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     fn living(&self) -> Option<Live> {
         self.live.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -37,6 +37,7 @@ mod step;
 mod upkeep;
 mod value;
 mod waiting;
+mod watch;
 
 use std::{
     sync::{
@@ -60,12 +61,13 @@ use tokio::{
 pub use self::error::Failure;
 use self::{
     address::Address,
-    incarnation::Incarnations,
+    incarnation::{Incarnations, Mark, Marked},
     key::Keys,
     link::Link,
     script::Scripts,
     step::{Step, Stepped, What},
     upkeep::Health,
+    watch::Watching,
 };
 use crate::{
     Answer, Cache, Filter, Insert, Kind, Page, RULES_BYTES_MAX, Read, Stats, Store, StoreError, Swept, Usage, Watch,
@@ -77,11 +79,23 @@ const PAGE_MAX: usize = 1_000;
 /// The most keys whose waiting is not said yet; more look again by themselves.
 const WAITED_MAX: usize = 4_096;
 
+/// How a step looks and writes as one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Strategy {
+    /// By a script, in one round trip.
+    #[default]
+    Script,
+    /// By WATCH, MULTI and EXEC, in two, where scripts are forbidden. Not on a Cluster.
+    Watch,
+}
+
 /// How the store is opened.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Where the servers are.
     pub address: Address,
+    /// How a step is taken.
+    pub strategy: Strategy,
     /// How long one call may take before its connection is given up.
     pub deadline: Duration,
     /// Whether what tenants take up is counted from the start on, which reads every record now and then. Otherwise it is
@@ -98,6 +112,7 @@ impl Options {
     pub fn new(address: Address) -> Self {
         Self {
             address,
+            strategy: Strategy::default(),
             deadline: Duration::from_secs(2),
             usage: true,
             #[cfg(any(test, feature = "conformance"))]
@@ -136,13 +151,20 @@ pub struct Redis {
     _tasks: JoinSet<()>,
 }
 
+/// How steps are taken.
+#[derive(Debug)]
+enum Steps {
+    Script(Box<Scripts>),
+    Watch(Watching),
+}
+
 /// What calls and background share.
 #[derive(Debug)]
 struct Shared {
     options: Options,
     /// The latest time that any answer had.
     seen_until: AtomicU64,
-    steps: Scripts,
+    steps: Steps,
     /// For steps.
     link: Link,
     /// For all else, so that a long list holds up no claim.
@@ -164,12 +186,22 @@ impl Shared {
         Micros(self.seen_until.load(Ordering::SeqCst))
     }
 
+    async fn mark(&self, partition: u16, mark: &Mark<'_>) -> Result<Marked, StoreError> {
+        match &self.steps {
+            Steps::Script(scripts) => scripts.mark(&self.side, partition, mark).await,
+            Steps::Watch(watching) => watching.mark(partition, mark).await,
+        }
+    }
+
     /// Takes a step, and notes what it says.
     async fn step(&self, id: RecordId, what: What<'_>) -> Result<Stepped, StoreError> {
         let keys = Keys::of(&id);
         let epoch = self.incarnations.epoch(keys.partition);
         let step = Step { id, keys, epoch, floor: self.floor(), what };
-        let mut stepped = self.steps.step(&self.link, &step).await?;
+        let mut stepped = match &self.steps {
+            Steps::Script(scripts) => scripts.step(&self.link, &step).await?,
+            Steps::Watch(watching) => watching.step(&step, &self.incarnations.tags()).await?,
+        };
         if let Some(now) = stepped.now_mut() {
             *now = self.time(*now);
         }
@@ -201,6 +233,10 @@ impl Redis {
     /// # Errors
     /// [`OpenError`]: no server can be reached, it refuses the user, is too old, or is a replica.
     pub async fn open(options: Options) -> Result<Self, OpenError> {
+        if options.strategy == Strategy::Watch && options.address.is_cluster() {
+            let said = "a Cluster is stepped on by scripts alone: leave out strategy = \"watch\"";
+            return Err(OpenError(StoreError::not_applied(Kind::Unavailable).because(Failure::said(said))));
+        }
         // Told in the step itself; in a Cluster to the nodes of the key's shard alone.
         let tell = if options.address.is_cluster() { "SPUBLISH" } else { "PUBLISH" };
         let watchers = Watchers::default();
@@ -210,7 +246,12 @@ impl Redis {
         let link = || Link::new(&options.address, options.deadline, None);
         let shared = Arc::new(Shared {
             seen_until: AtomicU64::new(0),
-            steps: Scripts::new(tell, options.clock_moves()),
+            steps: match options.strategy {
+                Strategy::Script => Steps::Script(Box::new(Scripts::new(tell, options.clock_moves()))),
+                Strategy::Watch => {
+                    Steps::Watch(Watching::new(&options.address, options.deadline, options.clock_moves()))
+                }
+            },
             link: link(),
             side: link(),
             incarnations: Incarnations::default(),

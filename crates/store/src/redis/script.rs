@@ -4,9 +4,10 @@ use onceward_core::record::{Fence, Micros, Revision};
 use redis::{Cmd, ToRedisArgs, Value};
 
 use super::{
+    incarnation::{Found, Mark, Marked},
     key,
     link::{CallError, Link},
-    step::{Epoch, Step, Stepped, What, Written, expected, length},
+    step::{Step, Stepped, What, Written, expected, length},
     value,
 };
 use crate::{Kind, StoreError, figures::Change};
@@ -133,39 +134,6 @@ impl Scripts {
             _ => Err(odd()),
         }
     }
-}
-
-/// What a marker is to be.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Mark<'a> {
-    /// Of a marker that is made or made anew.
-    pub(super) epoch: Epoch,
-    /// What a marker's epoch may begin with, eight bytes each: of the histories that the servers have. Empty: anything.
-    pub(super) tags: &'a [u8],
-    /// The least time that is written down in one that is made.
-    pub(super) floor: Micros,
-}
-
-/// A marker as it is now.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Marked {
-    pub(super) epoch: Epoch,
-    /// The latest time and fence that is written down.
-    pub(super) written: Micros,
-    /// The server's clock.
-    pub(super) wall: Micros,
-    pub(super) found: Found,
-}
-
-/// What was there before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Found {
-    /// A marker of this history.
-    Known,
-    /// None.
-    Missing,
-    /// One of another history: the server was started again or failed over.
-    OfAnother,
 }
 
 fn moving(text: &str, clock_moves: bool) -> String {

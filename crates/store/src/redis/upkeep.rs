@@ -20,11 +20,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use super::{
     Shared,
     error::read_failed,
-    incarnation::{Tag, new_epoch, tag_of},
+    incarnation::{Found, Mark, Marked, Tag, new_epoch, tag_of},
     info::Info,
     key,
     link::CallError,
-    script::{Found, Mark, Marked},
 };
 use crate::{Kind, StoreError};
 
@@ -204,7 +203,7 @@ async fn mark(shared: &Shared, servers: &Servers, partitions: &[u16]) -> Result<
         let (epoch, tags) = (new_epoch(servers.tag(partition)), &tags);
         async move {
             let mark = Mark { epoch, tags, floor };
-            shared.steps.mark(&shared.side, partition, &mark).await.map(|marked| (partition, marked))
+            shared.mark(partition, &mark).await.map(|marked| (partition, marked))
         }
     });
     let marked: Vec<_> = stream::iter(marks).buffered(MARKS_AT_ONCE).collect().await;

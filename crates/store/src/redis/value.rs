@@ -159,6 +159,11 @@ pub(super) fn unpack(value: Vec<u8>, apart: Option<&[u8]>) -> Result<Record, Sto
     Ok(record)
 }
 
+/// Whether its answer's body lies under a key of its own.
+pub(super) fn is_apart(value: &[u8]) -> bool {
+    value.starts_with(b"OW\x01") && value.get(FLAGS_LOW).is_some_and(|flags| flags & APART != 0)
+}
+
 fn damaged(what: impl std::fmt::Display) -> StoreError {
     StoreError::not_applied(Kind::Damaged(what.to_string()))
 }
