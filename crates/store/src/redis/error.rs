@@ -74,6 +74,7 @@ fn kind(error: &RedisError) -> Kind {
     match error.code().unwrap_or_default() {
         "OOM" => Kind::Full,
         "READONLY" | "MASTERDOWN" => Kind::NotPrimary,
+        "WRONGTYPE" => Kind::Damaged("another kind of value lies under a key of this store".into()),
         _ => Kind::Unavailable,
     }
 }

@@ -40,6 +40,7 @@ mod waiting;
 mod watch;
 
 use std::{
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -144,7 +145,6 @@ fn with_source(error: &StoreError) -> String {
 }
 
 /// A store in Redis. What it does in the background ends with it.
-#[derive(Debug)]
 pub struct Redis {
     shared: Arc<Shared>,
     waited: mpsc::Sender<RecordId>,
@@ -224,6 +224,12 @@ impl Shared {
             _ => {}
         }
         Ok(stepped)
+    }
+}
+
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Redis({})", self.shared.options.address)
     }
 }
 
