@@ -192,6 +192,14 @@ pub fn subjects() -> Vec<Box<dyn Subject>> {
         Box::new(OnRedis { name: "redis", servers: None }),
         #[cfg(feature = "redis")]
         Box::new(OnRedis { name: "redis-watch", servers: None }),
+        #[cfg(feature = "redis")]
+        Box::new(OnRedis { name: "redis-acl", servers: None }),
+        #[cfg(feature = "redis")]
+        Box::new(OnRedis { name: "redis-sentinel", servers: None }),
+        #[cfg(feature = "redis")]
+        Box::new(OnRedis { name: "redis-sentinel-watch", servers: None }),
+        #[cfg(feature = "redis")]
+        Box::new(OnRedis { name: "redis-cluster", servers: None }),
     ]
 }
 
