@@ -1,7 +1,7 @@
 //! Every case of the list on Redis: on one server, by scripts and by transactions, under the access list that is shipped,
 //! on Valkey, on a primary that Sentinels name, and on a Cluster.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use std::{
     collections::VecDeque,
@@ -57,6 +57,16 @@ fn every_case_of_the_list_holds_on_one_server() {
         alone(server, options(&url))
     };
     every_case_holds(OnRedis { name: "redis", servers: Some(servers) }, AT_ONCE);
+}
+
+#[test]
+fn every_case_of_the_list_holds_on_valkey() {
+    let servers = || {
+        let server = Redis::valkey(&[]).unwrap();
+        let url = server.url();
+        alone(server, options(&url))
+    };
+    every_case_holds(OnRedis { name: "redis-valkey", servers: Some(servers) }, AT_ONCE);
 }
 
 #[test]

@@ -195,6 +195,8 @@ pub fn subjects() -> Vec<Box<dyn Subject>> {
         #[cfg(feature = "redis")]
         Box::new(OnRedis { name: "redis-acl", servers: None }),
         #[cfg(feature = "redis")]
+        Box::new(OnRedis { name: "redis-valkey", servers: None }),
+        #[cfg(feature = "redis")]
         Box::new(OnRedis { name: "redis-sentinel", servers: None }),
         #[cfg(feature = "redis")]
         Box::new(OnRedis { name: "redis-sentinel-watch", servers: None }),

@@ -200,7 +200,10 @@ async fn mark(shared: &Shared, servers: &Servers, partitions: &[u16]) -> Result<
     let tags = shared.incarnations.tags();
     let floor = shared.floor();
     let marks = partitions.iter().copied().map(|partition| {
-        let (epoch, tags) = (new_epoch(servers.tag(partition)), &tags);
+        let tag = servers.tag(partition);
+        // In the middle of a failover nobody says whose it is: that is judged once somebody does.
+        let tags = if tag.is_some() { &*tags } else { &[] };
+        let epoch = new_epoch(tag);
         async move {
             let mark = Mark { epoch, tags, floor };
             shared.mark(partition, &mark).await.map(|marked| (partition, marked))

@@ -1,5 +1,7 @@
 //! What tests of the store in Redis share.
 
+#![allow(dead_code, reason = "each of them uses its own part")]
+
 use std::time::Duration;
 
 use bytes::Bytes;
