@@ -108,8 +108,8 @@ fn users_come_in_over_each_of_its_ways_with_their_own_rights() {
 }
 
 #[test]
-fn a_server_that_is_paused_answers_once_it_is_let_go_on() {
-    let server = Redis::start(&[]).unwrap();
+fn a_server_that_is_paused_answers_once_it_is_let_go_on_and_can_be_ended_before() {
+    let mut server = Redis::start(&[]).unwrap();
     let mut connection = TcpStream::connect(("127.0.0.1", server.port())).unwrap();
     server.pause().unwrap();
     connection.write_all(b"PING\r\n").unwrap();
@@ -120,6 +120,17 @@ fn a_server_that_is_paused_answers_once_it_is_let_go_on() {
     connection.set_read_timeout(None).unwrap();
     connection.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"+PONG\r\n");
+    server.pause().unwrap();
+    server.kill().unwrap();
+    server.start_again().unwrap();
+    server.pause().unwrap();
+    server.stop().unwrap();
+    server.start_again().unwrap();
+    assert!(server.answers());
+    server.pause().unwrap();
+    let folder = server.data();
+    drop(server);
+    assert!(!folder.exists());
 }
 
 #[test]
