@@ -25,6 +25,7 @@ use tokio::{
 };
 
 use crate::{
+    abandon::abandon_claim,
     engine::Engine,
     failpoint,
     metrics::{StoreResult, StoreVerb},
@@ -427,27 +428,6 @@ pub(crate) async fn still_holds(
     tracing::warn!(record = %id.short(), "a claim was lost before anything was sent under it");
     abandon_claim(engine, id, claim);
     false
-}
-
-/// A claim of this request may stand although nobody said so: free it in the background. Nothing
-/// was sent under it.
-fn abandon_claim(engine: &Engine, id: RecordId, claim: &Claim) {
-    let store = Arc::clone(&engine.0.store);
-    let claim_id = claim.facts().claim_id;
-    engine.0.tracker.spawn(async move {
-        let Ok(read) = store.get(id).await else { return };
-        let Some(record) = read.record else { return };
-        if record.facts.claim_id == claim_id && record.facts.state == State::InFlight {
-            let write = onceward_core::transition::release(&record.facts, record.stored.fence);
-            let freed = match &write {
-                Transition::Remove(expect) => store.remove(id, *expect).await,
-                Transition::Replace(write) => store.replace(id, write).await,
-            };
-            if let Err(error) = freed {
-                tracing::warn!(record = %id.short(), %error, "a claim that was never used could not be freed");
-            }
-        }
-    });
 }
 
 /// How the recording ended.

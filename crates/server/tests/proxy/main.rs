@@ -48,6 +48,8 @@ mod redis;
 #[cfg(test)]
 mod redis_losses;
 #[cfg(test)]
+mod redis_outages;
+#[cfg(test)]
 mod reload;
 #[cfg(test)]
 mod replays;

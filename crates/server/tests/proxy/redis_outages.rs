@@ -1,0 +1,78 @@
+//! A Redis that does not answer: what routes do without it, and that all is well once it is back.
+
+use servers::Redis;
+
+use super::{
+    redis::{config, url},
+    support::{Gateway, Start, Upstream, metric, until},
+};
+
+const ROUTES: &str = r#"
+[[route]]
+name = "closed"
+match = { path = "/closed" }
+[[route]]
+name = "open"
+match = { path = "/open" }
+on_store_outage = "bypass"
+"#;
+const CIRCUIT: &str = "onceward_circuit_state{store=\"redis\"}";
+
+async fn start(server: &Redis, upstream: &Upstream) -> Gateway {
+    let soon = "deadline = \"250ms\"\nbreaker = { failures = 3, open = \"200ms\" }";
+    let config = config(&url(server), ROUTES).replace("deadline = \"5s\"", soon);
+    let gateway = Start::before(upstream).config(&config).start().await;
+    assert_eq!(gateway.post("/closed", "before", "{}").await.status, 201);
+    gateway
+}
+
+/// Fresh keys are refused by one route and forwarded by the other, and the circuit opens.
+async fn is_out(gateway: &Gateway, upstream: &Upstream) {
+    let denied = gateway.post("/closed", "meanwhile-1", "{}").await;
+    assert_eq!((denied.status, denied.slug().as_str()), (503, "store-unavailable"), "{denied:?}");
+    assert!(denied.header("retry-after").is_some() && denied.json()["retryable"] == true, "{denied:?}");
+    let bypassed = gateway.post("/open", "meanwhile-2", "{}").await;
+    assert_eq!((bypassed.status, bypassed.header("idempotency-status")), (201, Some("bypassed")));
+    assert_eq!((upstream.effects("meanwhile-1"), upstream.effects("meanwhile-2")), (0, 1));
+    until("the open circuit", async || {
+        assert_eq!(gateway.post("/closed", "before", "{}").await.slug(), "store-unavailable");
+        metric(&gateway.metrics().await, CIRCUIT) >= 2.0
+    })
+    .await;
+}
+
+/// What was there is answered, what was refused runs, and nothing twice.
+async fn is_back(gateway: &Gateway, upstream: &Upstream) {
+    until("an answer", async || gateway.post("/closed", "before", "{}").await.is_replay()).await;
+    until("a closed circuit", async || metric(&gateway.metrics().await, CIRCUIT) < 0.5).await;
+    // Its claim may have reached the server, and is freed then: nothing was sent under it.
+    until("the key that was refused", async || gateway.post("/closed", "meanwhile-1", "{}").await.status == 201).await;
+    assert!(gateway.post("/closed", "meanwhile-1", "{}").await.is_replay());
+    assert_eq!(gateway.post("/closed", "after", "{}").await.status, 201);
+    for key in ["before", "meanwhile-1", "after"] {
+        assert_eq!(upstream.effects(key), 1, "{key}");
+    }
+}
+
+// contract: store-unavailable, route.on_store_outage, store.breaker.failures, store.breaker.open
+#[tokio::test]
+async fn a_redis_that_is_killed_denies_or_bypasses_and_is_asked_again_once_it_is_back() {
+    let settings = [("appendonly", "yes"), ("appendfsync", "always")];
+    let (mut server, upstream) = (Redis::start(&settings).unwrap(), Upstream::charging().await);
+    let gateway = start(&server, &upstream).await;
+    server.kill().unwrap();
+    is_out(&gateway, &upstream).await;
+    server.start_again().unwrap();
+    is_back(&gateway, &upstream).await;
+}
+
+#[tokio::test]
+async fn a_redis_that_stands_still_is_late_as_any_other_and_loses_nothing() {
+    let (server, upstream) = (Redis::start(&[]).unwrap(), Upstream::charging().await);
+    let gateway = start(&server, &upstream).await;
+    server.pause().unwrap();
+    is_out(&gateway, &upstream).await;
+    server.resume().unwrap();
+    is_back(&gateway, &upstream).await;
+    assert!(metric(&gateway.metrics().await, "onceward_store_incarnation_changes_total") < 0.5);
+}
