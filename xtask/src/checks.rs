@@ -24,7 +24,8 @@ const STEPS: &[Step] = &[
             // What the step `tests` has just run is not run again.
             false => contract::print(contract::Store::Embedded, &counts.ended)?,
         }
-        contract::run(&[&["--store", "postgres"], &contract::IN_THE_GATE[..]].concat(), counts)
+        contract::run(&[&["--store", "postgres"], &contract::IN_THE_GATE[..]].concat(), counts)?;
+        contract::run(&[&["--store", "redis"], &contract::IN_THE_GATE[..]].concat(), counts)
     }),
     ("doctests", |counts| Shown::new("cargo test --workspace --doc").run(counts)),
     ("tidy", |counts| Shown::new("cargo xtask tidy").run(counts)),

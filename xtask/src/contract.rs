@@ -13,8 +13,8 @@
 //! A row without a case is an error, and so are a case that did not
 //! run or failed, a line that names no row, and a case for a row that is marked as not built.
 //!
-//! With `--store postgres` the tests that start gateways run on a PostgreSQL server instead; `embedded_only` lists those
-//! that stay with the embedded store, each with its reason.
+//! With `--store postgres` or `--store redis` the tests that start gateways run on a server of that kind instead;
+//! `embedded_only` lists those that stay with the embedded store, each with its reason.
 
 mod embedded_only;
 
@@ -23,7 +23,7 @@ use std::fmt::Write as _;
 
 use anyhow::{bail, ensure};
 
-use self::embedded_only::EMBEDDED_ONLY;
+use self::embedded_only::left_out;
 use crate::install;
 use crate::step::{Counts, Shown};
 use crate::tree::{self, Text};
@@ -42,6 +42,8 @@ pub(crate) enum Store {
     Embedded,
     /// One PostgreSQL server.
     Postgres,
+    /// One Redis server.
+    Redis,
 }
 
 /// Runs the tests from outside, and prints the table.
@@ -60,40 +62,49 @@ pub(crate) fn run(arguments: &[&str], counts: &mut Counts) -> anyhow::Result<()>
             print(Store::Embedded, &counts.ended)?;
             done
         }
-        ["--store", "postgres", modules @ ..] => on_postgres(&run, modules, counts),
-        _ => bail!("{arguments:?} is not `--store embedded` or `--store postgres`"),
+        ["--store", "postgres", modules @ ..] => on_a_server(Store::Postgres, &run, modules, counts),
+        ["--store", "redis", modules @ ..] => on_a_server(Store::Redis, &run, modules, counts),
+        _ => bail!("{arguments:?} is not `--store embedded`, `--store postgres` or `--store redis`"),
     }
 }
 
-/// The modules that `cargo xtask test` runs on Postgres, which has no time for all of them: what a key's record is asked
+/// The modules that `cargo xtask test` runs on Postgres and on Redis, which has no time for all of them: what a key's record is asked
 /// and told, over crashes too.
 pub(crate) const IN_THE_GATE: [&str; 5] = ["crashes::", "duplicates::", "keys::", "replays::", "unknown::"];
 
 /// The same with every gateway's records in a database of its own, on one server. With modules only their tests, and no
 /// table.
-fn on_postgres(run: &str, modules: &[&str], counts: &mut Counts) -> anyhow::Result<()> {
+fn on_a_server(store: Store, run: &str, modules: &[&str], counts: &mut Counts) -> anyhow::Result<()> {
     let gone = embedded_only::gone(&tree::texts()?, TESTS);
     ensure!(gone.is_empty(), "{}", gone.join("\n"));
     install::databases()?;
     // What the tests of TLS ask from outside.
     install::program("curl", "curl")?;
     install::program("openssl", "openssl")?;
-    let server = servers::Postgres::start(&[("max_connections", "500")])?;
-    server.create_database("contract")?;
-    Shown::new("cargo build --package onceward-server --bins").run(counts)?;
-    let binary = tree::shown(&tree::target().join("debug/onceward"));
-    Shown::new(&format!("{binary} migrate --database {}", server.url("contract"))).run(counts)?;
-    for (test, why) in EMBEDDED_ONLY {
-        println!("embedded only: {test}: {why}");
+    // Which end with the tests.
+    let (postgres, redis);
+    let url = if store == Store::Redis {
+        redis = servers::Redis::start(&[("databases", "10000"), ("maxclients", "5000")])?;
+        redis.url()
+    } else {
+        postgres = servers::Postgres::start(&[("max_connections", "500")])?;
+        postgres.create_database("contract")?;
+        Shown::new("cargo build --package onceward-server --bins").run(counts)?;
+        let binary = tree::shown(&tree::target().join("debug/onceward"));
+        Shown::new(&format!("{binary} migrate --database {}", postgres.url("contract"))).run(counts)?;
+        postgres.url("").trim_end_matches('/').to_owned()
+    };
+    for (test, why) in left_out(store) {
+        println!("left out: {test}: {why}");
     }
     let mut of_this = Counts::default();
     let binaries = ON_A_STORE.map(|binary| format!("--test {binary}")).join(" ");
-    let left_out: String = EMBEDDED_ONLY.iter().map(|(test, _)| format!(" --skip {test}")).collect();
+    let left_out: String = left_out(store).iter().map(|(test, _)| format!(" --skip {test}")).collect();
     let modules_said = modules.join(" ");
     let done = Shown::new(&format!("{run} {binaries} -- {modules_said}{left_out}"))
-        .env("CONTRACT_DATABASE", server.url("").trim_end_matches('/'))
+        .env("CONTRACT_STORE", &url)
         .run(&mut of_this);
-    let printed = if modules.is_empty() { print(Store::Postgres, &of_this.ended) } else { Ok(()) };
+    let printed = if modules.is_empty() { print(store, &of_this.ended) } else { Ok(()) };
     counts.add(of_this);
     printed.and(done)
 }
@@ -175,12 +186,12 @@ impl Case {
             return None;
         }
         let starts = ON_A_STORE.iter().any(|binary| self.binary == format!("{PACKAGE}::{binary}"));
-        let stays = EMBEDDED_ONLY.iter().any(|(test, _)| {
+        let stays = left_out(store).iter().any(|(test, _)| {
             let (module, function) = test.rsplit_once("::").unwrap_or(("", test));
             let is_module = self.module.as_ref().is_none_or(|own| own.replace('/', "::") == module);
             is_module && function == self.function
         });
-        if !starts { Some("no store") } else { stays.then_some("embedded") }
+        if !starts { Some("no store") } else { stays.then_some("left out") }
     }
 
     /// How it ended; none where it did not run.

@@ -30,7 +30,7 @@ usage: cargo xtask TASK
   install                the servers that tests start themselves, where they are missing
   tidy                   the rules of the tree that no compiler knows
   codegen [--check]      makes crates/core/src/wire.rs from proto/, or says that it differs
-  contract [--store embedded|postgres]
+  contract [--store embedded|postgres|redis]
                          each row of docs/protocol.md with the tests that show it, and their result
   conformance --list     where each case of the conformance list runs; fails where one runs nowhere
   bench [--quick] [ROW…] the measurements P1 to P3, P7 to P9 and P12 to P14, each beside its baseline;

@@ -233,6 +233,7 @@ async fn in_redis(config: &Config, said: &RedisStore) -> Result<(Opened, Vec<Str
     fs::create_dir_all(folder).map_err(|source| StartError::System { what: "make the data folder", source })?;
     let shown = address.to_string();
     let mut options = redis::Options::new(address);
+    options.strategy = said.strategy;
     options.deadline = options.deadline.max(config.store.deadline);
     // Counting reads every record now and then, and only quotas ask for it.
     options.usage = config.quotas != Quotas::default();

@@ -398,8 +398,8 @@ fn a_wrong_override_names_its_variable_or_flag() {
         ),
         (
             "ONCEWARD_STORE__REDIS__STRATEGY",
-            "watch",
-            r#"ONCEWARD_STORE__REDIS__STRATEGY: "watch" for "strategy" in "redis" of [store] is not available in this version (transactions instead of scripts); leave it out"#,
+            "scripts",
+            r#"ONCEWARD_STORE__REDIS__STRATEGY: "strategy" in "redis" of [store] must be "script" or "watch", not "scripts"; did you mean "script"?"#,
         ),
         (
             "ONCEWARD_ADMIN__TOKEN",

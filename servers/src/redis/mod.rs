@@ -39,6 +39,14 @@ const VALKEY: &str = "ONCEWARD_VALKEY";
 /// Ports that are taken between the look and the start are looked for again.
 const START_TRIES_MAX: u32 = 5;
 
+/// Runs a command as [`USER`] on the server that a test of another process has started on this port.
+///
+/// # Errors
+/// As [`Redis::command`].
+pub fn command_at(port: u16, words: &[&str]) -> anyhow::Result<String> {
+    cli::command(port, ADMIN, words)
+}
+
 /// A server of its own, with its data in a temporary folder. It keeps nothing over a restart unless its settings say
 /// so (`save`, `appendonly`).
 #[derive(Debug)]

@@ -1,14 +1,20 @@
-//! The tests from outside that are about the embedded store alone: `cargo xtask contract --store postgres` leaves them out,
+//! The tests from outside that are about the embedded store alone: `cargo xtask contract` leaves them out on another one,
 //! and says so.
 
+use super::Store;
 use crate::tree::Text;
 
-/// Each by its name, with the reason.
-pub(crate) const EMBEDDED_ONLY: &[(&str, &str)] = &[
+/// Each by its name, with the reason; those that are left out on this store.
+pub(super) fn left_out(store: Store) -> &'static [(&'static str, &'static str)] {
+    if store == Store::Embedded { &[] } else { EMBEDDED_ONLY }
+}
+
+/// Those that are about a folder, on every other store.
+const EMBEDDED_ONLY: &[(&str, &str)] = &[
     ("attacks::a_flood_of_fresh_keys_fills_neither_memory_nor_another_tenants_room", BOUNDED),
     (
         "attacks::ten_thousand_duplicates_wait_and_get_the_one_answer",
-        "there each is looked up in a call of its own, one after another, and so many outlast `store.deadline`",
+        "in a database each is looked up in a call of its own, one after another, and so many outlast `store.deadline`",
     ),
     ("folder::a_lost_or_foreign_secret_refuses_to_start_since_every_key_would_be_new", SECRET),
     ("observe::neither_a_store_that_hangs_nor_one_that_refuses_nor_an_upstream_that_is_gone_changes_anything", BOUNDED),
@@ -16,12 +22,12 @@ pub(crate) const EMBEDDED_ONLY: &[(&str, &str)] = &[
     ("outages::a_full_store_takes_no_fresh_key_and_answers_repeats", BOUNDED),
     ("process::a_damaged_secret_is_refused", SECRET),
     ("process::a_folder_of_something_else_is_left_as_it_was", "the folder holds no records"),
-    ("process::a_folder_that_another_process_has_is_refused_with_its_pid", "any number of processes share a database"),
+    ("process::a_folder_that_another_process_has_is_refused_with_its_pid", "any number of processes share a store"),
     ("process::no_key_credential_body_or_raw_path_gets_out", "it searches the folder's files"),
     ("process::the_first_line_of_the_log_says_what_is_protected_and_the_folder_is_made", SECRET),
     (
         "reload::a_changed_listener_or_store_is_refused_by_name",
-        "the environment says where the database is, and counts before the file",
+        "the environment says where the store is, and counts before the file",
     ),
     ("quotas::no_tenant_takes_more_than_half_of_a_bounded_store_unless_it_is_alone_or_told_so", BOUNDED),
     ("settings::a_folder_that_a_restart_may_empty_is_warned_about_or_refused", "the folder holds no records"),

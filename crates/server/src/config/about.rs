@@ -47,7 +47,11 @@ pub(super) const ABOUT: &[(&str, &str, &str)] = &[
     ),
     ("store.redis.username", "", "The ACL user, where url has none."),
     ("store.redis.password", "", "The password, where url has none."),
-    ("store.redis.strategy", "script", "Each step is one script."),
+    (
+        "store.redis.strategy",
+        "script",
+        "Each step is one script. watch: a transaction, where scripts are forbidden; not on a Cluster.",
+    ),
     ("store.redis.sentinel_username", "", "The ACL user of the Sentinels, where they have one of their own."),
     ("store.redis.sentinel_password", "", "The password of the Sentinels, where they have one of their own."),
     ("store.redis.ca", "", "The only authorities of the servers' certificates; those of the system where left out."),

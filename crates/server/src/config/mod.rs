@@ -32,7 +32,10 @@ use std::{
 
 use http::Uri;
 use ipnet::IpNet;
-use onceward::{Quotas, store::circuit::Breaker};
+use onceward::{
+    Quotas,
+    store::{circuit::Breaker, redis::Strategy},
+};
 
 mod about;
 pub mod align;
@@ -161,6 +164,8 @@ impl Store {
 pub struct RedisStore {
     /// Where the servers are.
     pub url: Secret,
+    /// How steps are taken.
+    pub strategy: Strategy,
     /// Counts before the one in `url`.
     pub username: Option<String>,
     /// Counts before the one in `url`.

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use onceward::store::redis::address::{Address, Credentials, InvalidAddress, Tls};
+use onceward::store::redis::{
+    Strategy,
+    address::{Address, Credentials, InvalidAddress, Tls},
+};
 
 use super::{
     Inputs, RedisStore,
@@ -57,6 +60,7 @@ pub(super) fn store(
     }
     Some(RedisStore {
         url: url.unwrap_or_else(|| Secret::new("redis://localhost".into())),
+        strategy: section.choice("strategy", &[("watch", Strategy::Watch)], Strategy::Script),
         username: section.text("username").map(ToOwned::to_owned),
         password,
         sentinel_username: section.text("sentinel_username").map(ToOwned::to_owned),

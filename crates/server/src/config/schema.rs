@@ -12,7 +12,6 @@ use super::forms;
 /// value is missing. The README lists the same.
 pub const NOT_AVAILABLE: &[(&str, &str)] = &[
     (r#"store.kind = "tiered""#, "the tiered store"),
-    (r#"store.redis.strategy = "watch""#, "transactions instead of scripts"),
     ("store.fallback", "a fallback store"),
     (r#"route.durability = "journaled""#, "the tiered store"),
     (r#"route.on_store_outage = "fallback""#, "a fallback store"),

@@ -1,26 +1,49 @@
-//! The same tests on another store: where `CONTRACT_DATABASE` names a PostgreSQL server, each data folder has a database
-//! there for its records, a copy of the one named `contract`. `cargo xtask contract --store postgres` says it.
+//! The same tests on another store: where `CONTRACT_STORE` names a server, each data folder has a place there for its
+//! records. On PostgreSQL that is a database of its own, a copy of the one named `contract`; on Redis one by its number.
+//! `cargo xtask contract --store postgres` and `--store redis` say it.
 
 use std::{path::Path, sync::OnceLock};
 
-use servers::postgres::{PASSWORD, psql_at};
+use servers::{
+    postgres::{PASSWORD, psql_at},
+    redis::command_at,
+};
 
-/// How the server's superuser connects to it, without the name of a database.
-const SERVER: &str = "CONTRACT_DATABASE";
+/// How the tests connect to the server, without the name of a database.
+const SERVER: &str = "CONTRACT_STORE";
 /// The database that has the schema.
 const TEMPLATE: &str = "contract";
 /// As the embedded store does at its start: whoever held a record is gone. Here that is a lease that has run out.
 const LEASES_RUN_OUT: &str = "UPDATE onceward.record SET lease_until = least(lease_until, onceward.now_us() - 1)
     WHERE keep_until = 0";
+/// The same in Redis, in the database of the first argument: a record without an end of its own has its lease's in the
+/// eight bytes from the 29th on.
+const LEASES_RUN_OUT_IN_REDIS: &str = "redis.call('SELECT', ARGV[1])
+    local time = redis.call('TIME')
+    local now = time[1] * 1000000 + time[2] - 1
+    local over = struct.pack('>I4I4', math.floor(now / 4294967296), now % 4294967296)
+    for _, key in ipairs(redis.call('KEYS', 'idemp:v1:{p*}:' .. string.rep('?', 43))) do
+        local record = redis.call('GET', key)
+        local hi, lo = struct.unpack('>I4I4', record, 29)
+        if string.sub(record, 37, 44) == string.rep('\\0', 8) and hi * 4294967296 + lo > now then
+            redis.call('SETRANGE', key, 28, over)
+        end
+    end";
+/// Counts the databases that are in use.
+const DATABASES: &str = "contract:databases";
 
 /// The store's name in metrics.
 pub(crate) fn store_name() -> &'static str {
-    if std::env::var_os(SERVER).is_some() { "postgres" } else { "embedded" }
+    match std::env::var(SERVER) {
+        Ok(server) if server.starts_with("redis:") => "redis",
+        Ok(_) => "postgres",
+        Err(_) => "embedded",
+    }
 }
 
-/// The database of one data folder, once it is made.
+/// The database of one data folder: its name or number, once it is made.
 #[derive(Default)]
-pub(crate) struct Database(OnceLock<()>);
+pub(crate) struct Database(OnceLock<String>);
 
 impl Database {
     /// What the environment says of it to a process with this configuration. Nothing where the tests run on the
@@ -33,22 +56,10 @@ impl Database {
         if config.contains("kind = \"") {
             return Vec::new();
         }
-        let name = folder.file_name().and_then(|name| name.to_str()).unwrap().trim_start_matches('.');
-        match self.0.set(()) {
-            Ok(()) => {
-                psql_at(&format!("{server}/postgres"), &format!("CREATE DATABASE \"{name}\" TEMPLATE {TEMPLATE}"))
-            }
-            Err(()) => psql_at(&format!("{server}/{name}"), LEASES_RUN_OUT),
-        }
-        .unwrap();
-        let bare = server.replace(&format!(":{PASSWORD}@"), "@");
-        let mut env = vec![
-            ("ONCEWARD_STORE__KIND", "postgres".to_owned()),
-            ("ONCEWARD_STORE__POSTGRES__URL", format!("{bare}/{name}")),
-            ("ONCEWARD_STORE__POSTGRES__PASSWORD", PASSWORD.to_owned()),
-            ("ONCEWARD_STORE__POSTGRES__TLS", "off".to_owned()),
-            ("ONCEWARD_STORE__POSTGRES__CONNECTIONS", "1".to_owned()),
-        ];
+        let mut env = match server.strip_prefix("redis://127.0.0.1:") {
+            Some(port) => self.in_redis(&server, port.parse().unwrap()),
+            None => self.in_postgres(&server, folder),
+        };
         if !config.contains("deadline = ") {
             env.push(("ONCEWARD_STORE__DEADLINE", "5s".to_owned()));
         }
@@ -56,6 +67,41 @@ impl Database {
             env.push(("ONCEWARD_IDENTITY__SECRET", secret(folder)));
         }
         env
+    }
+
+    fn in_postgres(&self, server: &str, folder: &Path) -> Vec<(&'static str, String)> {
+        let name = folder.file_name().and_then(|name| name.to_str()).unwrap().trim_start_matches('.');
+        match self.0.set(name.to_owned()) {
+            Ok(()) => {
+                psql_at(&format!("{server}/postgres"), &format!("CREATE DATABASE \"{name}\" TEMPLATE {TEMPLATE}"))
+            }
+            Err(_) => psql_at(&format!("{server}/{name}"), LEASES_RUN_OUT),
+        }
+        .unwrap();
+        let bare = server.replace(&format!(":{PASSWORD}@"), "@");
+        vec![
+            ("ONCEWARD_STORE__KIND", "postgres".to_owned()),
+            ("ONCEWARD_STORE__POSTGRES__URL", format!("{bare}/{name}")),
+            ("ONCEWARD_STORE__POSTGRES__PASSWORD", PASSWORD.to_owned()),
+            ("ONCEWARD_STORE__POSTGRES__TLS", "off".to_owned()),
+            ("ONCEWARD_STORE__POSTGRES__CONNECTIONS", "1".to_owned()),
+        ]
+    }
+
+    fn in_redis(&self, server: &str, port: u16) -> Vec<(&'static str, String)> {
+        let number = match self.0.get() {
+            Some(number) => {
+                command_at(port, &["EVAL", LEASES_RUN_OUT_IN_REDIS, "0", number]).unwrap();
+                number
+            }
+            None => self.0.get_or_init(|| command_at(port, &["INCR", DATABASES]).unwrap()),
+        };
+        vec![
+            ("ONCEWARD_STORE__KIND", "redis".to_owned()),
+            ("ONCEWARD_STORE__REDIS__URL", format!("{server}/{number}")),
+            ("ONCEWARD_DEFAULTS__DURABILITY", "cache".to_owned()),
+            ("ONCEWARD_DEFAULTS__SCOPE__ENV", "fixed:default".to_owned()),
+        ]
     }
 }
 

@@ -42,12 +42,13 @@ async fn gated(gate: &Gate) -> Upstream {
 // contract: store.kind, store.redis.url, store.redis.username, store.redis.password, store.redis.strategy
 #[tokio::test]
 async fn two_gateways_on_one_redis_are_one_for_a_key() {
-    let acl = "user default off\nuser gateway on >hush ~idemp:* &idemp:* +@all";
-    let server = Redis::start_with_acl(&[], acl).unwrap();
+    // The rights that are shipped, and no others.
+    let acl = include_str!("../../../../deploy/redis/onceward.acl").replace("change-me", "hush");
+    let server = Redis::start_with_acl(&[], &acl).unwrap();
     let upstream = Upstream::charging().await;
-    let apart = format!("{}\nusername = \"gateway\"\npassword = \"env:REDIS\"\nstrategy = \"script\"", url(&server));
+    let apart = format!("{}\nusername = \"onceward\"\npassword = \"env:REDIS\"\nstrategy = \"script\"", url(&server));
     let one = Start::before(&upstream).config(&config(&apart, "")).env("REDIS", "hush").start().await;
-    let within = format!("url = \"{}\"", server.url_of("gateway", "hush"));
+    let within = format!("url = \"{}\"", server.url_of("onceward", "hush"));
     let two = Start::before(&upstream).config(&config(&within, "")).start().await;
 
     let first = one.post("/pay", "k-1", BODY).await;
@@ -59,6 +60,26 @@ async fn two_gateways_on_one_redis_are_one_for_a_key() {
     assert!(metric(&one.metrics().await, "onceward_circuit_state{store=\"redis\"}") < 0.5);
     assert_eq!(two.records().await.len(), 1, "each sees all");
     assert!(![one.log(), two.log()].concat().contains("hush"));
+}
+
+#[tokio::test]
+async fn where_scripts_are_forbidden_steps_are_transactions_beside_gateways_that_take_scripts() {
+    let acl = "user default off\nuser gateway on >hush ~idemp:* &idemp:* +@all -@scripting";
+    let server = Redis::start_with_acl(&[], acl).unwrap();
+    let upstream = Upstream::charging().await;
+    let start = |user: &str, password: &str, strategy: &str| {
+        let redis = format!("url = \"{}\"\nstrategy = \"{strategy}\"", server.url_of(user, password));
+        Start::before(&upstream).config(&config(&redis, ""))
+    };
+    let (code, said) = start("gateway", "hush", "script").refused().await;
+    assert!(code == 1 && said.contains("lacks a right"), "{code} {said}");
+    let watches = start("gateway", "hush", "watch").start().await;
+    let scripts = start(servers::redis::USER, servers::redis::PASSWORD, "script").start().await;
+    let first = watches.post("/pay", "k-1", BODY).await;
+    assert!(first.status == 201 && scripts.post("/pay", "k-1", BODY).await.is_replay(), "{first:?}");
+    assert_eq!(scripts.post("/pay", "k-2", BODY).await.status, 201);
+    assert!(watches.post("/pay", "k-2", BODY).await.is_replay());
+    assert_eq!(upstream.received().len(), 2);
 }
 
 /// Sends so many at once.
