@@ -19,6 +19,7 @@ mod inside;
 mod load;
 mod postgres;
 mod process;
+mod redis;
 mod report;
 mod rows;
 mod servers;

@@ -119,6 +119,13 @@ fn spawn(command: &mut Command) -> anyhow::Result<Child> {
 pub(crate) struct Cpu(HashMap<String, u64>);
 
 impl Cpu {
+    /// Of one process that somebody else started.
+    pub(crate) fn of(process: u32) -> Self {
+        let mut cpu = Self::default();
+        cpu.add(process);
+        cpu
+    }
+
     fn add(&mut self, process: u32) {
         let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else { return };
         for task in tasks.flatten() {

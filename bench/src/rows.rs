@@ -9,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 use crate::load::{self, Figures, Keys, Round};
 use crate::process::Server;
 use crate::report::{Line, aim, median};
-use crate::{growth, inside, postgres, report, soak};
+use crate::{growth, inside, postgres, redis, report, soak};
 
 /// How long, and how often.
 #[derive(Clone, Copy, Debug)]
@@ -79,8 +79,23 @@ const ROWS: &[Row] = &[
 ];
 
 /// Rows of other modules.
-const OTHERS: &[&str] =
-    &[P7, "P8", "P9", "P9-postgres", "P12", "P13", "P14-64", "P14-8", "P14-1", "P14-replay", "P14-sweep"];
+const OTHERS: &[&str] = &[
+    P7,
+    "P4-redis",
+    "P5-redis",
+    "P6",
+    "P8",
+    "P9",
+    "P9-postgres",
+    "P9-redis",
+    "P12",
+    "P13",
+    "P14-64",
+    "P14-8",
+    "P14-1",
+    "P14-replay",
+    "P14-sweep",
+];
 
 /// Durable claims beside a bare log, which the store's own example measures.
 const P7: &str = "P7";
@@ -124,6 +139,18 @@ pub(crate) fn run(names: &[&str], rounds: Rounds, json: Option<&Path>) -> anyhow
     }
     if wanted("P9-postgres") {
         tell(runtime.block_on(postgres::waiters(rounds)).context("P9-postgres")?);
+    }
+    if wanted("P9-redis") {
+        tell(runtime.block_on(redis::waiters(rounds)).context("P9-redis")?);
+    }
+    if wanted("P4-redis") {
+        tell(runtime.block_on(redis::claims(rounds)).context("P4-redis")?);
+    }
+    if wanted("P5-redis") {
+        tell(runtime.block_on(redis::replays(rounds)).context("P5-redis")?);
+    }
+    if wanted("P6") {
+        tell(runtime.block_on(redis::memory()).context("P6")?);
     }
     if wanted("P12") {
         tell(inside::record_size().context("P12")?);

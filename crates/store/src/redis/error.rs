@@ -6,6 +6,9 @@ use redis::{ErrorKind, RedisError, ServerErrorKind};
 
 use crate::{Kind, StoreError};
 
+/// Of a key of this store that somebody else uses.
+pub(super) const OTHER_KIND: &str = "another kind of value lies under a key of this store";
+
 /// A failure of Redis in words: what it said, what to do.
 #[derive(Debug)]
 pub struct Failure {
@@ -74,7 +77,7 @@ fn kind(error: &RedisError) -> Kind {
     match error.code().unwrap_or_default() {
         "OOM" => Kind::Full,
         "READONLY" | "MASTERDOWN" => Kind::NotPrimary,
-        "WRONGTYPE" => Kind::Damaged("another kind of value lies under a key of this store".into()),
+        "WRONGTYPE" => Kind::Damaged(OTHER_KIND.into()),
         _ => Kind::Unavailable,
     }
 }

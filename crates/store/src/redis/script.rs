@@ -1,13 +1,19 @@
 //! Steps as scripts: one round trip each, that looks and writes as one (EVALSHA).
 
-use onceward_core::record::{Fence, Micros, Revision};
+use std::time::Duration;
+
+use onceward_core::{
+    cas::{Expect, FenceRule, Keep, Lease},
+    record::{Fence, Micros, Revision},
+};
 use redis::{Cmd, ToRedisArgs, Value};
 
 use super::{
+    error::OTHER_KIND,
     incarnation::{Found, Mark, Marked},
     key,
     link::{CallError, Link},
-    step::{Step, Stepped, What, Written, expected, length},
+    step::{Step, Stepped, What, length, remove_after},
     value,
 };
 use crate::{Kind, StoreError, figures::Change};
@@ -21,8 +27,6 @@ pub(super) struct Scripts {
     remove: Script,
     get: Script,
     mark: Script,
-    /// How writes are told: `SPUBLISH`, `PUBLISH`, or empty.
-    tell: &'static str,
 }
 
 /// Where a test puts what moves the clock.
@@ -35,19 +39,19 @@ const MOVING: &str = "do local moved = redis.call('GET', (string.gsub(KEYS[1], '
     if nhi >= 4294967296 then nhi = nhi - 4294967296 end end end";
 
 impl Scripts {
-    pub(super) fn new(tell: &'static str, clock_moves: bool) -> Self {
+    /// With `tell` for PUBLISH: in a Cluster another command tells the nodes of the key's shard alone.
+    pub(super) fn new(tell: &str, clock_moves: bool) -> Self {
         let step = |own: &str| {
-            let text = format!("{}{own}", include_str!("scripts/begin.lua"));
-            Script::new(&moving(&text, clock_moves))
+            let text = [include_str!("scripts/begin.lua"), own, include_str!("scripts/found.lua")].concat();
+            Script::new(&moving(&text.replace("'PUBLISH'", &format!("'{tell}'")), clock_moves))
         };
         Self {
             insert: step(include_str!("scripts/insert.lua")),
             replace: step(include_str!("scripts/replace.lua")),
             extend: step(include_str!("scripts/extend.lua")),
             remove: step(include_str!("scripts/remove.lua")),
-            get: step(include_str!("scripts/get.lua")),
+            get: step(""),
             mark: Script::new(&moving(include_str!("scripts/mark.lua"), clock_moves)),
-            tell,
         }
     }
 
@@ -57,60 +61,116 @@ impl Scripts {
     /// Of a write that may have been sent: unknown, unless the server says that it did nothing.
     pub(super) async fn step(&self, link: &Link, step: &Step<'_>) -> Result<Stepped, StoreError> {
         let marker = key::marker(step.keys.partition);
-        let keys = [marker.as_bytes(), step.keys.record(), step.keys.open(), step.keys.body()];
-        let floor = step.floor.0.to_be_bytes();
-        let id = &step.id.0[..];
-        let told: &[u8] = if self.tell.is_empty() { b"" } else { step.keys.channel() };
+        let keys = [marker.as_bytes(), step.keys.record()];
+        // What is short goes in one argument: each costs the server as much as a small command.
+        let mut said = [&step.epoch[..], &step.floor.0.to_be_bytes()].concat();
         let mut bytes = 0;
         let answer = match &step.what {
             What::Insert { facts, lease } => {
                 let packed = value::pack(facts);
                 bytes = packed.len();
-                let lease = length(*lease);
-                let arguments = [&step.epoch[..], &floor, packed.head(), packed.tail(), &lease, id];
-                self.insert.run(link, &keys, &arguments).await
+                said.extend_from_slice(&length(*lease));
+                said.extend_from_slice(&step.id.0);
+                said.extend_from_slice(packed.head());
+                self.insert.run(link, &keys, &[&said, packed.tail()]).await
             }
             What::Replace(write) => {
-                let written = Written::of(write);
-                bytes = written.packed.len();
-                let after = written.remove_after.to_string();
-                let (body, until) = match &written.packed.apart {
-                    Some((body, until)) => (&**body, until.0.to_be_bytes()),
-                    None => (&b""[..], [0; 8]),
+                let packed = value::pack(&write.facts);
+                bytes = packed.len();
+                said.extend_from_slice(&expected(write.expect));
+                said.push(if write.fence == FenceRule::Next { b'n' } else { b'k' });
+                said.extend_from_slice(&match write.lease {
+                    Lease::Keep => lengthened(b'k', Duration::ZERO),
+                    Lease::Over => lengthened(b'o', Duration::ZERO),
+                    Lease::For(span) => lengthened(b'f', span),
+                });
+                let (keep, after) = match write.keep {
+                    Keep::Open => (lengthened(b'o', Duration::ZERO), 0),
+                    Keep::For(span) => (lengthened(b'f', span), remove_after(span)),
                 };
-                let arguments = [
-                    &step.epoch[..],
-                    &floor,
-                    written.packed.head(),
-                    written.packed.tail(),
-                    &written.expect,
-                    written.fence,
-                    &written.lease,
-                    &written.keep,
-                    after.as_bytes(),
-                    id,
-                    self.tell.as_bytes(),
-                    told,
-                    body,
-                    &until,
-                ];
-                self.replace.run(link, &keys, &arguments).await
+                said.extend_from_slice(&keep);
+                said.extend_from_slice(&step.id.0);
+                said.extend_from_slice(packed.head());
+                let after = after.to_string();
+                let until = packed.apart.as_ref().map(|(_, until)| until.0.to_be_bytes()).unwrap_or_default();
+                match &packed.apart {
+                    Some((body, _)) => {
+                        let arguments = [&said[..], packed.tail(), after.as_bytes(), body, &until];
+                        self.replace.run(link, &keys, &arguments).await
+                    }
+                    None => self.replace.run(link, &keys, &[&said, packed.tail(), after.as_bytes()]).await,
+                }
             }
             What::Extend { holder, lease } => {
-                let arguments = [&step.epoch[..], &floor, &holder.0.to_be_bytes(), &length(*lease)];
-                self.extend.run(link, &keys, &arguments).await
+                said.extend_from_slice(&holder.0.to_be_bytes());
+                said.extend_from_slice(&length(*lease));
+                self.extend.run(link, &keys, &[&said]).await
             }
             What::Remove(expect) => {
-                let expect = expected(*expect);
-                let arguments = [&step.epoch[..], &floor, &expect, id, self.tell.as_bytes(), told];
-                self.remove.run(link, &keys, &arguments).await
+                said.extend_from_slice(&expected(*expect));
+                said.extend_from_slice(&step.id.0);
+                self.remove.run(link, &keys, &[&said]).await
             }
-            What::Get => self.get.run(link, &keys, &[&step.epoch[..], &floor]).await,
+            What::Get => self.get.run(link, &keys, &[&said]).await,
         };
         match answer {
-            Ok(answer) => read(answer, &step.what, bytes),
+            Ok(answer) => self.read(link, step, answer, bytes).await,
             Err(failed) if step.what.is_read() => Err(failed.read()),
             Err(failed) => Err(failed.step()),
+        }
+    }
+
+    /// Reads what a step's script returns; `bytes` is what was written.
+    async fn read(&self, link: &Link, step: &Step<'_>, answer: Value, bytes: usize) -> Result<Stepped, StoreError> {
+        let (said, there, apart) = match answer {
+            Value::BulkString(said) => (said, None, None),
+            Value::Array(items) => {
+                let mut items = items.into_iter().map(|item| match item {
+                    Value::BulkString(bytes) => Some(bytes),
+                    _ => None,
+                });
+                (items.next().flatten().ok_or_else(odd)?, items.next().flatten(), items.next().flatten())
+            }
+            _ => return Err(odd()),
+        };
+        let (code, rest) = said.split_first().ok_or_else(odd)?;
+        if *code == b'9' {
+            return Ok(Stepped::Unmarked);
+        }
+        let (now, rest) = rest.split_at_checked(8).ok_or_else(odd)?;
+        let now = Micros(eight(now).ok_or_else(odd)?);
+        match (code, there) {
+            (b'0', removed) => {
+                let (fence, rest) = rest.split_at_checked(8).ok_or_else(odd)?;
+                let (revision, was) = rest.split_at_checked(8).ok_or_else(odd)?;
+                let (fence, revision) = eight(fence).zip(eight(revision)).ok_or_else(odd)?;
+                let was = was.try_into().map(u32::from_be_bytes).map(i64::from);
+                let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+                let (records, less, removed) = match (&step.what, removed) {
+                    (What::Insert { .. }, _) => (1, 0, None),
+                    (What::Remove(_), Some(was)) => {
+                        let bytes = i64::try_from(was.len()).unwrap_or(i64::MAX);
+                        (-1, bytes, value::unpack(was, None).ok().map(|record| record.facts.tenant))
+                    }
+                    _ => (0, was.unwrap_or(bytes), None),
+                };
+                let change = Change { records, bytes: bytes.saturating_sub(less) };
+                Ok(Stepped::Done { fence: Fence(fence), revision: Revision(revision), now, change, removed })
+            }
+            (b'1', Some(value)) => {
+                let apart = match apart {
+                    // While its slot moves, a body may lie on another server than its record: that is asked for by
+                    // a command that follows it.
+                    None if value::is_apart(&value) => body(link, step).await?,
+                    apart => apart,
+                };
+                let record = value::unpack(value, apart.as_deref())?;
+                Ok(Stepped::There { record: Box::new(record), now })
+            }
+            (b'2', None) => Ok(Stepped::Absent { now }),
+            (b'7', None) => Err(StoreError::not_applied(Kind::Damaged(OTHER_KIND.into()))),
+            (b'8', None) => Ok(Stepped::Behind { wall: now, written: Micros(eight(rest).ok_or_else(odd)?) }),
+            _ => Err(odd()),
         }
     }
 
@@ -193,46 +253,34 @@ fn eight(bytes: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(bytes.try_into().ok()?))
 }
 
-/// Reads what a step's script returns; `bytes` is what was written.
-fn read(value: Value, what: &What<'_>, bytes: usize) -> Result<Stepped, StoreError> {
-    let mut items = items(value)?.into_iter();
-    let Some(Value::Int(code)) = items.next() else { return Err(odd()) };
-    if code == 9 {
-        return Ok(Stepped::Unmarked);
-    }
-    let mut text = || match items.next() {
-        Some(Value::BulkString(bytes)) => Some(bytes),
+/// What is kept of a record's body under its own key.
+async fn body(link: &Link, step: &Step<'_>) -> Result<Option<Vec<u8>>, StoreError> {
+    let get = redis::cmd("GET").arg(step.keys.body()).take();
+    Ok(match link.call(&get).await.map_err(CallError::read)? {
+        Value::BulkString(bytes) => Some(bytes),
         _ => None,
-    };
-    let now = text().as_deref().and_then(eight).map(Micros).ok_or_else(odd)?;
-    Ok(match code {
-        0 => {
-            let written = text().ok_or_else(odd)?;
-            let (fence, revision) = written.split_at_checked(8).ok_or_else(odd)?;
-            let (fence, revision) = eight(fence).zip(eight(revision)).ok_or_else(odd)?;
-            let was = text();
-            let signed = |bytes: usize| i64::try_from(bytes).unwrap_or(i64::MAX);
-            let (records, was_bytes, removed) = match (what, was) {
-                (What::Insert { .. }, _) => (1, 0, None),
-                (What::Remove(_), Some(was)) => {
-                    let bytes = was.len();
-                    (-1, signed(bytes), value::unpack(was, None).ok().map(|record| record.facts.tenant))
-                }
-                (_, Some(was)) => {
-                    (0, std::str::from_utf8(&was).ok().and_then(|len| len.parse().ok()).unwrap_or(0), None)
-                }
-                (_, None) => (0, signed(bytes), None),
-            };
-            let change = Change { records, bytes: signed(bytes).saturating_sub(was_bytes) };
-            Stepped::Done { fence: Fence(fence), revision: Revision(revision), now, change, removed }
-        }
-        1 => {
-            let (value, apart) = (text().ok_or_else(odd)?, text());
-            let record = value::unpack(value, apart.as_deref())?;
-            Stepped::There { record: Box::new(record), now }
-        }
-        2 => Stepped::Absent { now },
-        8 => Stepped::Behind { wall: now, written: text().as_deref().and_then(eight).map(Micros).ok_or_else(odd)? },
-        _ => return Err(odd()),
     })
+}
+
+/// Which record, in seventeen bytes.
+fn expected(expect: Expect) -> [u8; 17] {
+    let (kind, fence, revision) = match expect {
+        Expect::Holder(fence) => (b'h', fence, Revision(0)),
+        Expect::Seen(fence, revision) => (b's', fence, revision),
+    };
+    let mut bytes = [kind; 17];
+    for (slot, byte) in bytes.iter_mut().skip(1).zip(fence.0.to_be_bytes().into_iter().chain(revision.0.to_be_bytes()))
+    {
+        *slot = byte;
+    }
+    bytes
+}
+
+/// A letter and a length of time.
+fn lengthened(letter: u8, span: Duration) -> [u8; 9] {
+    let mut bytes = [letter; 9];
+    for (slot, byte) in bytes.iter_mut().skip(1).zip(length(span)) {
+        *slot = byte;
+    }
+    bytes
 }

@@ -3,15 +3,12 @@
 use std::time::Duration;
 
 use onceward_core::{
-    cas::{Expect, FenceRule, Lease, Replacement},
+    cas::{Expect, Replacement},
     key::RecordId,
     record::{Facts, Fence, Micros, Record, Revision},
 };
 
-use super::{
-    key::Keys,
-    value::{self, Packed},
-};
+use super::key::Keys;
 use crate::{Insert, Kind, Read, StoreError, Write, figures::Change};
 
 /// Of a partition: drawn by whoever gave it its marker.
@@ -121,55 +118,6 @@ impl Stepped {
 
 fn odd() -> StoreError {
     StoreError::unknown(Kind::Damaged("the server's answer is none that a step gives".into()))
-}
-
-/// A replacement as bytes.
-#[derive(Debug)]
-pub(super) struct Written {
-    pub(super) packed: Packed,
-    /// Which record: its fence, or fence and revision.
-    pub(super) expect: Vec<u8>,
-    /// `n` for a new fence.
-    pub(super) fence: &'static [u8],
-    /// Empty to keep it, `o` where it is over, or its length.
-    pub(super) lease: Vec<u8>,
-    /// Empty without an end, or how long.
-    pub(super) keep: Vec<u8>,
-    /// Milliseconds until the server removes it.
-    pub(super) remove_after: u64,
-}
-
-impl Written {
-    pub(super) fn of(write: &Replacement) -> Self {
-        use onceward_core::cas::Keep;
-        let keep = match write.keep {
-            Keep::Open => None,
-            Keep::For(span) => Some(span),
-        };
-        Self {
-            packed: value::pack(&write.facts),
-            expect: expected(write.expect),
-            fence: match write.fence {
-                FenceRule::Keep => b"",
-                FenceRule::Next => b"n",
-            },
-            lease: match write.lease {
-                Lease::Keep => Vec::new(),
-                Lease::Over => b"o".to_vec(),
-                Lease::For(span) => length(span).to_vec(),
-            },
-            keep: keep.map(|span| length(span).to_vec()).unwrap_or_default(),
-            remove_after: keep.map(remove_after).unwrap_or_default(),
-        }
-    }
-}
-
-/// Which record: its fence, or fence and revision.
-pub(super) fn expected(expect: Expect) -> Vec<u8> {
-    match expect {
-        Expect::Holder(fence) => fence.0.to_be_bytes().to_vec(),
-        Expect::Seen(fence, revision) => [fence.0.to_be_bytes(), revision.0.to_be_bytes()].concat(),
-    }
 }
 
 /// A length of time as steps add it: microseconds, eight bytes, big-endian.

@@ -1,12 +1,16 @@
 -- Renews the holder's lease; never shortens it.
--- ARGV 3 the holder's fence, 4 the lease's length
-local there = redis.call('GET', KEYS[2])
-if not there or ended(there) then return {2, now} end
-if not is_meant(there, ARGV[3]) then return as_it_is(there) end
-local revision = next_revision(there)
-local lease = later(ARGV[4])
-local ahi, alo = struct.unpack('>I4I4', lease)
-local bhi, blo = struct.unpack('>I4I4', there, 29)
-if less(ahi, alo, bhi, blo) then lease = string.sub(there, 29, 36) end
-redis.call('SETRANGE', KEYS[2], 20, revision .. lease .. string.sub(there, 37, 44) .. now)
-return {0, now, ARGV[3] .. revision}
+-- ARGV 1 goes on with the holder's fence (8) and the lease's length (8)
+if readable and not ended and string.byte(there, 4) == 1 and sub(there, 13, 20) == sub(said, 25, 32) then
+  local rhi, rlo = unpack('>I4I4', there, 21)
+  rlo = rlo + 1
+  if rlo >= 4294967296 then rhi, rlo = rhi + 1, rlo - 4294967296 end
+  local revision = pack('>I4I4', rhi, rlo)
+  ahi, alo = unpack('>I4I4', said, 33)
+  ahi, alo = ahi + nhi, alo + nlo
+  if alo >= 4294967296 then ahi, alo = ahi + 1, alo - 4294967296 end
+  if ahi >= 4294967296 then ahi, alo = 4294967295, 4294967295 end
+  local lhi, llo = unpack('>I4I4', there, 29)
+  if ahi < lhi or (ahi == lhi and alo < llo) then ahi, alo = lhi, llo end
+  call('SETRANGE', KEYS[2], 20, revision .. pack('>I4I4', ahi, alo) .. sub(there, 37, 44) .. now)
+  return '0' .. now .. sub(there, 13, 20) .. revision
+end

@@ -1,12 +1,14 @@
 -- Removes the record that is meant, and remembers its fence.
--- ARGV 3 which record: the fence, or fence and revision, 4 the id, 5 how to publish or '', 6 the channel
-local there = redis.call('GET', KEYS[2])
-if not there or ended(there) then return {2, now} end
-if not is_meant(there, ARGV[3]) then return as_it_is(there) end
-local fhi, flo = struct.unpack('>I4I4', there, 13)
-if less(mhi, mlo, fhi, flo) then redis.call('SETRANGE', KEYS[1], 16, string.sub(there, 13, 20)) end
-redis.call('DEL', KEYS[2])
-if is_apart(there) then redis.call('DEL', KEYS[4]) end
-if string.byte(there, 4) == 1 then redis.call('SREM', KEYS[3], ARGV[4]) end
-if ARGV[5] ~= '' then redis.call(ARGV[5], ARGV[6], '') end
-return {0, now, string.sub(there, 13, 28), there}
+-- ARGV 1 goes on with which record, as in `replace.lua` (17), and the id (32)
+if readable and not ended and (
+  (sub(said, 25, 25) == 'h' and string.byte(there, 4) == 1 and sub(there, 13, 20) == sub(said, 26, 33)) or
+  (sub(said, 25, 25) == 's' and sub(there, 13, 28) == sub(said, 26, 41))
+) then
+  ahi, alo = unpack('>I4I4', there, 13)
+  if ahi > mhi or (ahi == mhi and alo > mlo) then call('SETRANGE', KEYS[1], 16, sub(there, 13, 20)) end
+  call('DEL', KEYS[2])
+  if string.byte(there, 6) % 64 >= 32 then call('DEL', KEYS[2] .. ':b') end
+  if string.byte(there, 4) == 1 then call('SREM', sub(KEYS[1], 1, 16) .. 'open', sub(said, 42, 73)) end
+  call('PUBLISH', KEYS[2], '')
+  return {'0' .. now .. sub(there, 13, 28), there}
+end

@@ -1,40 +1,61 @@
 -- Replaces the record that is meant.
--- ARGV 3 the bytes before the store's block, 4 those after it, 5 which record: the fence, or fence and revision
--- 6 '' or `n` for a new fence, 7 '' to keep the lease, `o` to end it, or its length, 8 '' or how long to keep it
--- 9 milliseconds until the server removes it, 10 the id, 11 how to publish or '', 12 the channel
--- 13 a body of its own or '', 14 its end
-local there = redis.call('GET', KEYS[2])
-if not there or ended(there) then return {2, now} end
-if not is_meant(there, ARGV[5]) then return as_it_is(there) end
-
-local fence = string.sub(there, 13, 20)
-if ARGV[6] == 'n' then fence = next_fence(struct.unpack('>I4I4', fence)) end
-local revision = next_revision(there)
-local lease = string.sub(there, 29, 36)
-if ARGV[7] == 'o' then lease = '\0\0\0\0\0\0\0\0' elseif ARGV[7] ~= '' then lease = later(ARGV[7]) end
-local keep = '\0\0\0\0\0\0\0\0'
-if ARGV[8] ~= '' then keep = later(ARGV[8]) end
-local value = ARGV[3] .. fence .. revision .. lease .. keep .. now .. ARGV[4]
-if ARGV[8] == '' then
-  redis.call('SET', KEYS[2], value)
-else
-  redis.call('SET', KEYS[2], value, 'PX', ARGV[9])
-end
-
-local was_open, is_open = string.byte(there, 4) == 1, string.byte(ARGV[3], 4) == 1
-if was_open and not is_open then redis.call('SREM', KEYS[3], ARGV[10]) end
-if is_open and not was_open then redis.call('SADD', KEYS[3], ARGV[10]) end
-
-if ARGV[13] ~= '' then
-  local hi, lo = struct.unpack('>I4I4', ARGV[14])
-  local left = ((hi - nhi) * 4294967296 + (lo - nlo)) / 1000
-  if left >= 1 then
-    redis.call('SET', KEYS[4], ARGV[13], 'PX', string.format('%.0f', left + 1))
-  elseif is_apart(there) then
-    redis.call('DEL', KEYS[4])
+-- ARGV 1 goes on with which record: `h` and its fence, or `s` with fence and revision (17 in all), `n` for a new fence or
+-- `k`, then `k` to keep the lease, `o` to end it or `f` and its length (9), `o` without an end or `f` and how long to keep
+-- it (9), the id (32) and the bytes before the store's block (12); 2 is those after it, 3 milliseconds until the server
+-- removes it; 4, if any, is a body of its own and 5 its end
+if readable and not ended and (
+  (sub(said, 25, 25) == 'h' and string.byte(there, 4) == 1 and sub(there, 13, 20) == sub(said, 26, 33)) or
+  (sub(said, 25, 25) == 's' and sub(there, 13, 28) == sub(said, 26, 41))
+) then
+  local fence = sub(there, 13, 20)
+  if sub(said, 42, 42) == 'n' then
+    local fhi, flo = unpack('>I4I4', fence)
+    flo = flo + 1
+    if flo >= 4294967296 then fhi, flo = fhi + 1, flo - 4294967296 end
+    if mhi > fhi or (mhi == fhi and mlo >= flo) then fhi, flo = mhi, mlo + 1 end
+    if nhi > fhi or (nhi == fhi and nlo > flo) then fhi, flo = nhi, nlo end
+    if flo >= 4294967296 then fhi, flo = fhi + 1, flo - 4294967296 end
+    fence = pack('>I4I4', fhi, flo)
   end
-elseif is_apart(there) then
-  redis.call('DEL', KEYS[4])
+  local rhi, rlo = unpack('>I4I4', there, 21)
+  rlo = rlo + 1
+  if rlo >= 4294967296 then rhi, rlo = rhi + 1, rlo - 4294967296 end
+  local revision = pack('>I4I4', rhi, rlo)
+  local lease, how = sub(there, 29, 36), sub(said, 43, 43)
+  if how == 'o' then
+    lease = '\0\0\0\0\0\0\0\0'
+  elseif how == 'f' then
+    ahi, alo = unpack('>I4I4', said, 44)
+    ahi, alo = ahi + nhi, alo + nlo
+    if alo >= 4294967296 then ahi, alo = ahi + 1, alo - 4294967296 end
+    if ahi >= 4294967296 then ahi, alo = 4294967295, 4294967295 end
+    lease = pack('>I4I4', ahi, alo)
+  end
+  if sub(said, 52, 52) == 'f' then
+    ahi, alo = unpack('>I4I4', said, 53)
+    ahi, alo = ahi + nhi, alo + nlo
+    if alo >= 4294967296 then ahi, alo = ahi + 1, alo - 4294967296 end
+    if ahi >= 4294967296 then ahi, alo = 4294967295, 4294967295 end
+    local block = fence .. revision .. lease .. pack('>I4I4', ahi, alo) .. now
+    call('SET', KEYS[2], sub(said, 93, 104) .. block .. ARGV[2], 'PX', ARGV[3])
+  else
+    call('SET', KEYS[2], sub(said, 93, 104) .. fence .. revision .. lease .. '\0\0\0\0\0\0\0\0' .. now .. ARGV[2])
+  end
+
+  local was_open, is_open = string.byte(there, 4) == 1, string.byte(said, 96) == 1
+  if was_open ~= is_open then
+    call(is_open and 'SADD' or 'SREM', sub(KEYS[1], 1, 16) .. 'open', sub(said, 61, 92))
+  end
+  local left = 0
+  if ARGV[4] then
+    ahi, alo = unpack('>I4I4', ARGV[5])
+    left = ((ahi - nhi) * 4294967296 + (alo - nlo)) / 1000
+  end
+  if left >= 1 then
+    call('SET', KEYS[2] .. ':b', ARGV[4], 'PX', string.format('%.0f', left + 1))
+  elseif string.byte(there, 6) % 64 >= 32 then
+    call('DEL', KEYS[2] .. ':b')
+  end
+  call('PUBLISH', KEYS[2], '')
+  return '0' .. now .. fence .. revision .. pack('>I4', #there)
 end
-if ARGV[11] ~= '' then redis.call(ARGV[11], ARGV[12], '') end
-return {0, now, fence .. revision, tostring(#there)}
