@@ -243,8 +243,11 @@ async fn in_redis(config: &Config, said: &RedisStore) -> Result<(Opened, Vec<Str
     Ok((store, Vec::new()))
 }
 
-/// Where Redis is, and how a connection to it is made; certificates are read.
-fn redis_address(said: &RedisStore) -> Result<redis::address::Address, StartError> {
+/// Where the Redis of the configuration is, and how a connection to it is made; certificates are read.
+///
+/// # Errors
+/// [`StartError::Address`].
+pub fn redis_address(said: &RedisStore) -> Result<redis::address::Address, StartError> {
     let wrong = |what: String| StartError::Address { section: "store.redis", what };
     let file = |path: &Path| fs::read(path).map_err(|error| wrong(format!("{}: {error}", path.display())));
     let identity = match &said.client_cert {

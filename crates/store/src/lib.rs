@@ -40,7 +40,7 @@
 //!
 //! [`memory`] the reference, [`embedded`] the durable store of one process over [`log`], `postgres` the store of
 //! several processes in a PostgreSQL database, `redis` that in Redis, `watch` the waking of waiters inside a process, `conformance` the cases;
-//! [`effects`] what an upstream wrote down beside.
+//! [`effects`] what an upstream wrote down beside, `doctor` what is found of a store's servers.
 
 use std::{fmt, future::Future, pin::Pin, time::Duration};
 
@@ -56,6 +56,8 @@ pub use self::watch::Watch;
 pub mod circuit;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+pub mod doctor;
 pub mod effects;
 #[cfg(feature = "embedded")]
 pub mod embedded;

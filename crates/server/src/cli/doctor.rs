@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use onceward::store::postgres::doctor::{Finding, Grade, examine};
+use onceward::store::{
+    doctor::{Finding, Grade},
+    postgres, redis,
+};
 use serde_json::json;
 
 use super::Failure;
@@ -17,20 +20,21 @@ use crate::{
 /// Exit code 1 where something is bad, 2 where the configuration is wrong or names no server.
 pub(super) async fn run(file: &Path, is_json: bool) -> Result<(), Failure> {
     let config = Config::load(Some(file), &Flags::default(), &Environment::of_process())?;
-    let Some(said) = &config.store.postgres else {
-        let why = match &config.store.redis {
-            Some(_) => {
-                "[store] kind is \"redis\", whose servers this version does not look at; what is not well with them is in the \
-                 log and in /readyz"
-            }
-            None => {
-                "[store] kind is \"embedded\": there is no server to look at; `onceward config check` looks at the file"
-            }
-        };
-        return Err(Failure::usage(format!("{}: {why}", file.display())));
+    let findings = match (&config.store.postgres, &config.store.redis) {
+        (Some(said), _) => {
+            let (address, listen) = opened::addresses(said)?;
+            postgres::doctor::examine(&address, listen.as_ref()).await
+        }
+        (None, Some(said)) => {
+            let routes = config.routes.iter().chain([&config.default_route]);
+            let retention = routes.map(|route| route.retention).max().unwrap_or_default();
+            redis::doctor::examine(&opened::redis_address(said)?, said.strategy, retention).await
+        }
+        (None, None) => {
+            let why = "[store] kind is \"embedded\": there is no server to look at; `onceward config check` looks at the file";
+            return Err(Failure::usage(format!("{}: {why}", file.display())));
+        }
     };
-    let (address, listen) = opened::addresses(said)?;
-    let findings = examine(&address, listen.as_ref()).await;
     for finding in &findings {
         let Finding { what, said, .. } = finding;
         if is_json {
@@ -40,7 +44,7 @@ pub(super) async fn run(file: &Path, is_json: bool) -> Result<(), Failure> {
         }
     }
     if findings.iter().any(|finding| finding.grade == Grade::Bad) {
-        return Err(Failure::not_well("the database is not fit for the store"));
+        return Err(Failure::not_well("the server is not fit for the store"));
     }
     Ok(())
 }

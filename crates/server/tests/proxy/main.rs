@@ -46,6 +46,8 @@ mod recording;
 #[cfg(test)]
 mod redis;
 #[cfg(test)]
+mod redis_doctor;
+#[cfg(test)]
 mod redis_losses;
 #[cfg(test)]
 mod redis_outages;

@@ -10,50 +10,12 @@ use super::{
     error::Failure,
     migrate::{self, MIGRATIONS},
 };
+use crate::doctor::{Finding, Findings, Grade};
 
 /// How long a notification is waited for.
 const NOTIFIED_WITHIN: Duration = Duration::from_secs(2);
 /// How far the server's clock and this machine's may be apart before it is told.
 const CLOCKS_APART: Duration = Duration::from_secs(2);
-
-/// How grave a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Grade {
-    /// As it should be.
-    Well,
-    /// It works, and should be looked at.
-    Doubtful,
-    /// The store does not open, or promises more than the server keeps.
-    Bad,
-}
-
-/// One thing that was looked at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
-    /// What was looked at.
-    pub what: &'static str,
-    /// How it is.
-    pub grade: Grade,
-    /// What was found, and how to mend it.
-    pub said: String,
-}
-
-#[derive(Debug, Default)]
-struct Findings(Vec<Finding>);
-
-impl Findings {
-    fn tell(&mut self, what: &'static str, grade: Grade, said: impl Into<String>) {
-        self.0.push(Finding { what, grade, said: said.into() });
-    }
-
-    fn either(&mut self, what: &'static str, is_well: bool, well: impl Into<String>, grade: Grade, said: &str) {
-        if is_well {
-            self.tell(what, Grade::Well, well);
-        } else {
-            self.tell(what, grade, said);
-        }
-    }
-}
 
 /// Looks at a database; `listen` is where notifications would be listened for. Changes nothing.
 pub async fn examine(address: &Address, listen: Option<&Address>) -> Vec<Finding> {

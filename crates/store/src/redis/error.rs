@@ -136,3 +136,9 @@ pub(super) fn ends_connection(error: &RedisError) -> bool {
 pub(super) fn is_missing_script(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
 }
+
+/// Whether the user lacks the right to what was asked.
+pub(super) fn is_forbidden(failed: &StoreError) -> bool {
+    let failure = failed.source.as_ref().and_then(|source| source.downcast_ref::<Failure>());
+    failure.and_then(|failure| failure.source.as_ref()).is_some_and(|error| error.code() == Some("NOPERM"))
+}

@@ -20,11 +20,12 @@
 //!
 //! [`address`] where the servers are, `link` a connection to them, `info` what they say of themselves; `key` names,
 //! `value` a record's bytes; `step` what a step is, `script` and `watch` the two ways to take it; `incarnation` markers
-//! and losses, `upkeep` what goes on beside, `waiting` waiters, `scan` lists, `shared` what processes remember together.
+//! and losses, `upkeep` what goes on beside, `waiting` waiters, [`doctor`] whether the servers are fit, `scan` lists, `shared` what processes remember together.
 
 pub mod address;
 #[cfg(any(test, feature = "conformance"))]
 mod behind;
+pub mod doctor;
 mod error;
 mod incarnation;
 mod info;

@@ -19,11 +19,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::{
     Shared,
-    error::read_failed,
+    error::{is_forbidden, read_failed},
     incarnation::{Found, Mark, Marked, Tag, new_epoch, tag_of},
     info::Info,
     key,
-    link::CallError,
+    link::{CallError, Link},
 };
 use crate::{Kind, StoreError};
 
@@ -106,7 +106,7 @@ impl Health {
 
 /// The first look: every partition gets its marker, and time goes on from the latest that is written down.
 pub(super) async fn start(shared: &Shared) -> Result<(), StoreError> {
-    let servers = ask(shared).await?;
+    let servers = ask(&shared.side).await?;
     shared.incarnations.see(servers.tags());
     look(shared, &servers.infos);
     let marked = mark(shared, &servers, &key::partitions().collect::<Vec<_>>()).await?;
@@ -134,7 +134,7 @@ pub(super) async fn tick(shared: Arc<Shared>) {
 }
 
 async fn once(shared: &Shared, counts: bool) -> Result<(), StoreError> {
-    let servers = ask(shared).await?;
+    let servers = ask(&shared.side).await?;
     let is_new = shared.incarnations.see(servers.tags());
     look(shared, &servers.infos);
     let mut partitions = shared.health.take_touched();
@@ -164,7 +164,7 @@ pub(super) async fn unmarked(shared: &Shared, partition: u16, met: super::step::
     if shared.incarnations.epoch(partition) != met {
         return Ok(());
     }
-    let servers = ask(shared).await?;
+    let servers = ask(&shared.side).await?;
     shared.incarnations.see(servers.tags());
     let marked = mark(shared, &servers, &key::partitions().collect::<Vec<_>>()).await?;
     tell(shared, &marked, false);
@@ -238,10 +238,15 @@ impl Servers {
     }
 }
 
-async fn ask(shared: &Shared) -> Result<Servers, StoreError> {
+/// What every primary says of itself; nothing where the user may not ask.
+pub(super) async fn every_info(link: &Link) -> Result<Vec<Info>, StoreError> {
+    ask(link).await.map(|servers| servers.infos)
+}
+
+async fn ask(link: &Link) -> Result<Servers, StoreError> {
     let command = redis::cmd("INFO");
-    let Some(mut cluster) = shared.side.cluster().await? else {
-        return match shared.side.call(&command).await.map_err(CallError::read) {
+    let Some(mut cluster) = link.cluster().await? else {
+        return match link.call(&command).await.map_err(CallError::read) {
             Ok(info) => Ok(Servers { infos: vec![Info::of(info)], slots: Vec::new() }),
             Err(error) if is_forbidden(&error) => Ok(Servers::default()),
             Err(error) => Err(error),
@@ -294,10 +299,6 @@ fn text(value: &Value) -> String {
         Value::SimpleString(text) => text.clone(),
         _ => String::new(),
     }
-}
-
-fn is_forbidden(error: &StoreError) -> bool {
-    error.source.as_ref().is_some_and(|source| source.to_string().contains("NOPERM"))
 }
 
 /// What they say that is not well.

@@ -1,0 +1,242 @@
+//! Whether Redis is fit to keep records, looked at from outside: what `onceward doctor` tells.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use redis::{PushInfo, PushKind, Value};
+use tokio::{sync::Notify, time::timeout};
+
+use super::{
+    Strategy,
+    address::Address,
+    info::Info,
+    key,
+    link::{CallError, Link},
+    upkeep::every_info,
+};
+use crate::{
+    StoreError,
+    doctor::{Finding, Findings, Grade},
+};
+
+/// How long a call may take.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// How long what is published is waited for.
+const TOLD_WITHIN: Duration = Duration::from_secs(2);
+/// How far the server's clock and this machine's may be apart before it is told.
+const CLOCKS_APART: Duration = Duration::from_secs(2);
+/// How many keys are looked at.
+const KEYS_LOOKED_AT: usize = 1_000;
+/// What a completed record with a short JSON answer takes where none is there to be measured.
+const RECORD_BYTES: u64 = 550;
+
+/// Looks at the servers; `retention` is the longest that is configured, for the memory that records will take. Writes
+/// nothing.
+pub async fn examine(address: &Address, strategy: Strategy, retention: Duration) -> Vec<Finding> {
+    let mut findings = Findings::default();
+    let link = Link::new(address, DEADLINE, None);
+    let infos = match every_info(&link).await {
+        Ok(infos) => infos,
+        Err(error) => {
+            findings.tell("connection", Grade::Bad, in_words(&error));
+            return findings.0;
+        }
+    };
+    findings.tell("connection", Grade::Well, format!("{address} answers"));
+    if infos.is_empty() {
+        let said = "cannot tell versions, roles, memory and persistence, and neither can a gateway: allow +info";
+        findings.tell("info", Grade::Doubtful, said);
+    }
+    for info in &infos {
+        server(info, &mut findings);
+    }
+    steps(&link, strategy, &mut findings).await;
+    clock(&link, &mut findings).await;
+    published(address, &link, &mut findings).await;
+    let bytes = keys(&link, &mut findings).await;
+    budget(bytes, retention, &infos, &mut findings);
+    findings.0
+}
+
+fn in_words(error: &StoreError) -> String {
+    match &error.source {
+        Some(source) => source.to_string(),
+        None => error.to_string(),
+    }
+}
+
+fn server(info: &Info, findings: &mut Findings) {
+    const TRIED: (u32, u32) = (7, 0);
+    let (major, minor) = info.version();
+    let version = match info.field("valkey_version") {
+        "" => format!("Redis {}", info.field("redis_version")),
+        valkey => format!("Valkey {valkey}"),
+    };
+    let old = format!("{version} is older than 7.0, which nothing is tried on");
+    findings.either("version", (major, minor) >= TRIED, version, Grade::Doubtful, &old);
+    let replica = "it is a replica: point the store at the primary, or at its Sentinels";
+    findings.either("role", info.is_primary(), "a primary", Grade::Bad, replica);
+    let policy = info.field("maxmemory_policy");
+    let evicts = format!(
+        "maxmemory-policy is {policy}: completed records are evicted before their retention is over, and such keys run \
+         again; set noeviction"
+    );
+    findings.either("eviction", policy == "noeviction", policy, Grade::Bad, &evicts);
+    let (used, most) = (info.number("used_memory"), info.number("maxmemory"));
+    let unbounded = "maxmemory is 0: what ends the memory is the machine's, which kills the server; set it";
+    let share = format!("{} of {} are used", size(used), size(most));
+    match most {
+        0 => findings.tell("memory", Grade::Doubtful, unbounded),
+        most => findings.either(
+            "memory",
+            used < most - most / 5,
+            &*share,
+            Grade::Doubtful,
+            &format!("{share}: raise maxmemory, or shorten retention"),
+        ),
+    }
+    let appends = info.number("aof_enabled") == 1;
+    let gone = "appendonly is off: a restart loses every record that no snapshot has, and such keys run again; set \
+        appendonly yes, and appendfsync everysec or always";
+    findings.either("persistence", appends, "appendonly", Grade::Doubtful, gone);
+    let replicas = info.number("connected_slaves");
+    let alone = "there is no replica: where the server's machine is lost, so is every record";
+    findings.either("replicas", replicas > 0, format!("{replicas}"), Grade::Doubtful, alone);
+    let evicted = info.number("evicted_keys");
+    let lost = format!("{evicted} keys were evicted since the start");
+    findings.either("evicted", evicted == 0, "nothing", Grade::Doubtful, &lost);
+}
+
+/// Whether the user may do what steps are made of.
+async fn steps(link: &Link, strategy: Strategy, findings: &mut Findings) {
+    let marker = key::marker(0);
+    match strategy {
+        Strategy::Script => {
+            let script = redis::cmd("EVAL").arg("return redis.call('TIME')").arg(1).arg(&marker).take();
+            match link.call(&script).await.map_err(CallError::read) {
+                Ok(_) => findings.tell("scripts", Grade::Well, "they run"),
+                Err(error) => {
+                    let said = format!("{}; or write strategy = \"watch\"", in_words(&error));
+                    findings.tell("scripts", Grade::Bad, said);
+                }
+            }
+        }
+        Strategy::Watch => {
+            let mut commands = redis::pipe();
+            commands.atomic().cmd("GET").arg(&marker).cmd("TIME");
+            match link.pipeline(&commands).await.map_err(CallError::read) {
+                Ok(_) => findings.tell("transactions", Grade::Well, "they run"),
+                Err(error) => findings.tell("transactions", Grade::Bad, in_words(&error)),
+            }
+        }
+    }
+}
+
+async fn clock(link: &Link, findings: &mut Findings) {
+    let time = link.call(&redis::cmd("TIME")).await.map_err(CallError::read);
+    let there = match time {
+        Ok(time) => redis::from_redis_value::<(u64, u32)>(time).ok(),
+        Err(_) => None,
+    };
+    let Some((seconds, micros)) = there else {
+        return findings.tell("clock", Grade::Doubtful, "cannot tell: allow +time");
+    };
+    #[expect(clippy::disallowed_methods, reason = "the two clocks are compared, and nothing is decided by it")]
+    let here = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let apart = here.abs_diff(Duration::new(seconds, micros.saturating_mul(1_000).min(999_999_999)));
+    let far = format!("the server's clock and this machine's are {apart:?} apart: look at how they are set");
+    findings.either("clock", apart <= CLOCKS_APART, "as this machine's", Grade::Doubtful, &far);
+}
+
+/// Publishes through the store's own way, and waits for it where it is listened for.
+async fn published(address: &Address, link: &Link, findings: &mut Findings) {
+    const WHAT: &str = "notifications";
+    let heard = Arc::new(Notify::new());
+    let by = Arc::clone(&heard);
+    let told = move |push: PushInfo| {
+        if matches!(push.kind, PushKind::Message | PushKind::SMessage) {
+            by.notify_one();
+        }
+    };
+    let listening = Link::new(address, DEADLINE, Some(Arc::new(told)));
+    // A channel that no record has: all bits are one.
+    let id = onceward_core::key::RecordId([0xff; 32]);
+    let subscribed = !listening.subscribe(&[id]).await.is_empty();
+    let command = if address.is_cluster() { "SPUBLISH" } else { "PUBLISH" };
+    let publish = redis::cmd(command).arg(key::Keys::of(&id).channel()).arg("").take();
+    let sent = link.call(&publish).await.is_ok();
+    let came = subscribed && sent && timeout(TOLD_WITHIN, heard.notified()).await.is_ok();
+    let lost = "they do not come: waiters look again each second; allow the channels idemp:v1:* and their commands";
+    findings.either(WHAT, came, "they come", Grade::Doubtful, lost);
+}
+
+/// Looks at some keys, whose they are; what one of our records takes, where there are any.
+async fn keys(link: &Link, findings: &mut Findings) -> Option<u64> {
+    let mut scan = redis::cmd("SCAN");
+    scan.arg(0).arg("COUNT").arg(KEYS_LOOKED_AT);
+    let found = match link.call(&scan).await.map_err(CallError::read) {
+        Ok(Value::Array(parts)) => parts.into_iter().next_back(),
+        _ => None,
+    };
+    let Some(Value::Array(found)) = found else {
+        findings.tell("foreign keys", Grade::Doubtful, "cannot tell: allow +scan");
+        return None;
+    };
+    let names: Vec<Vec<u8>> = found
+        .into_iter()
+        .filter_map(|name| match name {
+            Value::BulkString(name) => Some(name),
+            _ => None,
+        })
+        .collect();
+    let foreign = names.iter().filter(|name| !name.starts_with(b"idemp:")).count();
+    let shared = format!(
+        "{foreign} of {} keys are somebody else's: their memory and their FLUSHALL are this store's; give it a server of \
+         its own",
+        names.len()
+    );
+    findings.either("foreign keys", foreign == 0, "none", Grade::Doubtful, &shared);
+    let ours: Vec<&Vec<u8>> = names.iter().filter(|name| key::id_of(name).is_some()).take(100).collect();
+    let mut sizes = Vec::new();
+    for name in ours {
+        let usage = redis::cmd("MEMORY").arg("USAGE").arg(name).take();
+        if let Ok(Value::Int(bytes)) = link.call(&usage).await {
+            sizes.push(u64::try_from(bytes).unwrap_or_default());
+        }
+    }
+    let count = u64::try_from(sizes.len()).ok().filter(|count| *count > 0)?;
+    Some(sizes.iter().sum::<u64>() / count)
+}
+
+/// How much memory completed records will take, for some rates and windows.
+fn budget(bytes: Option<u64>, retention: Duration, infos: &[Info], findings: &mut Findings) {
+    let each = bytes.unwrap_or(RECORD_BYTES);
+    let from = if bytes.is_some() { "measured here" } else { "a 300 byte answer, since there is none here" };
+    let most: u64 = infos.iter().map(|info| info.number("maxmemory")).sum();
+    let hour = Duration::from_secs(3600);
+    let mut windows = vec![(format!("{} h", retention.as_secs().div_ceil(3600)), retention)];
+    windows.extend([("1 h".to_owned(), hour), ("24 h".to_owned(), hour * 24), ("7 d".to_owned(), hour * 24 * 7)]);
+    let need = |rate: u64, window: Duration| each.saturating_mul(rate).saturating_mul(window.as_secs());
+    let row = |(name, window): &(String, Duration)| {
+        format!("{name}: {} at 10 keys a second, {} at 100", size(need(10, *window)), size(need(100, *window)))
+    };
+    let table: Vec<String> = windows.iter().map(row).collect();
+    let said = format!(
+        "a completed record takes {each} bytes ({from}); kept for {}. A body that ends after an hour (`retention_body`) \
+         leaves a record of about 300 bytes",
+        table.join("; ")
+    );
+    let short = most > 0 && need(10, retention) > most;
+    let warned = format!("{said}. The server has {}: less than ten keys a second need", size(most));
+    findings.either("budget", !short, said, Grade::Doubtful, &warned);
+}
+
+fn size(bytes: u64) -> String {
+    const MIB: u64 = 1 << 20;
+    match bytes {
+        bytes if bytes >= 10 * 1024 * MIB => format!("{} GiB", bytes / 1024 / MIB),
+        bytes => format!("{} MiB", bytes.div_ceil(MIB)),
+    }
+}
