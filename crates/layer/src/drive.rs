@@ -26,6 +26,7 @@ use tokio::{
 
 use crate::{
     abandon::abandon_claim,
+    anew,
     engine::Engine,
     failpoint,
     metrics::{StoreResult, StoreVerb},
@@ -513,6 +514,7 @@ pub(crate) async fn record(
             }
         };
         drop(call);
+        let result = Box::pin(anew::over_a_loss(&*shared.store, id, &write, claim.facts(), result)).await;
         let operation = if matches!(write, Transition::Replace(_)) { StoreVerb::Replace } else { StoreVerb::Remove };
         shared.metrics.store_operation(operation, result_of(&result), call_started.elapsed());
         let event = match result {
@@ -613,8 +615,10 @@ fn settled_block(write: &Replacement, fence: Fence, revision: Revision, now: Mic
 }
 
 /// Renews the lease every third of it, for as long as this future is polled.
-pub(crate) async fn renew(engine: &Engine, id: RecordId, fence: Fence, lease: Duration, owner: &Owner) {
-    let third = lease / 3;
+///
+/// Where the store has lost the claim, it is made anew: from then on nobody else runs the key.
+pub(crate) async fn renew(engine: &Engine, id: RecordId, claim: &Claim, lease: Duration, owner: &Owner) {
+    let (third, mut fence) = (lease / 3, claim.fence());
     loop {
         tokio::time::sleep(third).await;
         let started = Instant::now();
@@ -622,10 +626,24 @@ pub(crate) async fn renew(engine: &Engine, id: RecordId, fence: Fence, lease: Du
         engine.0.metrics.store_operation(StoreVerb::Extend, result_of(&result), started.elapsed());
         match result {
             Ok(Write::Applied { now, .. }) => owner.leased(now.plus(lease)),
-            Ok(Write::Lost { .. }) => {
-                tracing::warn!(record = %id.short(), "the claim was lost while the upstream works");
-                // Its completion will find out what became of the key.
-                return std::future::pending().await;
+            Ok(Write::Lost { record, .. }) => {
+                let anew = match record {
+                    None => Box::pin(anew::claim(&*engine.0.store, id, claim.facts(), lease)).await,
+                    Some(_) => Ok(None),
+                };
+                match anew {
+                    Ok(Some(Insert::Inserted { fence: next, now })) => {
+                        fence = next;
+                        owner.leased(now.plus(lease));
+                    }
+                    // The next try finds out.
+                    Err(error) => tracing::warn!(record = %id.short(), %error, "a claim could not be made anew"),
+                    Ok(_) => {
+                        tracing::warn!(record = %id.short(), "the claim was lost while the upstream works");
+                        // Its completion will find out what became of the key.
+                        return std::future::pending().await;
+                    }
+                }
             }
             Err(error) => tracing::warn!(record = %id.short(), %error, "a lease could not be renewed; trying again"),
         }

@@ -93,7 +93,7 @@ impl Exchange {
     {
         async move {
             let _executing = self.engine.executing();
-            let Grant { owner, fence, clock, permit: _permit, .. } = grant;
+            let Grant { owner, clock, permit: _permit, .. } = grant;
             let started = Instant::now();
             failpoint::hit(failpoint::DISPATCH_BEGIN).await;
             if !drive::still_holds(&self.engine, self.id, &claim, clock, self.route.policy.lease, &owner).await {
@@ -107,7 +107,7 @@ impl Exchange {
                 tokio::select! {
                     biased;
                     done = work => done,
-                    () = drive::renew(&self.engine, self.id, fence, self.route.policy.lease, &owner) => {
+                    () = drive::renew(&self.engine, self.id, &claim, self.route.policy.lease, &owner) => {
                         unreachable!("renewal does not end by itself")
                     }
                 }

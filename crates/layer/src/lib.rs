@@ -29,12 +29,13 @@
 //!
 //! `service` is the route covered · `request` key, principal, bounded body, fingerprint · `auth` credentials checked by
 //! somebody else, [`ask`] how somebody else is asked · `drive`
-//! runs the claim against the store, `abandon` frees one that was never used · `quota` what a tenant may claim · `wait` where a duplicate in flight waits · `exchange` one
+//! runs the claim against the store, `abandon` frees one that was never used, `anew` makes one again that the store lost · `quota` what a tenant may claim · `wait` where a duplicate in flight waits · `exchange` one
 //! execution · `capture` reads the answer · `replay` answers from a record · `refuse` the only
 //! place that says a status of our own · [`grpc`] what gRPC says otherwise · `detach` work that
 //! outlives its client · `observe` shadow mode, on the copies that `tee` makes · `run_once` jobs.
 
 mod abandon;
+mod anew;
 pub mod ask;
 mod auth;
 mod body;

@@ -211,11 +211,11 @@ async fn follow(
     started: Instant,
     answer: Ended,
 ) {
-    let Grant { owner, fence, clock, permit: _permit, .. } = grant;
+    let Grant { owner, clock, permit: _permit, .. } = grant;
     let event = tokio::select! {
         biased;
         event = read_answer(engine, route, reading, started, clock, answer) => event,
-        () = drive::renew(engine, id, fence, route.policy.lease, &owner) => unreachable!("renewal does not end by itself"),
+        () = drive::renew(engine, id, &claim, route.policy.lease, &owner) => unreachable!("renewal does not end by itself"),
     };
     let action = claim.on(event);
     let _recorded = drive::record(engine, id, &mut claim, action, owner, RECORD_WAIT, || {}).await;

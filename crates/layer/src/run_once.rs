@@ -226,7 +226,7 @@ impl Jobs {
         let result = tokio::select! {
             biased;
             result = work => result,
-            () = drive::renew(&self.engine, id, fence, self.policy.lease, &owner) => unreachable!("renewal does not end by itself"),
+            () = drive::renew(&self.engine, id, &claim, self.policy.lease, &owner) => unreachable!("renewal does not end by itself"),
         };
         self.engine.0.metrics.executed_in(&self.queue, started.elapsed());
         let answered = |class, output: Bytes| Event::Answered {

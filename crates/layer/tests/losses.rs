@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 use std::{
+    convert::Infallible,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -10,18 +11,19 @@ use std::{
 };
 
 use http::{Request, Response};
+use http_body_util::BodyExt;
 use onceward::{
-    Body, BoxError, Engine, Layer, Limits, Route, Routes, Secret,
+    Body, Engine, Layer, Limits, Route, Routes, Secret,
     pattern::Pattern,
     store::{
-        Answer, Cache, Filter, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write,
+        Answer, Cache, Filter, Insert, Kind, Loss, Page, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write,
         memory::Memory,
     },
 };
 use onceward_core::{
     cas::{Expect, Replacement},
     key::RecordId,
-    record::{Facts, Fence},
+    record::{Facts, Fence, Micros},
 };
 use tokio::time::{Instant, advance};
 use tower::{Layer as _, ServiceExt, service_fn};
@@ -30,13 +32,11 @@ const QUARANTINE: Duration = Duration::from_secs(1200);
 
 /// The reference store as one in a cache is: the step that meets a loss is refused, and from then on it is known.
 #[derive(Debug, Default)]
-struct Forgetful {
-    memory: Memory,
-    state: Mutex<State>,
-}
+struct Forgetful(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
+    memory: Memory,
     unmet: bool,
     lost: Option<Instant>,
 }
@@ -44,17 +44,29 @@ struct State {
 impl Forgetful {
     /// As a restart from a snapshot does: some records may be gone, and these are not.
     fn restart(&self) {
-        self.state.lock().unwrap().unmet = true;
+        self.0.lock().unwrap().unmet = true;
+    }
+
+    /// As a flush does.
+    fn lose(&self) {
+        let mut state = self.0.lock().unwrap();
+        state.unmet = true;
+        state.memory.lose();
+        state.memory = state.memory.reopen(256).unwrap();
+    }
+
+    fn memory(&self) -> Memory {
+        self.0.lock().unwrap().memory.clone()
     }
 
     /// A step, unless it meets a loss.
     fn step(&self) -> Result<Memory, StoreError> {
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.0.lock().unwrap();
         if std::mem::take(&mut state.unmet) {
             state.lost = Some(Instant::now());
             return Err(StoreError::not_applied(Kind::Incarnation));
         }
-        Ok(self.memory.clone())
+        Ok(state.memory.clone())
     }
 }
 
@@ -84,32 +96,35 @@ impl Store for Forgetful {
     }
 
     fn scan(&self, after: Option<RecordId>, limit: usize, filter: Filter) -> Answer<'_, Page> {
-        self.memory.scan(after, limit, filter)
+        Box::pin(async move { self.memory().scan(after, limit, filter).await })
     }
 
     fn sweep(&self, limit: usize) -> Answer<'_, Swept> {
-        self.memory.sweep(limit)
+        Box::pin(async move { self.memory().sweep(limit).await })
     }
 
     fn watch(&self, id: RecordId) -> Watch {
-        self.memory.watch(id)
+        self.memory().watch(id)
     }
 
     fn keep_rules<'a>(&'a self, policy: u32, rules: &'a str) -> Answer<'a, ()> {
-        self.memory.keep_rules(policy, rules)
+        Box::pin(async move { self.memory().keep_rules(policy, rules).await })
     }
 
     fn rules(&self, policy: u32) -> Answer<'_, Option<String>> {
-        self.memory.rules(policy)
+        Box::pin(async move { self.memory().rules(policy).await })
     }
 
     fn usage(&self, tenant: &str) -> Usage {
-        self.memory.usage(tenant)
+        self.memory().usage(tenant)
     }
 
     fn stats(&self) -> Stats {
-        let lost_ago = self.state.lock().unwrap().lost.map(|at| at.elapsed());
-        Stats { cache: Some(Cache { lost_ago, ..Cache::default() }), ..self.memory.stats() }
+        let lost_ago = self.0.lock().unwrap().lost.map(|at| at.elapsed());
+        // Whatever was claimed was claimed before.
+        let last = lost_ago.map(|_| Loss { partitions: 256, from: Micros::ZERO, to: Micros(u64::MAX), why: "a test" });
+        let last = last.into_iter().collect();
+        Stats { cache: Some(Cache { lost_ago, last, ..Cache::default() }), ..self.memory().stats() }
     }
 }
 
@@ -123,13 +138,22 @@ struct Shop {
 impl Shop {
     fn new() -> Self {
         let store = Arc::new(Forgetful::default());
+        let engine = Self::engine(&store);
+        Self { store, engine, calls: Arc::default() }
+    }
+
+    /// Another process of the same store.
+    fn beside(&self) -> Self {
+        Self { store: Arc::clone(&self.store), engine: Self::engine(&self.store), calls: Arc::default() }
+    }
+
+    fn engine(store: &Arc<Forgetful>) -> Engine {
         let mut careful = Route::new("careful");
         careful.path = Some(Pattern::parse("/careful").unwrap());
         careful.quarantine = Some(QUARANTINE);
         let routes = Routes::new(vec![careful], Route::new("default"));
         let secret = Secret::from_bytes([7; 32]);
-        let engine = Engine::new(store.clone(), secret, routes, Limits::default(), Engine::new_session());
-        Self { store, engine, calls: Arc::default() }
+        Engine::new(Arc::clone(store) as _, secret, routes, Limits::default(), Engine::new_session())
     }
 
     /// Its status, whether it was a replay, and when to come back.
@@ -137,7 +161,7 @@ impl Shop {
         let calls = Arc::clone(&self.calls);
         let inner = service_fn(move |_: Request<Body>| {
             calls.fetch_add(1, Ordering::SeqCst);
-            async { Ok::<_, BoxError>(Response::new(Body::full("done".into()))) }
+            async { Ok::<_, Infallible>(Response::new(Body::full("done".into()))) }
         });
         let request = Request::post(path).header("idempotency-key", key).body(Body::empty()).unwrap();
         let response = Layer::new(self.engine.clone()).layer(inner).oneshot(request).await.unwrap();
@@ -181,17 +205,61 @@ async fn in_quarantine_new_keys_are_refused_for_its_time_and_what_is_there_is_an
     assert_eq!(shop.calls(), 3);
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_answer_is_recorded_over_a_loss_of_others() {
-    let shop = Shop::new();
-    let store = Arc::clone(&shop.store);
+/// What the client of a request gets during whose execution `meanwhile` happens.
+async fn during(shop: &Shop, status: u16, meanwhile: impl Future<Output = ()> + Send + 'static) -> (u16, String) {
+    let meanwhile = Arc::new(Mutex::new(Some(Box::pin(meanwhile))));
     let inner = service_fn(move |_: Request<Body>| {
-        store.restart();
-        async { Ok::<_, BoxError>(Response::new(Body::full("done".into()))) }
+        let meanwhile = meanwhile.lock().unwrap().take();
+        async move {
+            meanwhile.unwrap().await;
+            Ok::<_, Infallible>(Response::builder().status(status).body(Body::full("first".into())).unwrap())
+        }
     });
     let request = Request::post("/open").header("idempotency-key", "k-1").body(Body::empty()).unwrap();
     let response = Layer::new(shop.engine.clone()).layer(inner).oneshot(request).await.unwrap();
-    assert_eq!(response.status().as_u16(), 200);
+    let (parts, body) = response.into_parts();
+    (parts.status.as_u16(), String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_recorded_where_the_store_lost_its_claim_while_it_ran() {
+    let shop = Shop::new();
+    let store = Arc::clone(&shop.store);
+    let said = during(&shop, 200, async move { store.lose() }).await;
+    assert_eq!(said, (200, "first".to_owned()));
     assert_eq!(shop.post("/open", "k-1").await, (200, true, None));
     assert_eq!(shop.calls(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_claim_is_made_anew_when_its_lease_is_renewed_and_nobody_else_runs_the_key() {
+    for status in [200, 429] {
+        let shop = Shop::new();
+        let other = Arc::new(shop.beside());
+        let (store, elsewhere) = (Arc::clone(&shop.store), Arc::clone(&other));
+        let said = during(&shop, status, async move {
+            store.lose();
+            // Over two renewals: one finds the loss, the next the lost claim.
+            tokio::time::sleep(Duration::from_secs(8)).await;
+            let waiting = tokio::time::timeout(Duration::from_secs(1), elsewhere.post("/open", "k-1"));
+            assert!(waiting.await.is_err(), "it waits for the first");
+        })
+        .await;
+        assert_eq!(said, (status, "first".to_owned()));
+        // Released, it is new; else it is answered.
+        assert_eq!(other.post("/open", "k-1").await, (200, status == 200, None));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_ran_a_lost_key_meanwhile_has_its_answer() {
+    let shop = Shop::new();
+    let other = shop.beside();
+    let store = Arc::clone(&shop.store);
+    let said = during(&shop, 200, async move {
+        store.lose();
+        assert_eq!(other.post("/open", "k-1").await, (200, false, None), "it is new to others");
+    })
+    .await;
+    assert_eq!(said, (200, "done".to_owned()), "one key has one answer");
 }

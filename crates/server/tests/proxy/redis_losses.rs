@@ -4,7 +4,7 @@ use servers::{Redis, Sentinels};
 
 use super::{
     redis::{config, url},
-    support::{Gateway, Start, Upstream, metric, until},
+    support::{Gate, Gateway, Start, Step, Upstream, charged, metric, post, until},
 };
 
 const ROUTES: &str = r#"client_retries = "15m"
@@ -77,6 +77,26 @@ async fn after_a_flush_lost_keys_run_again_or_are_refused_as_the_route_says() {
     all_is_lost(&gateway, &upstream).await;
     new_keys(&gateway, &upstream).await;
     is_told(&gateway).await;
+}
+
+#[tokio::test]
+async fn an_execution_whose_claim_is_lost_meanwhile_is_recorded_all_the_same() {
+    let (server, gate) = (Redis::start(&[]).unwrap(), Gate::shut());
+    let held = gate.clone();
+    let upstream = Upstream::start(move |_, before| vec![Step::Until(held.clone()), charged(before).into()]).await;
+    let one = start(&upstream, &server).start().await;
+    let two = start(&upstream, &server).start().await;
+    let mut client = one.connect().await;
+    client.send(post("/open", "k-1", "{}")).await;
+    upstream.reached("k-1", 1).await;
+    server.command(&["FLUSHALL"]).unwrap();
+    until("the loss", async || metric(&one.metrics().await, LOSSES) >= 1.0).await;
+    gate.open();
+    let answer = client.answer().await;
+    assert!(answer.status == 201 && answer.header("idempotency-status").is_none(), "{answer:?}");
+    let replay = two.post("/open", "k-1", "{}").await;
+    assert!(replay.is_replay() && replay.essence() == answer.essence(), "{replay:?}");
+    assert_eq!(upstream.effects("k-1"), 1);
 }
 
 #[tokio::test]
