@@ -6,6 +6,7 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, OnceLock},
+    time::Duration,
 };
 
 use onceward_store::{
@@ -20,8 +21,12 @@ use servers::{Redis, RedisCluster, Sentinels};
 /// How many cases run at a time where each has a server of its own.
 const AT_ONCE: usize = 4;
 
+/// Time enough for a machine that is busy with other tests.
+const DEADLINE: Duration = Duration::from_secs(20);
+
 fn options(url: &str) -> Options {
-    Options::new(Address::new(url, Credentials::default(), Credentials::default(), None).unwrap())
+    let address = Address::new(url, Credentials::default(), Credentials::default(), None).unwrap();
+    Options { deadline: DEADLINE, ..Options::new(address) }
 }
 
 /// Runs the whole list, some cases at a time, and tells of each.
@@ -104,7 +109,7 @@ fn sentinels(strategy: Strategy) -> Servers {
     let url = format!("redis+sentinel://{}/{}", hosts.join(","), Sentinels::NAME);
     let watcher = Credentials { user: Some("watcher".into()), password: Some("weak".into()) };
     let address = Address::new(&url, Credentials::default(), watcher, None).unwrap();
-    Servers { options: Options { strategy, ..Options::new(address) }, keep: Box::new(sentinels) }
+    Servers { options: Options { strategy, deadline: DEADLINE, ..Options::new(address) }, keep: Box::new(sentinels) }
 }
 
 #[test]
