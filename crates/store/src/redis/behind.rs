@@ -9,7 +9,7 @@ use crate::StoreError;
 
 impl Redis {
     /// Moves the clock that scripts read by so many microseconds, back where negative; of a store that was opened with
-    /// [`clock_moves`](super::Options::clock_moves).
+    /// `clock_moves`.
     ///
     /// # Errors
     /// Where Redis does not answer.
