@@ -89,7 +89,8 @@ impl Incarnations {
         state.well_at = state.well_at.max(at);
     }
 
-    /// Notes a loss, and says so once.
+    /// Notes a loss, and says so once. Since when all is well again is told apart ([`is_well`](Self::is_well)): what is
+    /// noticed at one time began at one.
     pub(super) fn lost(&self, partitions: &[u16], at: Micros, why: &'static str) {
         let mut state = self.lock();
         let loss = Loss { partitions: partitions.len(), from: state.well_at, to: at, why };
@@ -99,9 +100,8 @@ impl Incarnations {
             from_us = loss.from.0,
             to_us = loss.to.0,
             why,
-            "Redis lost records: keys claimed or completed between these times may run again"
+            "Redis lost records: where it was emptied, those of all keys, else of keys claimed or completed between these times; such keys run again"
         );
-        state.well_at = state.well_at.max(at);
         state.count += 1;
         state.last = Some(Instant::now());
         state.losses.push_back(loss);
@@ -211,6 +211,8 @@ mod tests {
         let (count, losses, since) = seen.shown();
         assert!(count == 1 && since.is_some());
         assert_eq!(losses, [Loss { partitions: 1, from: Micros(5), to: Micros(9), why: "it was emptied" }]);
+        seen.lost(&[4], Micros(9), "another noticed");
+        assert_eq!(seen.shown().1[1].from, Micros(5), "two that are noticed together began together");
         assert_eq!(ranges(&[0, 1, 2, 7, 9, 10]), "0-2,7,9-10");
     }
 }

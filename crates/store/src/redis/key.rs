@@ -29,15 +29,18 @@ pub(super) struct Keys {
     pub(super) partition: u16,
     body: [u8; PREFIX_BYTES + ID_BYTES + 2],
     open: [u8; PREFIX_BYTES + 4],
+    marker: [u8; PREFIX_BYTES + 1],
 }
 
 impl Keys {
     pub(super) fn of(id: &RecordId) -> Self {
         let partition = id.partition();
-        let (mut body, mut open) = ([0; PREFIX_BYTES + ID_BYTES + 2], [0; PREFIX_BYTES + 4]);
+        let (mut body, mut open, mut marker) =
+            ([0; PREFIX_BYTES + ID_BYTES + 2], [0; PREFIX_BYTES + 4], [0; PREFIX_BYTES + 1]);
         write(&mut body, format_args!("{NAMESPACE}{{p{partition:03}}}:{id}:b"));
         write(&mut open, format_args!("{NAMESPACE}{{p{partition:03}}}:open"));
-        Self { partition, body, open }
+        write(&mut marker, format_args!("{NAMESPACE}{{p{partition:03}}}:m"));
+        Self { partition, body, open, marker }
     }
 
     pub(super) fn record(&self) -> &[u8] {
@@ -51,6 +54,10 @@ impl Keys {
     /// Also the name of the channel on which writes to the record are told.
     pub(super) fn channel(&self) -> &[u8] {
         self.record()
+    }
+
+    pub(super) fn marker(&self) -> &[u8] {
+        &self.marker
     }
 
     pub(super) fn open(&self) -> &[u8] {
@@ -115,6 +122,7 @@ mod tests {
         assert_eq!(text(keys.record()), format!("idemp:v1:{{p007}}:{id}"));
         assert_eq!(text(keys.body()), format!("idemp:v1:{{p007}}:{id}:b"));
         assert_eq!(text(keys.open()), "idemp:v1:{p007}:open");
+        assert_eq!(text(keys.marker()), marker(7));
         assert_eq!((marker(7), open(7)), ("idemp:v1:{p007}:m".to_owned(), text(keys.open())));
         assert_eq!(id_of(keys.record()), Some(id));
         for other in [keys.body(), keys.open(), marker(7).as_bytes(), b"idemp:v1:meta", b"", b"foreign"] {

@@ -60,8 +60,7 @@ impl Scripts {
     /// # Errors
     /// Of a write that may have been sent: unknown, unless the server says that it did nothing.
     pub(super) async fn step(&self, link: &Link, step: &Step<'_>) -> Result<Stepped, StoreError> {
-        let marker = key::marker(step.keys.partition);
-        let keys = [marker.as_bytes(), step.keys.record()];
+        let keys = [step.keys.marker(), step.keys.record()];
         // What is short goes in one argument: each costs the server as much as a small command.
         let mut said = [&step.epoch[..], &step.floor.0.to_be_bytes()].concat();
         let mut bytes = 0;

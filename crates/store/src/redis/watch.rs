@@ -172,13 +172,13 @@ impl Watching {
     }
 
     async fn look(&self, held: &mut Held<'_>, step: &Step<'_>) -> Result<There, StoreError> {
-        let marker = key::marker(step.keys.partition);
+        let marker = step.keys.marker();
         let mut commands = redis::pipe();
         if step.what.is_read() {
             commands.atomic();
         } else {
             // What a step before left watched would fail this one.
-            commands.cmd("UNWATCH").cmd("WATCH").arg(&marker).arg(step.keys.record());
+            commands.cmd("UNWATCH").cmd("WATCH").arg(marker).arg(step.keys.record());
         }
         commands
             .cmd("GET")
@@ -339,7 +339,7 @@ fn transaction(step: &Step<'_>, writing: &Writing, marker: Marker, now: Micros) 
             let Fence(last) = writing.stored.fence;
             if last > marker.written.0 {
                 let marker = Marker { written: Micros(last), ..marker };
-                commands.cmd("SET").arg(key::marker(step.keys.partition)).arg(marker.bytes());
+                commands.cmd("SET").arg(step.keys.marker()).arg(marker.bytes());
             }
         }
     }
