@@ -180,14 +180,7 @@ impl Watching {
             // What a step before left watched would fail this one.
             commands.cmd("UNWATCH").cmd("WATCH").arg(marker).arg(step.keys.record());
         }
-        commands
-            .cmd("GET")
-            .arg(&marker)
-            .cmd("GET")
-            .arg(step.keys.record())
-            .cmd("GET")
-            .arg(step.keys.body())
-            .cmd("TIME");
+        commands.cmd("GET").arg(marker).cmd("GET").arg(step.keys.record()).cmd("GET").arg(step.keys.body()).cmd("TIME");
         self.add_moved(&mut commands, step.keys.partition);
         let mut answers = held.send(&commands).await.map_err(CallError::read)?;
         if step.what.is_read() {
