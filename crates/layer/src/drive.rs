@@ -320,7 +320,7 @@ fn existing(record: &Arc<Record>) -> Event {
 
 /// How much longer new keys are refused after a loss of the store.
 pub(crate) fn quarantined(store: &dyn Store, quarantine: Option<Duration>) -> Option<Duration> {
-    let left = quarantine?.checked_sub(store.stats().cache?.lost_ago?)?;
+    let left = quarantine?.checked_sub(store.lost_ago()?)?;
     (!left.is_zero()).then_some(left)
 }
 

@@ -82,6 +82,10 @@ impl Store for FailingStore {
         self.0.usage(tenant)
     }
 
+    fn lost_ago(&self) -> Option<Duration> {
+        self.0.lost_ago()
+    }
+
     fn stats(&self) -> Stats {
         self.0.stats()
     }

@@ -119,12 +119,16 @@ impl Store for Forgetful {
         self.memory().usage(tenant)
     }
 
+    fn lost_ago(&self) -> Option<Duration> {
+        self.0.lock().unwrap().lost.map(|at| at.elapsed())
+    }
+
     fn stats(&self) -> Stats {
-        let lost_ago = self.0.lock().unwrap().lost.map(|at| at.elapsed());
         // Whatever was claimed was claimed before.
-        let last = lost_ago.map(|_| Loss { partitions: 256, from: Micros::ZERO, to: Micros(u64::MAX), why: "a test" });
+        let last =
+            self.lost_ago().map(|_| Loss { partitions: 256, from: Micros::ZERO, to: Micros(u64::MAX), why: "a test" });
         let last = last.into_iter().collect();
-        Stats { cache: Some(Cache { lost_ago, last, ..Cache::default() }), ..self.memory().stats() }
+        Stats { cache: Some(Cache { last, ..Cache::default() }), ..self.memory().stats() }
     }
 }
 

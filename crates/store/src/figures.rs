@@ -2,13 +2,23 @@
 
 use std::{
     collections::HashMap,
+    future::Future,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
-use crate::Usage;
+use tokio::time::{Instant, sleep};
+
+use crate::{StoreError, Usage};
+
+/// The pause between two counts, and how much longer it is than the count took.
+const PAUSE: Duration = Duration::from_secs(60);
+const SHARE: u32 = 20;
+/// How often it is looked whether anybody has asked.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Records and bytes, up or down.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -93,17 +103,37 @@ impl Figures {
         inner.before.clear();
     }
 
+    /// Counts now and then by `once`, for as long as it is awaited: from the start on, or once somebody has asked.
+    pub(crate) async fn keep_counted<F>(&self, from_the_start: bool, mut took: Option<Duration>, once: impl Fn() -> F)
+    where
+        F: Future<Output = Result<Tenants, StoreError>>,
+    {
+        loop {
+            match took {
+                Some(took) => sleep(PAUSE.max(took * SHARE)).await,
+                // Nobody may ever ask.
+                None if !from_the_start && !self.asked.load(Ordering::Relaxed) => {
+                    sleep(LOOK_AGAIN).await;
+                    continue;
+                }
+                None => {}
+            }
+            let started = Instant::now();
+            self.begin();
+            match once().await {
+                Ok(counted) => self.counted(counted),
+                Err(error) => tracing::warn!(%error, "what tenants take up could not be counted"),
+            }
+            took = Some(started.elapsed());
+        }
+    }
+
     pub(crate) fn of(&self, tenant: &str) -> Usage {
         self.asked.store(true, Ordering::Relaxed);
         let inner = self.lock();
         let mut sum = Change::default();
         inner.parts().iter().filter_map(|part| part.get(tenant)).for_each(|change| sum.add(*change));
         sum.usage()
-    }
-
-    /// Whether somebody has asked what a tenant takes up.
-    pub(crate) fn are_asked(&self) -> bool {
-        self.asked.load(Ordering::Relaxed)
     }
 
     /// What all take up; `None` where that was never counted.

@@ -113,6 +113,10 @@ impl Store for Guarded {
         self.inner.usage(tenant)
     }
 
+    fn lost_ago(&self) -> Option<Duration> {
+        self.inner.lost_ago()
+    }
+
     fn stats(&self) -> Stats {
         self.inner.stats()
     }

@@ -208,8 +208,6 @@ pub struct Cache {
     pub losses: u64,
     /// The last of these, the oldest first.
     pub last: Vec<Loss>,
-    /// How long ago the last one was noticed.
-    pub lost_ago: Option<Duration>,
     /// Keys that the servers evicted since they started.
     pub evicted: u64,
     /// Bytes of memory that the servers use, other keys' among them.
@@ -223,7 +221,8 @@ pub struct Cache {
 pub struct Loss {
     /// How many of its partitions it is about.
     pub partitions: usize,
-    /// The store's time at which all was last known to be well; zero where that was never known.
+    /// What was written from this store's time on may be lost: that at which all was last known to be well, or zero where
+    /// whatever was there before is, or nobody knows.
     pub from: Micros,
     /// The store's time at which it was noticed.
     pub to: Micros,
@@ -270,6 +269,9 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
 
     /// What the records of a tenant take up, without I/O. Writes that are on their way may not be in it yet.
     fn usage(&self, tenant: &str) -> Usage;
+
+    /// How long ago a loss of records was noticed last, without I/O; never of a store that keeps what it acknowledged.
+    fn lost_ago(&self) -> Option<Duration>;
 
     /// The store's figures, without I/O.
     fn stats(&self) -> Stats;

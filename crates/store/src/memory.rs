@@ -466,6 +466,10 @@ impl Store for Memory {
         self.lock().tenants.get(tenant).copied().unwrap_or_default()
     }
 
+    fn lost_ago(&self) -> Option<Duration> {
+        None
+    }
+
     fn stats(&self) -> Stats {
         let inner = self.lock();
         let full = inner.records.len() >= self.shared.bounds.records_max;

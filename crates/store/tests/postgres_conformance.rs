@@ -2,16 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{
-    collections::VecDeque,
-    sync::{
-        Mutex, OnceLock,
-        atomic::{AtomicU32, Ordering},
-    },
+use std::sync::{
+    Mutex, OnceLock,
+    atomic::{AtomicU32, Ordering},
 };
 
 use onceward_store::{
-    conformance::{self, Database, MOVABLE_CLOCK, OnPostgres},
+    conformance::{Database, MOVABLE_CLOCK, OnPostgres, run_all},
     postgres::{
         address::Address,
         migrate::{MIGRATIONS, migrate},
@@ -26,6 +23,8 @@ struct Place {
 }
 
 static PLACE: OnceLock<Place> = OnceLock::new();
+/// How many cases run at a time.
+const AT_ONCE: usize = 4;
 static COUNT: AtomicU32 = AtomicU32::new(0);
 /// The template may be copied by one at a time.
 static COPYING: Mutex<()> = Mutex::new(());
@@ -56,37 +55,18 @@ fn database(url: impl Fn(&Place, &str) -> String) -> Database {
     Database { address: address(&url(place, &name)), direct: address(&place.server.url(&name)), keep: Box::new(()) }
 }
 
-/// Runs the whole list, some cases at a time, and tells of each.
-fn every_case_holds(subject: OnPostgres) {
-    // Outside of any runtime, which it needs one of its own for.
-    place();
-    let names = Mutex::new(conformance::NAMES.iter().copied().collect::<VecDeque<_>>());
-    let failed = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                while let Some(name) = { names.lock().unwrap().pop_front() } {
-                    let case = std::panic::catch_unwind(|| conformance::run_one(&subject, name));
-                    println!("{}: {name} {}", subject.name, if case.is_ok() { "holds" } else { "FAILED" });
-                    if case.is_err() {
-                        failed.lock().unwrap().push(name);
-                    }
-                }
-            });
-        }
-    });
-    let failed = failed.into_inner().unwrap();
-    assert!(failed.is_empty(), "{} of {} cases failed: {failed:?}", failed.len(), conformance::NAMES.len());
-}
-
 #[test]
 fn every_case_of_the_list_holds_on_a_server() {
     let direct = || database(|place, name| place.server.url(name));
-    every_case_holds(OnPostgres { name: "postgres", database: Some(direct) });
+    // Outside of any runtime, which it needs one of its own for.
+    place();
+    run_all(&OnPostgres { name: "postgres", database: Some(direct) }, AT_ONCE);
 }
 
 #[test]
 fn every_case_of_the_list_holds_through_a_pooler_in_transaction_mode() {
     let pooled = || database(|place, name| place.bouncer.url(name));
-    every_case_holds(OnPostgres { name: "postgres-pooled", database: Some(pooled) });
+    // Outside of any runtime, which it needs one of its own for.
+    place();
+    run_all(&OnPostgres { name: "postgres-pooled", database: Some(pooled) }, AT_ONCE);
 }

@@ -4,13 +4,12 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use std::{
-    collections::VecDeque,
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
 use onceward_store::{
-    conformance::{self, OnRedis, Servers},
+    conformance::{OnRedis, Servers, run_all},
     redis::{
         Options, Strategy,
         address::{Address, Credentials},
@@ -29,27 +28,6 @@ fn options(url: &str) -> Options {
     Options { deadline: DEADLINE, ..Options::new(address) }
 }
 
-/// Runs the whole list, some cases at a time, and tells of each.
-fn every_case_holds(subject: OnRedis, at_once: usize) {
-    let names = Mutex::new(conformance::NAMES.iter().copied().collect::<VecDeque<_>>());
-    let failed = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..at_once {
-            scope.spawn(|| {
-                while let Some(name) = { names.lock().unwrap().pop_front() } {
-                    let case = std::panic::catch_unwind(|| conformance::run_one(&subject, name));
-                    println!("{}: {name} {}", subject.name, if case.is_ok() { "holds" } else { "FAILED" });
-                    if case.is_err() {
-                        failed.lock().unwrap().push(name);
-                    }
-                }
-            });
-        }
-    });
-    let failed = failed.into_inner().unwrap();
-    assert!(failed.is_empty(), "{} of {} cases failed: {failed:?}", failed.len(), conformance::NAMES.len());
-}
-
 fn alone(server: Redis, options: Options) -> Servers {
     Servers { options, keep: Box::new(server) }
 }
@@ -61,7 +39,7 @@ fn every_case_of_the_list_holds_on_one_server() {
         let url = server.url();
         alone(server, options(&url))
     };
-    every_case_holds(OnRedis { name: "redis", servers: Some(servers) }, AT_ONCE);
+    run_all(&OnRedis { name: "redis", servers: Some(servers) }, AT_ONCE);
 }
 
 #[test]
@@ -71,7 +49,7 @@ fn every_case_of_the_list_holds_on_valkey() {
         let url = server.url();
         alone(server, options(&url))
     };
-    every_case_holds(OnRedis { name: "redis-valkey", servers: Some(servers) }, AT_ONCE);
+    run_all(&OnRedis { name: "redis-valkey", servers: Some(servers) }, AT_ONCE);
 }
 
 #[test]
@@ -81,7 +59,7 @@ fn every_case_of_the_list_holds_by_transactions_where_scripts_are_forbidden() {
         let options = Options { strategy: Strategy::Watch, ..options(&server.url()) };
         alone(server, options)
     };
-    every_case_holds(OnRedis { name: "redis-watch", servers: Some(servers) }, AT_ONCE);
+    run_all(&OnRedis { name: "redis-watch", servers: Some(servers) }, AT_ONCE);
 }
 
 #[test]
@@ -91,7 +69,7 @@ fn every_case_of_the_list_holds_with_the_rights_of_the_access_list_that_is_shipp
         let url = server.url_of("onceward", "change-me");
         alone(server, options(&url))
     };
-    every_case_holds(OnRedis { name: "redis-acl", servers: Some(servers) }, AT_ONCE);
+    run_all(&OnRedis { name: "redis-acl", servers: Some(servers) }, AT_ONCE);
 }
 
 /// Servers that take long to start are emptied for each case, one case after the other.
@@ -115,8 +93,8 @@ fn sentinels(strategy: Strategy) -> Servers {
 #[test]
 fn every_case_of_the_list_holds_on_the_primary_that_sentinels_name_by_scripts_and_by_transactions() {
     let (by_script, by_watch) = (|| sentinels(Strategy::Script), || sentinels(Strategy::Watch));
-    every_case_holds(OnRedis { name: "redis-sentinel", servers: Some(by_script) }, 1);
-    every_case_holds(OnRedis { name: "redis-sentinel-watch", servers: Some(by_watch) }, 1);
+    run_all(&OnRedis { name: "redis-sentinel", servers: Some(by_script) }, 1);
+    run_all(&OnRedis { name: "redis-sentinel-watch", servers: Some(by_watch) }, 1);
 }
 
 #[test]
@@ -129,5 +107,5 @@ fn every_case_of_the_list_holds_on_a_cluster() {
         let options = options(&format!("redis+cluster://{}", hosts.join(",")));
         Servers { options, keep: Box::new(Arc::clone(cluster)) }
     };
-    every_case_holds(OnRedis { name: "redis-cluster", servers: Some(servers) }, 1);
+    run_all(&OnRedis { name: "redis-cluster", servers: Some(servers) }, 1);
 }

@@ -46,7 +46,7 @@ async fn what_was_flushed_is_noticed_by_the_next_step_which_writes_nothing_and_b
         for store in [&here, &there] {
             let cache = store.stats().cache.unwrap();
             assert_eq!((cache.losses, cache.last.len(), cache.last[0].partitions), (1, 1, 256), "{cache:?}");
-            assert!(cache.lost_ago.is_some() && cache.last[0].from <= cache.last[0].to);
+            assert!(store.lost_ago().is_some() && cache.last[0].from <= cache.last[0].to);
         }
         assert_eq!(there.remember("word", "theirs").await.unwrap(), "ours", "what was known is written again");
         assert_eq!(there.rules(7).await.unwrap().as_deref(), Some("rules"));
@@ -219,10 +219,12 @@ async fn a_script_that_hangs_makes_steps_wait_no_longer_than_their_deadline_and_
     // Ended by SCRIPT KILL.
     let hanging = std::thread::spawn(move || by.command(&["EVAL", "while true do end", "0"]).unwrap_err());
     let is_busy = |failed: StoreError| failed.source.is_some_and(|why| why.to_string().contains("SCRIPT KILL"));
-    until(async || claim(&store, 1).await.is_err_and(is_busy)).await;
+    until(async || store.get(id(1)).await.is_err_and(is_busy)).await;
+    let refused = claim(&store, 1).await.unwrap_err();
+    assert_eq!(refused.applied, Applied::No, "{refused:?}");
     server.command(&["SCRIPT", "KILL"]).unwrap();
     hanging.join().unwrap();
-    until(async || claim(&store, 2).await.is_ok()).await;
+    until(async || claim(&store, 1).await.is_ok()).await;
 }
 
 #[tokio::test]

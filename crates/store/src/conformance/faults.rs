@@ -161,6 +161,10 @@ impl Store for Faulty {
         self.inner.usage(tenant)
     }
 
+    fn lost_ago(&self) -> Option<Duration> {
+        self.inner.lost_ago()
+    }
+
     fn stats(&self) -> Stats {
         self.inner.stats()
     }

@@ -19,7 +19,16 @@
 //!
 //! Not a stable interface: names and rows follow the guarantees.
 
-use std::{any::Any, fmt::Write as _, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    collections::VecDeque,
+    fmt::Write as _,
+    future::Future,
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use onceward_core::key::RecordId;
@@ -283,6 +292,32 @@ pub fn run_one(subject: &dyn Subject, name: &str) {
         let limit = Duration::from_secs(300);
         assert!(tokio::time::timeout(limit, case.run(harness)).await.is_ok(), "{name} is stuck");
     });
+}
+
+/// Runs every case on one subject, some at a time, and tells of each. For stores whose servers the test brings, which
+/// would each be started anew for tests of their own.
+///
+/// # Panics
+/// Where a case fails, with the names of all that did.
+pub fn run_all(subject: &dyn Subject, at_once: usize) {
+    let names = Mutex::new(NAMES.iter().copied().collect::<VecDeque<_>>());
+    let failed = Mutex::new(Vec::new());
+    let lock = |names: &Mutex<VecDeque<&'static str>>| names.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    std::thread::scope(|scope| {
+        for _ in 0..at_once {
+            scope.spawn(|| {
+                while let Some(name) = lock(&names) {
+                    let case = std::panic::catch_unwind(AssertUnwindSafe(|| run_one(subject, name)));
+                    println!("{}: {name} {}", subject.name(), if case.is_ok() { "holds" } else { "FAILED" });
+                    if case.is_err() {
+                        failed.lock().unwrap_or_else(PoisonError::into_inner).push(name);
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    assert!(failed.is_empty(), "{} of {} cases failed: {failed:?}", failed.len(), NAMES.len());
 }
 
 /// Gives the frozen list of names to a macro: the guarantees' 1 to 80, then those that came after.

@@ -443,6 +443,10 @@ impl Store for Embedded {
         lock(&self.inner.state.tenants).usage(tenant)
     }
 
+    fn lost_ago(&self) -> Option<Duration> {
+        None
+    }
+
     fn stats(&self) -> Stats {
         let state = &self.inner.state;
         let log = self.inner.log.stats();

@@ -349,6 +349,10 @@ impl Store for Postgres {
         self.shared.figures.of(tenant)
     }
 
+    fn lost_ago(&self) -> Option<Duration> {
+        None
+    }
+
     fn stats(&self) -> Stats {
         let (figures, concerns) = self.shared.health.shown();
         let Usage { records, bytes } = self.shared.figures.total().unwrap_or(figures.estimate);

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_postgres::types::Type;
 
 use super::{
@@ -27,9 +27,6 @@ const TICK: Duration = Duration::from_secs(1);
 const UNWRITTEN: Duration = Duration::from_millis(1_500);
 /// How far the server's clock may be behind what it said before: beyond it, nothing is written.
 const CLOCK_SKEW_MAX: Duration = Duration::from_secs(2);
-/// The pause between two counts, and how much longer it is than the count took.
-const COUNT_PAUSE: Duration = Duration::from_secs(60);
-const COUNT_SHARE: u32 = 20;
 /// How long a count may take.
 const COUNT_DEADLINE: Duration = Duration::from_secs(600);
 
@@ -146,26 +143,12 @@ async fn look(shared: &Shared, unwritten: Duration) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Counts now and then what tenants take up, once somebody has asked.
+/// Counts what tenants take up, where that is asked for. Its connection is for this alone, and goes with it.
 pub(super) async fn count(shared: Arc<Shared>) {
-    let mut took = shared.options.usage.then_some(Duration::ZERO);
-    loop {
-        match took {
-            Some(took) => sleep(COUNT_PAUSE.max(took * COUNT_SHARE)).await,
-            // Nobody may ever ask.
-            None if !shared.options.usage && !shared.figures.are_asked() => {
-                sleep(TICK).await;
-                continue;
-            }
-            None => {}
-        }
-        let started = Instant::now();
-        // Its connection is for this alone, and goes with it.
-        if let Err(error) = count_once(&shared, &counter(&shared)).await {
-            tracing::warn!(%error, "what tenants take up could not be counted");
-        }
-        took = Some(started.elapsed());
-    }
+    // From the start on means that the start has counted.
+    let took = shared.options.usage.then_some(Duration::ZERO);
+    let once = || async { step::usage(&counter(&shared)).await };
+    shared.figures.keep_counted(shared.options.usage, took, once).await;
 }
 
 fn counter(shared: &Shared) -> Lane {

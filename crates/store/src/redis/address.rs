@@ -1,10 +1,10 @@
 //! Where the servers are, and how they are reached.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use redis::{
-    ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, ProtocolVersion, RedisConnectionInfo, TlsCertificates,
-    TlsMode,
+    ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, ProtocolVersion, PushInfo, RedisConnectionInfo,
+    TlsCertificates, TlsMode,
     aio::AsyncPushSender,
     cluster::ClusterClient,
     sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType},
@@ -149,16 +149,14 @@ impl Address {
         self.database
     }
 
-    pub(super) fn open(&self, deadline: Duration) -> redis::RedisResult<Opening> {
+    /// What connections are made from; of a Cluster, whose client makes them itself, with what is done with what is
+    /// published.
+    pub(super) fn open(&self, deadline: Duration, heard: Option<&Heard>) -> redis::RedisResult<Opening> {
         Ok(match &self.shape {
             Shape::Single((host, port)) => Opening::One(Box::new(self.client(self.tcp(host, *port))?)),
             Shape::Socket(path) => Opening::One(Box::new(self.client(ConnectionAddr::Unix(path.clone()))?)),
             Shape::Sentinel { hosts, name } => Opening::Sentinel(Box::new(self.sentinels(hosts, name)?)),
-            Shape::Cluster { hosts } => Opening::Cluster(Box::new(self.cluster_of(
-                hosts,
-                deadline,
-                None::<fn(redis::PushInfo) -> Result<(), ()>>,
-            )?)),
+            Shape::Cluster { hosts } => Opening::Cluster(Box::new(self.cluster(hosts, deadline, heard)?)),
         })
     }
 
@@ -220,22 +218,7 @@ impl Address {
         builder.build()
     }
 
-    /// A Cluster's client whose connections hand on what is published; of one server there is none.
-    pub(super) fn cluster(
-        &self,
-        deadline: Duration,
-        heard: Option<impl AsyncPushSender>,
-    ) -> redis::RedisResult<ClusterClient> {
-        let hosts: &[Host] = if let Shape::Cluster { hosts } = &self.shape { hosts } else { &[] };
-        self.cluster_of(hosts, deadline, heard)
-    }
-
-    fn cluster_of(
-        &self,
-        hosts: &[Host],
-        deadline: Duration,
-        heard: Option<impl AsyncPushSender>,
-    ) -> redis::RedisResult<ClusterClient> {
+    fn cluster(&self, hosts: &[Host], deadline: Duration, heard: Option<&Heard>) -> redis::RedisResult<ClusterClient> {
         let hosts = hosts.iter().map(|(host, port)| self.tcp(host, *port));
         let hosts: Vec<ConnectionInfo> = hosts
             .map(|at| Ok(at.into_connection_info()?.set_redis_settings(self.settings())))
@@ -257,7 +240,7 @@ impl Address {
             builder = builder.tls(TlsMode::Secure).certs(certificates(tls));
         }
         match heard {
-            Some(heard) => builder.push_sender(heard).build(),
+            Some(heard) => builder.push_sender(handed_on(heard)).build(),
             None => builder.build(),
         }
     }
@@ -298,6 +281,18 @@ impl fmt::Debug for Credentials {
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Tls")
+    }
+}
+
+/// What is done with what is published; called on a connection's own task.
+pub(super) type Heard = Arc<dyn Fn(PushInfo) + Send + Sync>;
+
+/// As the library takes it.
+pub(super) fn handed_on(heard: &Heard) -> impl AsyncPushSender + use<> {
+    let heard = Arc::clone(heard);
+    move |push| {
+        heard(push);
+        Ok::<(), ()>(())
     }
 }
 

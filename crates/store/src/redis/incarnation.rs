@@ -25,6 +25,27 @@ const TAG_BYTES: usize = 8;
 /// Eight bytes of a replication id.
 pub(super) type Tag = [u8; TAG_BYTES];
 
+/// What was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Lost {
+    /// There is no marker: nothing of before is left.
+    Everything,
+    /// The marker is of another history: what came last may be missing.
+    MayBeBehind,
+    /// Another process has made the marker anew, and knows why.
+    NoticedElsewhere,
+}
+
+impl Lost {
+    fn in_words(self) -> &'static str {
+        match self {
+            Self::Everything => "it was emptied, or started without its data",
+            Self::MayBeBehind => "it was started again, or failed over",
+            Self::NoticedElsewhere => "another process noticed that it was emptied, started again or failed over",
+        }
+    }
+}
+
 /// What is known of every partition's marker, and what was lost.
 #[derive(Debug)]
 pub(super) struct Incarnations {
@@ -91,16 +112,18 @@ impl Incarnations {
 
     /// Notes a loss, and says so once. Since when all is well again is told apart ([`is_well`](Self::is_well)): what is
     /// noticed at one time began at one.
-    pub(super) fn lost(&self, partitions: &[u16], at: Micros, why: &'static str) {
+    pub(super) fn lost(&self, partitions: &[u16], at: Micros, what: Lost) {
         let mut state = self.lock();
-        let loss = Loss { partitions: partitions.len(), from: state.well_at, to: at, why };
+        let why = what.in_words();
+        let from = if what == Lost::MayBeBehind { state.well_at } else { Micros::ZERO };
+        let loss = Loss { partitions: partitions.len(), from, to: at, why };
         let list = ranges(partitions);
         tracing::error!(
             partitions = list,
             from_us = loss.from.0,
             to_us = loss.to.0,
             why,
-            "Redis lost records: where it was emptied, those of all keys, else of keys claimed or completed between these times; such keys run again"
+            "Redis lost records: keys claimed or completed between these times may run again"
         );
         state.count += 1;
         state.last = Some(Instant::now());
@@ -110,10 +133,15 @@ impl Incarnations {
         }
     }
 
-    /// How often something was lost, and how long ago it was noticed last.
-    pub(super) fn shown(&self) -> (u64, Vec<Loss>, Option<std::time::Duration>) {
+    /// How often something was lost, and the last times of it.
+    pub(super) fn shown(&self) -> (u64, Vec<Loss>) {
         let state = self.lock();
-        (state.count, state.losses.iter().cloned().collect(), state.last.map(|at| at.elapsed()))
+        (state.count, state.losses.iter().cloned().collect())
+    }
+
+    /// How long ago it was noticed last.
+    pub(super) fn lost_ago(&self) -> Option<std::time::Duration> {
+        self.lock().last.map(|at| at.elapsed())
     }
 }
 
@@ -207,12 +235,15 @@ mod tests {
         assert!(!seen.learn(3, [1; 16]) && seen.epoch(3) == [1; 16]);
         assert!(!seen.learn(3, [1; 16]) && seen.learn(3, [2; 16]));
         seen.is_well(Micros(5));
-        seen.lost(&[3], Micros(9), "it was emptied");
-        let (count, losses, since) = seen.shown();
-        assert!(count == 1 && since.is_some());
-        assert_eq!(losses, [Loss { partitions: 1, from: Micros(5), to: Micros(9), why: "it was emptied" }]);
-        seen.lost(&[4], Micros(9), "another noticed");
+        seen.lost(&[3], Micros(9), Lost::MayBeBehind);
+        let (count, losses) = seen.shown();
+        assert!(count == 1 && seen.lost_ago().is_some());
+        let why = Lost::MayBeBehind.in_words();
+        assert_eq!(losses, [Loss { partitions: 1, from: Micros(5), to: Micros(9), why }]);
+        seen.lost(&[4], Micros(9), Lost::MayBeBehind);
         assert_eq!(seen.shown().1[1].from, Micros(5), "two that are noticed together began together");
+        seen.lost(&[5], Micros(9), Lost::Everything);
+        assert_eq!(seen.shown().1[2].from, Micros::ZERO, "whatever was there is gone");
         assert_eq!(ranges(&[0, 1, 2, 7, 9, 10]), "0-2,7,9-10");
     }
 }

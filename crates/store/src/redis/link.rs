@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, PoisonError, RwLock,
+        PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -11,7 +11,7 @@ use std::{
 
 use onceward_core::key::RecordId;
 use redis::{
-    AsyncConnectionConfig, Cmd, Pipeline, PushInfo, RedisError, Value,
+    AsyncConnectionConfig, Cmd, Pipeline, RedisError, Value,
     aio::{ConnectionLike as _, MultiplexedConnection},
     cluster_async::ClusterConnection,
 };
@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    address::{Address, CONNECT_TIMEOUT, Opening},
+    address::{Address, CONNECT_TIMEOUT, Heard, Opening, handed_on},
     error::{Failure, ends_connection, is_missing_script, read_failed, step_failed},
     info::Info,
     key::Keys,
@@ -32,9 +32,6 @@ use crate::{Kind, StoreError};
 const OLDEST: u32 = 6;
 /// After a connection that did not come about, whoever asks next is refused at once for so long.
 const AGAIN: Duration = Duration::from_millis(50);
-
-/// What is done with what is published; called on the connection's own task.
-pub(super) type Heard = Arc<dyn Fn(PushInfo) + Send + Sync>;
 
 /// One connection, or a Cluster's, that many calls share.
 pub(super) struct Link {
@@ -258,17 +255,7 @@ impl Link {
     async fn open(&self, opener: &mut Opener) -> Result<Shape, StoreError> {
         let opening = match &mut opener.opening {
             Some(opening) => opening,
-            none => none.insert(match &self.heard {
-                Some(heard) if self.address.is_cluster() => {
-                    let heard = Arc::clone(heard);
-                    let heard = move |push| {
-                        heard(push);
-                        Ok::<(), ()>(())
-                    };
-                    Opening::Cluster(Box::new(self.address.cluster(self.deadline, Some(heard)).map_err(read_failed)?))
-                }
-                _ => self.address.open(self.deadline).map_err(read_failed)?,
-            }),
+            none => none.insert(self.address.open(self.deadline, self.heard.as_ref()).map_err(read_failed)?),
         };
         let mut connection = match opening {
             Opening::Cluster(client) => {
@@ -292,13 +279,7 @@ impl Link {
             .set_response_timeout(Some(self.deadline));
         match &self.heard {
             None => config,
-            Some(heard) => {
-                let heard = Arc::clone(heard);
-                config.set_push_sender(move |push| {
-                    heard(push);
-                    Ok::<(), ()>(())
-                })
-            }
+            Some(heard) => config.set_push_sender(handed_on(heard)),
         }
     }
 }

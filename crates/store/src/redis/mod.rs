@@ -383,9 +383,13 @@ impl Store for Redis {
         self.shared.figures.of(tenant)
     }
 
+    fn lost_ago(&self) -> Option<Duration> {
+        self.shared.incarnations.lost_ago()
+    }
+
     fn stats(&self) -> Stats {
         let (figures, concerns) = self.shared.health.shown();
-        let (losses, last, lost_ago) = self.shared.incarnations.shown();
+        let (losses, last) = self.shared.incarnations.shown();
         let counted = self.shared.figures.total().unwrap_or(Usage { records: figures.keys, bytes: figures.memory });
         Stats {
             records: counted.records,
@@ -397,7 +401,6 @@ impl Store for Redis {
             cache: Some(Cache {
                 losses,
                 last,
-                lost_ago,
                 evicted: figures.evicted,
                 memory: figures.memory,
                 memory_max: figures.memory_max,

@@ -113,63 +113,9 @@ impl Scripts {
             What::Get => self.get.run(link, &keys, &[&said]).await,
         };
         match answer {
-            Ok(answer) => self.read(link, step, answer, bytes).await,
+            Ok(answer) => read(link, step, answer, bytes).await,
             Err(failed) if step.what.is_read() => Err(failed.read()),
             Err(failed) => Err(failed.step()),
-        }
-    }
-
-    /// Reads what a step's script returns; `bytes` is what was written.
-    async fn read(&self, link: &Link, step: &Step<'_>, answer: Value, bytes: usize) -> Result<Stepped, StoreError> {
-        let (said, there, apart) = match answer {
-            Value::BulkString(said) => (said, None, None),
-            Value::Array(items) => {
-                let mut items = items.into_iter().map(|item| match item {
-                    Value::BulkString(bytes) => Some(bytes),
-                    _ => None,
-                });
-                (items.next().flatten().ok_or_else(odd)?, items.next().flatten(), items.next().flatten())
-            }
-            _ => return Err(odd()),
-        };
-        let (code, rest) = said.split_first().ok_or_else(odd)?;
-        if *code == b'9' {
-            return Ok(Stepped::Unmarked);
-        }
-        let (now, rest) = rest.split_at_checked(8).ok_or_else(odd)?;
-        let now = Micros(eight(now).ok_or_else(odd)?);
-        match (code, there) {
-            (b'0', removed) => {
-                let (fence, rest) = rest.split_at_checked(8).ok_or_else(odd)?;
-                let (revision, was) = rest.split_at_checked(8).ok_or_else(odd)?;
-                let (fence, revision) = eight(fence).zip(eight(revision)).ok_or_else(odd)?;
-                let was = was.try_into().map(u32::from_be_bytes).map(i64::from);
-                let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-                let (records, less, removed) = match (&step.what, removed) {
-                    (What::Insert { .. }, _) => (1, 0, None),
-                    (What::Remove(_), Some(was)) => {
-                        let bytes = i64::try_from(was.len()).unwrap_or(i64::MAX);
-                        (-1, bytes, value::unpack(was, None).ok().map(|record| record.facts.tenant))
-                    }
-                    _ => (0, was.unwrap_or(bytes), None),
-                };
-                let change = Change { records, bytes: bytes.saturating_sub(less) };
-                Ok(Stepped::Done { fence: Fence(fence), revision: Revision(revision), now, change, removed })
-            }
-            (b'1', Some(value)) => {
-                let apart = match apart {
-                    // While its slot moves, a body may lie on another server than its record: that is asked for by
-                    // a command that follows it.
-                    None if value::is_apart(&value) => body(link, step).await?,
-                    apart => apart,
-                };
-                let record = value::unpack(value, apart.as_deref())?;
-                Ok(Stepped::There { record: Box::new(record), now })
-            }
-            (b'2', None) => Ok(Stepped::Absent { now }),
-            (b'7', None) => Err(StoreError::not_applied(Kind::Damaged(OTHER_KIND.into()))),
-            (b'8', None) => Ok(Stepped::Behind { wall: now, written: Micros(eight(rest).ok_or_else(odd)?) }),
-            _ => Err(odd()),
         }
     }
 
@@ -250,6 +196,60 @@ fn odd() -> StoreError {
 
 fn eight(bytes: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(bytes.try_into().ok()?))
+}
+
+/// Reads what a step's script returns; `bytes` is what was written.
+async fn read(link: &Link, step: &Step<'_>, answer: Value, bytes: usize) -> Result<Stepped, StoreError> {
+    let (said, there, apart) = match answer {
+        Value::BulkString(said) => (said, None, None),
+        Value::Array(items) => {
+            let mut items = items.into_iter().map(|item| match item {
+                Value::BulkString(bytes) => Some(bytes),
+                _ => None,
+            });
+            (items.next().flatten().ok_or_else(odd)?, items.next().flatten(), items.next().flatten())
+        }
+        _ => return Err(odd()),
+    };
+    let (code, rest) = said.split_first().ok_or_else(odd)?;
+    if *code == b'9' {
+        return Ok(Stepped::Unmarked);
+    }
+    let (now, rest) = rest.split_at_checked(8).ok_or_else(odd)?;
+    let now = Micros(eight(now).ok_or_else(odd)?);
+    match (code, there) {
+        (b'0', removed) => {
+            let (fence, rest) = rest.split_at_checked(8).ok_or_else(odd)?;
+            let (revision, was) = rest.split_at_checked(8).ok_or_else(odd)?;
+            let (fence, revision) = eight(fence).zip(eight(revision)).ok_or_else(odd)?;
+            let was = was.try_into().map(u32::from_be_bytes).map(i64::from);
+            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+            let (records, less, removed) = match (&step.what, removed) {
+                (What::Insert { .. }, _) => (1, 0, None),
+                (What::Remove(_), Some(was)) => {
+                    let bytes = i64::try_from(was.len()).unwrap_or(i64::MAX);
+                    (-1, bytes, value::unpack(was, None).ok().map(|record| record.facts.tenant))
+                }
+                _ => (0, was.unwrap_or(bytes), None),
+            };
+            let change = Change { records, bytes: bytes.saturating_sub(less) };
+            Ok(Stepped::Done { fence: Fence(fence), revision: Revision(revision), now, change, removed })
+        }
+        (b'1', Some(value)) => {
+            let apart = match apart {
+                // While its slot moves, a body may lie on another server than its record: that is asked for by
+                // a command that follows it.
+                None if value::is_apart(&value) => body(link, step).await?,
+                apart => apart,
+            };
+            let record = value::unpack(value, apart.as_deref())?;
+            Ok(Stepped::There { record: Box::new(record), now })
+        }
+        (b'2', None) => Ok(Stepped::Absent { now }),
+        (b'7', None) => Err(StoreError::not_applied(Kind::Damaged(OTHER_KIND.into()))),
+        (b'8', None) => Ok(Stepped::Behind { wall: now, written: Micros(eight(rest).ok_or_else(odd)?) }),
+        _ => Err(odd()),
+    }
 }
 
 /// What is kept of a record's body under its own key.

@@ -15,12 +15,12 @@ use redis::{
     cluster_async::ClusterConnection,
     cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo},
 };
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
     Shared,
     error::{is_forbidden, read_failed},
-    incarnation::{Found, Mark, Marked, Tag, new_epoch, tag_of},
+    incarnation::{Found, Lost, Mark, Marked, Tag, new_epoch, tag_of},
     info::Info,
     key,
     link::{CallError, Link},
@@ -35,9 +35,6 @@ const UNWRITTEN: Duration = Duration::from_millis(1_500);
 const MARKS_AT_ONCE: usize = 64;
 /// How often records in flight are counted.
 const COUNT_OPEN: u32 = 5;
-/// The pause between two counts of what tenants take up, and how much longer it is than the count took.
-const COUNT_PAUSE: Duration = Duration::from_secs(60);
-const COUNT_SHARE: u32 = 20;
 /// From this share of the server's memory on it is told.
 const MEMORY_SHORT: f64 = 0.8;
 
@@ -173,23 +170,23 @@ pub(super) async fn unmarked(shared: &Shared, partition: u16, met: super::step::
 
 /// Notes what markers say of losses; tells whether there was one.
 fn tell(shared: &Shared, marked: &[(u16, Marked)], is_start: bool) -> bool {
-    let mut lost: BTreeMap<&'static str, Vec<u16>> = BTreeMap::new();
+    let mut lost: BTreeMap<Lost, Vec<u16>> = BTreeMap::new();
     let all_missing = marked.iter().all(|(_, marked)| marked.found == Found::Missing);
     for (partition, marked) in marked {
         let is_other = shared.incarnations.learn(*partition, marked.epoch);
-        let why = match marked.found {
+        let what = match marked.found {
             // A store that is made.
             Found::Missing if is_start && all_missing => continue,
-            Found::Missing => "it was emptied, or started without its data",
-            Found::OfAnother => "it was started again, or failed over",
-            Found::Known if is_other => "another process noticed that it was emptied, started again or failed over",
+            Found::Missing => Lost::Everything,
+            Found::OfAnother => Lost::MayBeBehind,
+            Found::Known if is_other => Lost::NoticedElsewhere,
             Found::Known => continue,
         };
-        lost.entry(why).or_default().push(*partition);
+        lost.entry(what).or_default().push(*partition);
     }
     let now = marked.iter().map(|(_, marked)| marked.wall).max().unwrap_or_default();
-    for (why, partitions) in &lost {
-        shared.incarnations.lost(partitions, now, why);
+    for (what, partitions) in &lost {
+        shared.incarnations.lost(partitions, now, *what);
         shared.watchers.wake_all();
     }
     shared.incarnations.is_well(now);
@@ -358,25 +355,7 @@ pub(super) async fn count_open(shared: &Shared) -> Result<Vec<(u16, u64)>, Store
     counts.into_iter().collect()
 }
 
-/// Counts now and then what tenants take up, once somebody has asked.
+/// Counts what tenants take up, where that is asked for.
 pub(super) async fn count(shared: Arc<Shared>) {
-    let mut took = None;
-    loop {
-        match took {
-            Some(took) => sleep(COUNT_PAUSE.max(took * COUNT_SHARE)).await,
-            // Nobody may ever ask.
-            None if !shared.options.usage && !shared.figures.are_asked() => {
-                sleep(TICK).await;
-                continue;
-            }
-            None => {}
-        }
-        let started = Instant::now();
-        shared.figures.begin();
-        match super::scan::usage(&shared).await {
-            Ok(counted) => shared.figures.counted(counted),
-            Err(error) => tracing::warn!(%error, "what tenants take up could not be counted"),
-        }
-        took = Some(started.elapsed());
-    }
+    shared.figures.keep_counted(shared.options.usage, None, || super::scan::usage(&shared)).await;
 }

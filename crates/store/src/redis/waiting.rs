@@ -17,10 +17,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use super::{
-    Shared, key,
-    link::{Heard, Link},
-};
+use super::{Shared, address::Heard, key, link::Link};
 use crate::watch::Watchers;
 
 /// How often whoever waits looks again without being told.
