@@ -1,5 +1,5 @@
 //! What threads share by hand, under a scheduler that chooses every interleaving: the waiters of a flight, the watchers
-//! of a store, and the log's group commit.
+//! of a store, the answers that are remembered of it, and the log's group commit.
 //!
 //! The files are those of the product. They take their primitives from `crate::sync`, and here that is shuttle's, which
 //! runs all threads one at a time, switches at each lock, condition and atomic, and repeats a run from its schedule. What
@@ -17,6 +17,10 @@
 #[path = "../../crates/store/src/log/mod.rs"]
 pub mod log;
 pub mod log_model;
+#[path = "../../crates/layer/src/remember.rs"]
+#[expect(dead_code, reason = "the layer uses the rest of it")]
+mod remember;
+pub mod remembered;
 /// As the product's, with a scheduler behind it.
 mod sync {
     pub(crate) use shuttle::sync::{

@@ -1,6 +1,6 @@
 //! The models, each under some thousand schedules. A failure prints its seed and the schedule that led to it.
 
-use onceward_models::{check, log_model, waiters, watchers};
+use onceward_models::{check, log_model, remembered, waiters, watchers};
 
 #[test]
 fn of_requests_with_one_key_one_at_a_time_executes_and_everybody_is_answered() {
@@ -15,6 +15,11 @@ fn a_client_that_leaves_takes_no_turn_along() {
 #[test]
 fn a_watcher_sleeps_over_no_write() {
     check(3, 3000, watchers::no_write_is_slept_over);
+}
+
+#[test]
+fn an_answer_that_was_forgotten_meanwhile_is_not_remembered() {
+    check(7, 1000, remembered::nothing_is_remembered_but_what_the_store_has);
 }
 
 #[test]

@@ -12,7 +12,11 @@
 //! | claiming | Existing: outcome unknown | by `on_unknown`: Replace(next fence) → taking over, Replace(failed) → settling, Probe → probing, or Refuse(unknown) → done |
 //! | claiming | StoreFailed(applied: unknown), tries left | Insert with the same claim id → claiming |
 //! | claiming, taking over | StoreRefused | Refuse(store unavailable) → done, whatever `on_store_outage` says |
-//! | claiming | StoreFailed | by `on_store_outage`: Refuse(store unavailable) or PassThrough → done; Abandon where the claim may stand |
+//! | claiming | StoreFailed | Recall → recalling; Abandon where the claim may stand |
+//! | claiming, taking over | StoreTakesNone | by `on_store_outage`, as where nothing is remembered → done |
+//! | recalling | Remembered: completed or failed with an outcome, same fingerprint | Replay → done |
+//! | recalling | Remembered: other fingerprint, other token, failed, body not kept | Refuse → done |
+//! | recalling | NotRemembered, or what cannot be compared | by `on_store_outage`: Refuse(store unavailable) or PassThrough → done; Abandon where the claim may stand |
 //! | taking over | Replaced | Execute → executing |
 //! | taking over, settling | Lost | as Existing, or Insert where the record is gone → claiming, a bounded number of times |
 //! | settling | Replaced | Refuse(failed), or after a probe Replay → done |
@@ -105,8 +109,19 @@ pub enum Event {
         /// Store time.
         now: Micros,
     },
-    /// The store failed.
+    /// The store failed: it did not answer, or not in time.
     StoreFailed(Applied),
+    /// The store answered that it takes no claim now: it is full, or too busy. Nothing was written.
+    StoreTakesNone,
+    /// What this process remembers of the key.
+    Remembered {
+        /// As the store confirmed it last.
+        record: Box<Record>,
+        /// Estimate of the store's time.
+        now: Micros,
+    },
+    /// This process remembers nothing of the key.
+    NotRemembered,
     /// The store answered, and its answer is no: a damaged record, a session that is over. No outage, so that no policy
     /// goes on without it.
     StoreRefused,
@@ -150,6 +165,13 @@ pub enum Action {
     /// Ask whether the record as it stands there took effect, as this step has it, then report [`Event::Probed`]. Where
     /// it is still executed in this process, wait for that instead, as for [`Action::Wait`].
     Probe(Step, Fence, Revision),
+    /// The store does not answer: report what this process remembers of the key, as [`Event::Remembered`] or
+    /// [`Event::NotRemembered`]. Where it remembers something, and with `abandon`, a claim of this request may stand in
+    /// the store all the same: free it in the background.
+    Recall {
+        /// Whether a claim may stand.
+        abandon: bool,
+    },
     /// Send the request upstream.
     Execute {
         /// To be sent along.
@@ -180,6 +202,7 @@ pub enum Action {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum At {
     Claiming,
+    Recalling,
     TakingOver,
     Settling,
     Probing,
@@ -402,19 +425,27 @@ impl Claim {
             }
             (At::Claiming | At::TakingOver, Event::StoreRefused) => self.refuse(Refusal::StoreUnavailable, None),
             (At::Claiming, Event::StoreFailed(applied)) => self.claim_failed(applied),
+            (At::Claiming | At::TakingOver, Event::StoreTakesNone) => self.outage(),
+            (At::Recalling, Event::Remembered { record, now }) => self.remembered(record, now),
+            (At::Recalling, Event::NotRemembered) => self.outage(),
             (At::TakingOver, Event::StoreFailed(applied)) => {
                 self.may_hold |= applied == Applied::Unknown;
                 // The claim id in the record tells whether it was ours after all.
                 if applied == Applied::Unknown { self.look_again() } else { self.outage() }
             }
-            (At::Settling, Event::StoreFailed(_) | Event::StoreRefused) => self.refuse(Refusal::StoreUnavailable, None),
+            (At::Settling, Event::StoreFailed(_) | Event::StoreTakesNone | Event::StoreRefused) => {
+                self.refuse(Refusal::StoreUnavailable, None)
+            }
             (At::TakingOver, Event::Applied { fence, .. }) => {
                 self.settled = self.settles.take();
                 self.granted(fence)
             }
             (At::Settling, Event::Applied { fence, revision, now }) => self.settled_as(fence, revision, now),
             (At::Dispatching, Event::Applied { .. }) => self.execute(),
-            (At::Dispatching, Event::Lost { .. } | Event::StoreFailed(_) | Event::StoreRefused) => {
+            (
+                At::Dispatching,
+                Event::Lost { .. } | Event::StoreFailed(_) | Event::StoreTakesNone | Event::StoreRefused,
+            ) => {
                 self.may_hold = true;
                 self.refuse(Refusal::StoreUnavailable, None)
             }
@@ -449,7 +480,7 @@ impl Claim {
                 Action::Answer
             }
             (At::Recording, Event::Lost { record, now }) => self.recording_lost(record, now),
-            (At::Recording, Event::StoreFailed(_) | Event::StoreRefused) => self.write_again(),
+            (At::Recording, Event::StoreFailed(_) | Event::StoreTakesNone | Event::StoreRefused) => self.write_again(),
             (at, event) => panic!("no {at:?} request can see {event:?}"),
         }
     }
@@ -579,7 +610,20 @@ impl Claim {
         if applied == Applied::Unknown && self.insert_tries < INSERT_TRIES_MAX {
             return self.insert();
         }
-        self.outage()
+        self.at = At::Recalling;
+        Action::Recall { abandon: self.may_hold }
+    }
+
+    /// Goes by what is remembered where that is an answer, and where it can be told that it is this request's: the store
+    /// cannot be asked.
+    fn remembered(&mut self, record: Box<Record>, now: Micros) -> Action {
+        let (decision, verified) = decide(&record, &self.ask_of(&record), &self.policy, now);
+        match (decision, verified) {
+            (decision @ (Decision::Replay | Decision::Refuse(_)), Verified::Yes) => {
+                self.follow(decision, record, SettledBy::Policy)
+            }
+            _ => self.outage(),
+        }
     }
 
     fn outage(&mut self) -> Action {

@@ -140,10 +140,15 @@ fn event(action: &Action, fate: &Fate) -> Option<Event> {
     let applied = |fence| Event::Applied { fence: Fence(fence), revision: Revision(2), now: NOW };
     let lost = |record| Event::Lost { record, now: NOW };
     Some(match action {
-        Action::Insert(_) => match fate.pick % 4 {
+        Action::Insert(_) => match fate.pick % 5 {
             0 => Event::Inserted { fence: Fence(fate.fence), now: NOW },
             1 => failed(),
+            2 if !fate.unknown => Event::StoreTakesNone,
             _ => Event::Existing { record: fate.record.clone(), now: NOW },
+        },
+        Action::Recall { .. } => match fate.pick % 3 {
+            0 => Event::NotRemembered,
+            _ => Event::Remembered { record: fate.record.clone(), now: NOW },
         },
         Action::Replace(_) | Action::Remove(_) => match fate.pick % 4 {
             0 => match action {
@@ -208,6 +213,8 @@ proptest! {
                 Action::Replay(record) => {
                     let facts = &record.facts;
                     prop_assert!(facts.fingerprint == [9; 32] || facts.fingerprint_policy != 1);
+                    let compared = matches!(facts.fingerprint_policy, 1 | NO_FINGERPRINT);
+                    prop_assert!(compared || !matches!(event, Event::Remembered { .. }), "not compared");
                     prop_assert_eq!(facts.principal_proof, Some([4; 16]), "replayed to another caller");
                     prop_assert!(facts.outcome.as_ref().is_some_and(|outcome| !outcome.body_not_kept));
                     prop_assert!(matches!(facts.state, State::Completed | State::Failed));
@@ -244,6 +251,10 @@ proptest! {
                 Action::Remove(expect) => prop_assert_eq!(Some(*expect), executed.map(Expect::Holder)),
                 Action::Wait(until) => prop_assert!(*until > NOW, "waits for what is over"),
                 Action::Probe(..) => prop_assert!(executed.is_none()),
+                Action::Recall { .. } => {
+                    prop_assert!(executed.is_none());
+                    prop_assert!(matches!(event, Event::StoreFailed(_)), "recalled after {event:?}");
+                }
             }
             action = next;
         }
@@ -374,6 +385,7 @@ proptest! {
                 Action::Replace(write) => store.meet(write.expect, Some(write)),
                 Action::Remove(expect) => store.meet(*expect, None),
                 Action::Wait(_) => Event::Woken,
+                Action::Recall { .. } => Event::NotRemembered,
                 Action::Probe(..) => {
                     // Whoever keeps the books knows which attempts stand; sometimes he cannot say.
                     let found = match (turn.class % 3, standing) {

@@ -36,6 +36,8 @@ enum Does {
     GiveUp,
     Remove,
     Wait,
+    Recall,
+    RecallAndAbandon,
     /// Fence and attempt.
     Execute(u64, u32),
     Replay,
@@ -65,6 +67,8 @@ fn does(action: &Action) -> Does {
         },
         Action::Remove(_) => Does::Remove,
         Action::Wait(_) => Does::Wait,
+        Action::Recall { abandon: false } => Does::Recall,
+        Action::Recall { abandon: true } => Does::RecallAndAbandon,
         Action::Probe(step, fence, revision) => {
             if *step == Step::Effect {
                 Does::Look(fence.0, revision.0)
@@ -313,13 +317,65 @@ fn claiming_existing_unknown_goes_by_the_list() {
 fn claiming_store_failed() {
     // Unknown: the same claim again, a bounded number of times.
     let mut steps = vec![(UNKNOWN, Does::Insert); INSERT_TRIES_MAX as usize - 1];
-    steps.push((UNKNOWN, Does::RefuseAndAbandon(Refusal::StoreUnavailable)));
+    steps.push((UNKNOWN, Does::RecallAndAbandon));
+    steps.push((Event::NotRemembered, Does::RefuseAndAbandon(Refusal::StoreUnavailable)));
     check(plain(), &steps);
-    check(plain(), &[(FAILED, Does::Refuse(Refusal::StoreUnavailable))]);
-    check(plain(), &[(UNKNOWN, Does::Insert), (FAILED, Does::RefuseAndAbandon(Refusal::StoreUnavailable))]);
+    let nothing = Event::NotRemembered;
+    check(plain(), &[(FAILED, Does::Recall), (nothing.clone(), Does::Refuse(Refusal::StoreUnavailable))]);
+    let abandon = Does::RefuseAndAbandon(Refusal::StoreUnavailable);
+    let lost = [(UNKNOWN, Does::Insert), (FAILED, Does::RecallAndAbandon), (nothing.clone(), abandon)];
+    check(plain(), &lost);
     let bypass = Policy { on_store_outage: Outage::Bypass, ..plain() };
-    check(bypass.clone(), &[(FAILED, Does::Pass)]);
-    check(bypass, &[(UNKNOWN, Does::Insert), (FAILED, Does::PassAndAbandon)]);
+    check(bypass.clone(), &[(FAILED, Does::Recall), (nothing.clone(), Does::Pass)]);
+    let lost = [(UNKNOWN, Does::Insert), (FAILED, Does::RecallAndAbandon), (nothing, Does::PassAndAbandon)];
+    check(bypass, &lost);
+}
+
+#[test]
+fn a_store_that_takes_no_claim_has_answered_and_nothing_is_recalled() {
+    check(plain(), &[(Event::StoreTakesNone, Does::Refuse(Refusal::StoreUnavailable))]);
+    let bypass = Policy { on_store_outage: Outage::Bypass, ..plain() };
+    check(bypass.clone(), &[(Event::StoreTakesNone, Does::Pass)]);
+    check(bypass, &[(UNKNOWN, Does::Insert), (Event::StoreTakesNone, Does::PassAndAbandon)]);
+    let taken =
+        [(existing(lease_over()), Does::TakeOver(2)), (Event::StoreTakesNone, Does::Refuse(Refusal::StoreUnavailable))];
+    check(retry(), &taken);
+}
+
+#[test]
+fn recalling_goes_by_an_answer_that_is_this_requests_and_by_nothing_else() {
+    let bypass = Policy { on_store_outage: Outage::Bypass, ..retry() };
+    let recalled = |record: Record, does| {
+        check(
+            bypass.clone(),
+            &[(FAILED, Does::Recall), (Event::Remembered { record: Box::new(record), now: NOW }, does)],
+        )
+    };
+    let completed = || settled(State::Completed, Some(outcome(201)));
+    for state in [State::Completed, State::Failed] {
+        recalled(settled(state, Some(outcome(201))), Does::Replay);
+    }
+    let changed = |change: fn(&mut Record)| {
+        let mut record = completed();
+        change(&mut record);
+        record
+    };
+    recalled(changed(|record| record.facts.fingerprint = [3; 32]), Does::Refuse(Refusal::KeyReused));
+    let other_token = changed(|record| record.facts.principal_proof = Some([3; 16]));
+    recalled(other_token, Does::Refuse(Refusal::PrincipalChanged));
+    recalled(settled(State::Failed, None), Does::Refuse(Refusal::Failed));
+    let ended = |record: &mut Record| {
+        record.facts.outcome = Some(Outcome { body_until: NOW, ..outcome(201) });
+    };
+    recalled(changed(ended), Does::Refuse(Refusal::ResponseNotKept { status: 201 }));
+    // What it was asked under other rules cannot be told; what is not settled is not known any more.
+    recalled(changed(|record| record.facts.fingerprint_policy = 2), Does::Pass);
+    for record in [in_flight(), lease_over(), settled(State::NotExecuted, None)] {
+        recalled(record, Does::Pass);
+    }
+    // The claim that may stand beside it is freed.
+    let answer = Event::Remembered { record: Box::new(completed()), now: NOW };
+    check(bypass.clone(), &[(UNKNOWN, Does::Insert), (FAILED, Does::RecallAndAbandon), (answer, Does::Replay)]);
 }
 
 #[test]

@@ -59,6 +59,13 @@ pub(crate) enum Obtained {
     Absent,
 }
 
+impl Obtained {
+    /// Whether the store did not answer, and the route's word on that decided.
+    pub(crate) fn is_outage(&self) -> bool {
+        matches!(self, Self::Unprotected | Self::Refused { refusal: Refusal::StoreUnavailable, .. })
+    }
+}
+
 /// The right to execute.
 pub(crate) struct Grant {
     pub(crate) owner: Owner,
@@ -214,6 +221,16 @@ pub(crate) async fn obtain(
                     },
                 }
             }
+            Action::Recall { abandon } => match shared.remembered.recall(&id) {
+                Some((record, now)) => {
+                    if abandon {
+                        abandon_claim(engine, id, claim);
+                    }
+                    clock = StoreClock { said: now, at: Instant::now() };
+                    Event::Remembered { record, now }
+                }
+                None => Event::NotRemembered,
+            },
             Action::Probe(step, fence, revision) => {
                 must_finish.store(false, Ordering::Relaxed);
                 permit = None;
@@ -260,8 +277,12 @@ pub(crate) async fn obtain(
             }
         };
         // A record that was made with other rules is compared under those.
-        if let (Some(again), Event::Existing { record, .. } | Event::Lost { record: Some(record), .. }) =
-            (&mut again, &event)
+        if let (
+            Some(again),
+            Event::Existing { record, .. }
+            | Event::Remembered { record, .. }
+            | Event::Lost { record: Some(record), .. },
+        ) = (&mut again, &event)
             && let Some(policy) = claim.lacks(record)
             && let Some(fingerprint) = Box::pin(again.under_policy(policy)).await
         {
@@ -389,10 +410,11 @@ fn conditional(result: Result<Write, StoreError>, started: Instant, clock: &mut 
     }
 }
 
-/// Whether the store is out, or says no.
+/// Whether the store is out, takes no claim, or says no.
 fn failed(error: &StoreError) -> Event {
-    match error.kind {
-        Kind::Unavailable | Kind::Full | Kind::Conflict | Kind::NotPrimary => Event::StoreFailed(error.applied),
+    match (&error.kind, error.applied) {
+        (Kind::Full | Kind::Conflict, Applied::No) => Event::StoreTakesNone,
+        (Kind::Unavailable | Kind::Full | Kind::Conflict | Kind::NotPrimary, applied) => Event::StoreFailed(applied),
         _ => Event::StoreRefused,
     }
 }
@@ -487,6 +509,7 @@ pub(crate) async fn record(
             }
             Action::Insert(_)
             | Action::Wait(_)
+            | Action::Recall { .. }
             | Action::Probe(..)
             | Action::Execute { .. }
             | Action::PassThrough { .. } => {

@@ -26,6 +26,8 @@ use crate::{
     observe,
     policies::Policies,
     quota::{Gate, Quotas},
+    remember::Remembered,
+    remembering::Remembering,
     request::earlier::{self, Before, Earlier},
     route::Routes,
     settle::Settling,
@@ -53,6 +55,9 @@ pub struct Limits {
     pub spool_bytes: u64,
     /// Unrecorded answers that are replayed from memory, together.
     pub unrecorded_bytes: usize,
+    /// Recorded answers that are replayed from memory while the store does not answer, together; none where zero. One
+    /// answer takes at most a sixteenth.
+    pub replay_cache_bytes: usize,
 }
 
 impl Default for Limits {
@@ -66,6 +71,7 @@ impl Default for Limits {
             spool_above_bytes: 256 << 10,
             spool_bytes: 1 << 30,
             unrecorded_bytes: 64 << 20,
+            replay_cache_bytes: 32 << 20,
         }
     }
 }
@@ -83,6 +89,8 @@ pub(crate) struct Shared {
     limits: ArcSwap<Limits>,
     pub(crate) session: SessionId,
     pub(crate) quotas: Gate,
+    /// What `store` said of settled keys lately.
+    pub(crate) remembered: Arc<Remembered>,
     pub(crate) flights: Arc<Flights>,
     pub(crate) tracker: TaskTracker,
     pub(crate) spool: SpoolBudget,
@@ -130,10 +138,14 @@ impl Engine {
     #[must_use]
     pub fn new(store: Arc<dyn Store>, secret: Secret, routes: Routes, limits: Limits, session: SessionId) -> Self {
         let metrics = Metrics::new(&routes, store.kind());
+        let remembered = Arc::new(Remembered::new(limits.replay_cache_bytes));
+        let dropped = metrics.remembered_dropped.clone();
+        let store: Arc<dyn Store> = Arc::new(Remembering::new(store, Arc::clone(&remembered), dropped));
         let quotas = Gate::default();
         quotas.set(Quotas::default(), &routes, &*store);
         Self(Arc::new(Shared {
             quotas,
+            remembered,
             flights: Arc::new(Flights::default()),
             tracker: TaskTracker::new(),
             spool: SpoolBudget::new(limits.spool_bytes),
@@ -184,6 +196,7 @@ impl Engine {
     /// canonical forms (`spool_bytes`, `canonical_memory_bytes`) stays what it was made with.
     pub fn reconfigure(&self, routes: Routes, limits: Limits) {
         self.0.metrics.know(&routes);
+        self.0.remembered.set_bytes_max(limits.replay_cache_bytes);
         self.0.limits.store(Arc::new(limits));
         self.0.quotas.set(self.0.quotas.quotas(), &routes, &*self.0.store);
         self.0.routes.store(Arc::new(routes));

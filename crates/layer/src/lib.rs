@@ -30,7 +30,8 @@
 //! `service` is the route covered · `request` key, principal, bounded body, fingerprint · `auth` credentials checked by
 //! somebody else, [`ask`] how somebody else is asked · `drive`
 //! runs the claim against the store, `abandon` frees one that was never used, `anew` makes one again that the store lost · `quota` what a tenant may claim · `wait` where a duplicate in flight waits · `exchange` one
-//! execution · `capture` reads the answer · `replay` answers from a record · `refuse` the only
+//! execution · `capture` reads the answer · `replay` answers from a record · `remember`, `remembering` answers of the store that this process holds for its
+//! outages · `refuse` the only
 //! place that says a status of our own · [`grpc`] what gRPC says otherwise · `detach` work that
 //! outlives its client · `observe` shadow mode, on the copies that `tee` makes · `run_once` jobs.
 
@@ -61,6 +62,8 @@ mod quota;
 pub mod reconcile;
 mod refuse;
 mod rekey;
+mod remember;
+mod remembering;
 mod replay;
 mod request;
 pub mod route;

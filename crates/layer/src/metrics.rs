@@ -93,6 +93,8 @@ pub(crate) struct Metrics {
     pub(crate) fingerprint_unverified: Counter,
     pub(crate) unrecorded: Counter,
     pub(crate) unrecorded_dropped: Counter,
+    pub(crate) remembered: Counter,
+    pub(crate) remembered_dropped: Counter,
     auth: [Counter; 4],
     over_quota: [Counter; 3],
 }
@@ -189,6 +191,8 @@ impl Metrics {
             fingerprint_unverified: counter!("onceward_fingerprint_unverified_total"),
             unrecorded: counter!("onceward_unrecorded_answers_total"),
             unrecorded_dropped: counter!("onceward_unrecorded_dropped_total"),
+            remembered: counter!("onceward_remembered_replays_total"),
+            remembered_dropped: counter!("onceward_remembered_dropped_total"),
             auth: ["allowed", "cached", "refused", "unavailable"]
                 .map(|result| counter!("onceward_auth_checks_total", "result" => result)),
             over_quota: QuotaLimit::ALL.map(|limit| counter!("onceward_over_quota_total", "limit" => limit.as_str())),
@@ -315,6 +319,8 @@ fn describe() {
     describe_counter!("onceward_fenced_completions_total", "Answers that came after the claim was lost");
     describe_counter!("onceward_unrecorded_answers_total", "Answers given before the store confirmed their record");
     describe_counter!("onceward_unrecorded_dropped_total", "Unrecorded answers that newer ones took the room of");
+    describe_counter!("onceward_remembered_replays_total", "Replays from memory while the store did not answer");
+    describe_counter!("onceward_remembered_dropped_total", "Remembered answers that newer ones took the room of");
     describe_counter!("onceward_auth_checks_total", "Checks of credentials, by what became of them");
     describe_counter!("onceward_over_quota_total", "Fresh claims refused by a tenant's quota, by its limit");
     describe_counter!("onceward_unknown_outcomes_total", "Unknown outcomes settled");

@@ -9,11 +9,11 @@ use onceward_core::{
     record::{Micros, Record, Revision},
 };
 
-use crate::{body::Body, caller::Caller, coding, grpc, route::Route};
+use crate::{body::Body, caller::Caller, coding, grpc, remember::REMEMBERED, route::Route};
 
 /// Says until when the key is remembered.
 pub(crate) const EXPIRES: HeaderName = HeaderName::from_static("idempotency-expires");
-/// Says that an answer is unprotected, or not yet recorded.
+/// Says that an answer is unprotected, not yet recorded, or remembered where the store could not be asked.
 pub(crate) const STATUS: HeaderName = HeaderName::from_static("idempotency-status");
 /// The revision of an answer that no store has confirmed; those of stores begin at 1.
 pub(crate) const UNRECORDED: Revision = Revision(0);
@@ -116,6 +116,10 @@ pub(crate) fn response(
     if record.stored.revision == UNRECORDED {
         // Replayed from memory, it promises no more than it did the first time.
         headers.insert(STATUS, HeaderValue::from_static("unrecorded"));
+    }
+    if record.stored.revision == REMEMBERED {
+        // The store could not be asked whether it is still so.
+        headers.insert(STATUS, HeaderValue::from_static("remembered"));
     }
     if let Some(expires) = expires {
         headers.insert(EXPIRES, expires);

@@ -37,6 +37,7 @@ use crate::{
     observe, policies,
     probe::Books,
     refuse::{Details, Problem},
+    remember::REMEMBERED,
     replay::{self, STATUS},
     request::{self, Asked, Reading, again::Again, earlier},
     route::{self, Missing, Route, Source, is_ambiguous},
@@ -224,6 +225,8 @@ where
     } else {
         Box::pin(obtain_earlier(&route, &policy, &earlier, &ask, &belongs, terms, &mut again, &handoff)).await
     };
+    // A store that does not answer says nothing of earlier names, and this process may remember the present one.
+    let found = found.filter(|(.., obtained)| !obtained.is_outage() || engine.0.remembered.recall(&id).is_none());
     let (id, claim, obtained) = match found {
         Some(found) => found,
         None => {
@@ -277,6 +280,9 @@ where
             let outcome = if waited { Outcome::Waited } else { Outcome::Replayed };
             if !waited {
                 engine.0.metrics.overhead(&route.name, started.elapsed());
+            }
+            if record.stored.revision == REMEMBERED {
+                engine.0.metrics.remembered.increment(1);
             }
             extend_retention(engine, route, id, &record, now);
             let mut response = replay::response(&record, route, &exchange.request_id, now, &exchange.caller);
@@ -435,7 +441,7 @@ fn usual_time_left(engine: &Engine, route: &Route) -> Duration {
     usual.mul_f64(0.8 + 0.4 * f64::from(draw) / 255.0)
 }
 
-/// Where the retention slides, each replay extends it, in the background.
+/// Where the retention slides, each replay that the store knows of extends it, in the background.
 pub(crate) fn extend_retention(
     engine: &Engine,
     route: &Route,
@@ -445,6 +451,9 @@ pub(crate) fn extend_retention(
 ) {
     use onceward_core::cas::{Expect, FenceRule, Keep, Lease, Replacement};
     let Some(most) = route.policy.sliding_max else { return };
+    if record.stored.revision == REMEMBERED {
+        return;
+    }
     let age = now.since(record.facts.settled_at);
     let left = most.saturating_sub(age).min(route.policy.retention);
     let write = Replacement {

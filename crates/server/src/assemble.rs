@@ -249,6 +249,7 @@ pub fn limits(limits: &config::Limits) -> Limits {
         decode_ratio: limits.decode_ratio,
         spool_bytes: limits.spool,
         unrecorded_bytes: usize::try_from(limits.unrecorded).unwrap_or(usize::MAX),
+        replay_cache_bytes: usize::try_from(limits.replay_cache).unwrap_or(usize::MAX),
         ..Limits::default()
     }
 }

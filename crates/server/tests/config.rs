@@ -536,7 +536,7 @@ const PROTOCOL_KEYS: &str = "
     route.retry_max route.on_store_outage route.durability route.on_cache_loss
     route.limits.request_body route.limits.recorded_body route.forward_key
     limits.connections limits.headers limits.waiters limits.held_answer limits.canonical_body limits.spool
-    limits.decode_ratio quota.claims_per_second quota.live_records quota.bytes maintenance.window
+    limits.unrecorded limits.replay_cache limits.decode_ratio quota.claims_per_second quota.live_records quota.bytes maintenance.window
     regions.self encryption.keys
 ";
 

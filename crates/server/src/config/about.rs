@@ -83,6 +83,11 @@ pub(super) const ABOUT: &[(&str, &str, &str)] = &[
     ("limits.spool", "1GiB", "Disk that large request bodies wait on, encrypted."),
     ("limits.unrecorded", "64MiB", "Memory for answers that the store has not confirmed yet."),
     (
+        "limits.replay_cache",
+        "32MiB",
+        "Memory for answers that are replayed while the store does not answer; one takes at most a sixteenth.",
+    ),
+    (
         "quota.claims_per_second",
         "",
         "New keys a second that a tenant may use, in the long run; beyond it 429 quota-exceeded.",

@@ -260,6 +260,8 @@ pub struct Limits {
     pub spool: u64,
     /// Answers whose record is not confirmed yet, in bytes.
     pub unrecorded: u64,
+    /// Answers that are replayed while the store does not answer, in bytes.
+    pub replay_cache: u64,
 }
 
 impl Default for Limits {
@@ -273,6 +275,7 @@ impl Default for Limits {
             decode_ratio: 100,
             spool: 1 << 30,
             unrecorded: 64 << 20,
+            replay_cache: 32 << 20,
         }
     }
 }

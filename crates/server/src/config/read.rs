@@ -117,6 +117,7 @@ pub(super) fn config(root: &Node, inputs: &Inputs<'_>, problems: &mut Problems<'
         decode_ratio: limits.integer("decode_ratio", bounds.decode_ratio),
         spool: limits.size("spool", bounds.spool),
         unrecorded: limits.size("unrecorded", bounds.unrecorded),
+        replay_cache: limits.size("replay_cache", bounds.replay_cache),
     };
     let store = section("store");
     let postgres = postgres(store, section("identity"), inputs, problems);

@@ -188,6 +188,7 @@ pub(super) const ROOT: &[Key] = &[
             key("canonical_body", Kind::Size(0, 64 * MIB)),
             key("spool", Kind::Size(0, 1024 * GIB)),
             key("unrecorded", Kind::Size(0, 16 * GIB)),
+            key("replay_cache", Kind::Size(0, 16 * GIB)),
             key("decode_ratio", Kind::Integer(1, 10_000)),
         ]),
     ),

@@ -111,8 +111,16 @@ async fn a_database_that_is_killed_refuses_claims_and_answers_from_what_it_holds
     let refused = gateway.post("/pay", "k-2", BODY).await;
     assert_eq!((refused.status, refused.slug().as_str()), (503, "store-unavailable"), "{refused:?}");
     assert_eq!(upstream.effects("k-2"), 0);
+    let remembered = gateway.post("/pay", "k-1", BODY).await;
+    assert!(remembered.is_replay(), "{remembered:?}");
+    assert_eq!(remembered.header("idempotency-status"), Some("remembered"));
     server.start_again().unwrap();
-    until("the database", || async { gateway.post("/pay", "k-1", BODY).await.is_replay() }).await;
+    until("the database", || async {
+        let replay = gateway.post("/pay", "k-1", BODY).await;
+        assert!(replay.is_replay(), "{replay:?}");
+        replay.header("idempotency-status").is_none()
+    })
+    .await;
     assert_eq!(gateway.post("/pay", "k-2", BODY).await.status, 201);
     assert_eq!((upstream.effects("k-1"), upstream.effects("k-2")), (1, 1));
 }

@@ -22,8 +22,23 @@ async fn start(server: &Redis, upstream: &Upstream) -> Gateway {
     let soon = "deadline = \"250ms\"\nbreaker = { failures = 3, open = \"200ms\" }";
     let config = config(&url(server), ROUTES).replace("deadline = \"5s\"", soon);
     let gateway = Start::before(upstream).config(&config).start().await;
-    assert_eq!(gateway.post("/closed", "before", "{}").await.status, 201);
+    for path in ["/closed", "/open"] {
+        let first = gateway.post(path, "before", "{\"paid\":1}").await;
+        assert_eq!((first.status, first.header("idempotency-status")), (201, None));
+    }
     gateway
+}
+
+/// What was answered before is answered from memory on both routes, to the same request as ever.
+async fn is_remembered(gateway: &Gateway) {
+    for path in ["/closed", "/open"] {
+        let replay = gateway.post(path, "before", "{\"paid\":1}").await;
+        assert!(replay.is_replay(), "{replay:?}");
+        assert_eq!((replay.status, replay.header("idempotency-status")), (201, Some("remembered")), "{replay:?}");
+        let other = gateway.post(path, "before", "{\"paid\":2}").await;
+        assert_eq!((other.status, other.slug().as_str()), (422, "key-reused"), "{other:?}");
+    }
+    assert!(metric(&gateway.metrics().await, "onceward_remembered_replays_total") >= 2.0);
 }
 
 /// Fresh keys are refused by one route and forwarded by the other, and the circuit opens.
@@ -34,8 +49,9 @@ async fn is_out(gateway: &Gateway, upstream: &Upstream) {
     let bypassed = gateway.post("/open", "meanwhile-2", "{}").await;
     assert_eq!((bypassed.status, bypassed.header("idempotency-status")), (201, Some("bypassed")));
     assert_eq!((upstream.effects("meanwhile-1"), upstream.effects("meanwhile-2")), (0, 1));
+    is_remembered(gateway).await;
     until("the open circuit", async || {
-        assert_eq!(gateway.post("/closed", "before", "{}").await.slug(), "store-unavailable");
+        assert_eq!(gateway.post("/closed", "meanwhile-1", "{}").await.slug(), "store-unavailable");
         metric(&gateway.metrics().await, CIRCUIT) >= 2.0
     })
     .await;
@@ -43,18 +59,23 @@ async fn is_out(gateway: &Gateway, upstream: &Upstream) {
 
 /// What was there is answered, what was refused runs, and nothing twice.
 async fn is_back(gateway: &Gateway, upstream: &Upstream) {
-    until("an answer", async || gateway.post("/closed", "before", "{}").await.is_replay()).await;
+    until("an answer of the store", async || {
+        let replay = gateway.post("/closed", "before", "{\"paid\":1}").await;
+        assert!(replay.is_replay(), "{replay:?}");
+        replay.header("idempotency-status").is_none()
+    })
+    .await;
     until("a closed circuit", async || metric(&gateway.metrics().await, CIRCUIT) < 0.5).await;
     // Its claim may have reached the server, and is freed then: nothing was sent under it.
     until("the key that was refused", async || gateway.post("/closed", "meanwhile-1", "{}").await.status == 201).await;
     assert!(gateway.post("/closed", "meanwhile-1", "{}").await.is_replay());
     assert_eq!(gateway.post("/closed", "after", "{}").await.status, 201);
-    for key in ["before", "meanwhile-1", "after"] {
-        assert_eq!(upstream.effects(key), 1, "{key}");
+    for (key, effects) in [("before", 2), ("meanwhile-1", 1), ("after", 1)] {
+        assert_eq!(upstream.effects(key), effects, "{key}");
     }
 }
 
-// contract: store-unavailable, route.on_store_outage, store.breaker.failures, store.breaker.open
+// contract: store-unavailable, route.on_store_outage, store.breaker.failures, store.breaker.open, limits.replay_cache
 #[tokio::test]
 async fn a_redis_that_is_killed_denies_or_bypasses_and_is_asked_again_once_it_is_back() {
     let settings = [("appendonly", "yes"), ("appendfsync", "always")];

@@ -216,6 +216,9 @@ impl<'s> Driven<'s> {
             self.now = *now;
         }
         self.next = self.claim.on(event);
+        if let Action::Recall { .. } = self.next {
+            self.next = self.claim.on(Event::NotRemembered);
+        }
     }
 
     /// Runs it to the first action that is none of the store's.
