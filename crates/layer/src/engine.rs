@@ -140,6 +140,11 @@ impl Engine {
         let metrics = Metrics::new(&routes, store.kind());
         let remembered = Arc::new(Remembered::new(limits.replay_cache_bytes));
         let dropped = metrics.remembered_dropped.clone();
+        let of_others = Arc::clone(&remembered);
+        store.tell_forgotten(Arc::new(move |id| match id {
+            Some(id) => of_others.forget(&id),
+            None => of_others.forget_all(),
+        }));
         let store: Arc<dyn Store> = Arc::new(Remembering::new(store, Arc::clone(&remembered), dropped));
         let quotas = Gate::default();
         quotas.set(Quotas::default(), &routes, &*store);
@@ -284,7 +289,7 @@ impl Engine {
 
     /// Sets the gauges that are read off the engine; called before metrics are rendered.
     pub fn set_gauges(&self) {
-        crate::metrics::gauges(self.in_flight(), self.waiting());
+        crate::metrics::gauges(self.in_flight(), self.waiting(), self.0.remembered.count());
     }
 
     /// Waits until every execution has ended and is recorded, at most `limit`. Returns how many

@@ -7,7 +7,7 @@ use onceward_core::{
     key::RecordId,
     record::{Facts, Fence},
 };
-use onceward_store::{Answer, Filter, Insert, Page, Read, Stats, Store, Swept, Usage, Watch, Write};
+use onceward_store::{Answer, Filter, HearsForgotten, Insert, Page, Read, Stats, Store, Swept, Usage, Watch, Write};
 
 use crate::failpoint::{self, hit};
 
@@ -68,6 +68,10 @@ impl Store for FailingStore {
 
     fn watch(&self, id: RecordId) -> Watch {
         self.0.watch(id)
+    }
+
+    fn tell_forgotten(&self, hears: HearsForgotten) {
+        self.0.tell_forgotten(hears);
     }
 
     fn keep_rules<'a>(&'a self, policy: u32, rules: &'a str) -> Answer<'a, ()> {

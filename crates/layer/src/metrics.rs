@@ -289,11 +289,12 @@ pub(crate) fn unknowns(route: &str, open: u32, oldest: Duration) {
 }
 
 /// Gauges that are read off the engine when metrics are scraped.
-pub(crate) fn gauges(in_flight: usize, waiting: usize) {
+pub(crate) fn gauges(in_flight: usize, waiting: usize, remembered: usize) {
     #[expect(clippy::cast_precision_loss, reason = "counts of requests at a time are far below 2^52")]
     {
         gauge!("onceward_in_flight").set(in_flight as f64);
         gauge!("onceward_waiters").set(waiting as f64);
+        gauge!("onceward_remembered_answers").set(remembered as f64);
     }
 }
 
@@ -327,5 +328,6 @@ fn describe() {
     describe_gauge!("onceward_unknown_open", "Outcomes that nobody knows, by route");
     describe_gauge!("onceward_unknown_oldest_seconds", Unit::Seconds, "How long the oldest of them has been unknown");
     describe_gauge!("onceward_in_flight", "Executions that run now");
+    describe_gauge!("onceward_remembered_answers", "Answers held for the time in which the store does not answer");
     describe_gauge!("onceward_waiters", "Duplicates that wait now");
 }

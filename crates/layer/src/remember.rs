@@ -110,7 +110,7 @@ impl Remembered {
 
     /// Before the store is called about `id`.
     pub(crate) fn ticket(&self, id: &RecordId) -> Ticket {
-        Ticket(self.count(id).load(Ordering::SeqCst))
+        Ticket(self.forgotten(id).load(Ordering::SeqCst))
     }
 
     /// The store said that this is the record of `id`: it is remembered where it is settled, and forgotten where it is
@@ -157,7 +157,7 @@ impl Remembered {
         let mut shard = self.shard(id);
         // Under the lock, so that whoever forgets meanwhile finds it, or is found. What was asked before a write is over
         // with it.
-        let count = self.count(id);
+        let count = self.forgotten(id);
         let forgotten = if is_new { count.fetch_add(1, Ordering::SeqCst) } else { count.load(Ordering::SeqCst) };
         if forgotten != ticket.0 {
             if is_new {
@@ -179,7 +179,7 @@ impl Remembered {
 
     /// Nothing is known of `id` any more, nor by what the store was asked before.
     pub(crate) fn forget(&self, id: &RecordId) {
-        self.count(id).fetch_add(1, Ordering::SeqCst);
+        self.forgotten(id).fetch_add(1, Ordering::SeqCst);
         let gone = self.shard(id).remove(id);
         drop(gone);
     }
@@ -193,6 +193,11 @@ impl Remembered {
             let gone = std::mem::take(&mut *shard.lock().unwrap_or_else(PoisonError::into_inner));
             drop(gone);
         }
+    }
+
+    /// How many answers are remembered.
+    pub(crate) fn count(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).answers.len()).sum()
     }
 
     /// The record of `id`, as the store confirmed it last, and the store's time now, as it is estimated. For a request
@@ -210,7 +215,7 @@ impl Remembered {
         Some((record, now))
     }
 
-    fn count(&self, id: &RecordId) -> &AtomicU64 {
+    fn forgotten(&self, id: &RecordId) -> &AtomicU64 {
         let [.., high, low] = id.0;
         #[expect(clippy::indexing_slicing, reason = "the index is taken modulo the length")]
         &self.forgotten[usize::from(u16::from_be_bytes([high, low])) % FORGOTTEN]

@@ -12,7 +12,9 @@ use onceward_core::{
 };
 
 use crate::circuit::{Breaker, Circuit, Gate};
-use crate::{Answer, Filter, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write};
+use crate::{
+    Answer, Filter, HearsForgotten, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write,
+};
 
 /// Pages and sweeps do many steps in one call.
 const MANY_STEPS: u32 = 20;
@@ -98,6 +100,10 @@ impl Store for Guarded {
 
     fn watch(&self, id: RecordId) -> Watch {
         self.inner.watch(id)
+    }
+
+    fn tell_forgotten(&self, hears: HearsForgotten) {
+        self.inner.tell_forgotten(hears);
     }
 
     fn keep_rules<'a>(&'a self, policy: u32, rules: &'a str) -> Answer<'a, ()> {

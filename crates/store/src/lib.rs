@@ -42,7 +42,7 @@
 //! several processes in a PostgreSQL database, `redis` that in Redis, `watch` the waking of waiters inside a process, `conformance` the cases;
 //! [`effects`] what an upstream wrote down beside, `doctor` what is found of a store's servers.
 
-use std::{fmt, future::Future, pin::Pin, time::Duration};
+use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use onceward_core::{
     cas::{Expect, Replacement},
@@ -64,6 +64,8 @@ pub mod embedded;
 mod error;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 mod figures;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+mod forgotten;
 pub mod guarded;
 #[cfg(feature = "embedded")]
 pub mod log;
@@ -82,6 +84,9 @@ pub const RULES_BYTES_MAX: usize = 1 << 20;
 
 /// What a verb returns: boxed, so that stores can be chosen at run time.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// Is told of keys that were forgotten or erased: of one, or of all where some may have been missed. It must not wait.
+pub type HearsForgotten = Arc<dyn Fn(Option<RecordId>) + Send + Sync>;
 
 /// What an insert found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -260,6 +265,12 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
 
     /// Wakes after the next write to the key.
     fn watch(&self, id: RecordId) -> Watch;
+
+    /// From now on `hears` is told of what processes of the store forget and erase, as far as that is pushed; the first
+    /// who asks is. Of a store that one process has it hears nothing: that process knows.
+    fn tell_forgotten(&self, hears: HearsForgotten) {
+        drop(hears);
+    }
 
     /// Keeps the fingerprint rules that records name by `policy`. Repeatable; at most [`RULES_BYTES_MAX`].
     fn keep_rules<'a>(&'a self, policy: u32, rules: &'a str) -> Answer<'a, ()>;

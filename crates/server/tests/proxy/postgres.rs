@@ -3,6 +3,7 @@
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use servers::{PgBouncer, Postgres, postgres::PASSWORD};
 
+use super::redis_outages::forgets_for_both;
 use super::support::{Gate, Start, Step, Upstream, charged, metric, onceward, output, post, soon, until};
 
 const BODY: &str = "{\"amount\":5}";
@@ -123,6 +124,13 @@ async fn a_database_that_is_killed_refuses_claims_and_answers_from_what_it_holds
     .await;
     assert_eq!(gateway.post("/pay", "k-2", BODY).await.status, 201);
     assert_eq!((upstream.effects("k-1"), upstream.effects("k-2")), (1, 1));
+}
+
+#[tokio::test]
+async fn what_one_gateway_forgets_no_other_shows_while_the_database_is_gone() {
+    let (mut server, upstream) = (database().await, Upstream::charging().await);
+    let (one, two) = (before(&upstream, &server, "").start().await, before(&upstream, &server, "").start().await);
+    forgets_for_both(&one, &two, || server.kill().unwrap()).await;
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use servers::Redis;
 
 use super::{
     redis::{config, url},
-    support::{Gateway, Start, Upstream, metric, until},
+    support::{Gateway, Start, Upstream, forget, metric, until},
 };
 
 const ROUTES: &str = r#"
@@ -96,4 +96,36 @@ async fn a_redis_that_stands_still_is_late_as_any_other_and_loses_nothing() {
     server.resume().unwrap();
     is_back(&gateway, &upstream).await;
     assert!(metric(&gateway.metrics().await, "onceward_store_incarnation_changes_total") < 0.5);
+}
+
+/// Two gateways remember two keys, and one forgets the first of them: the other does not show it any more, `without` the
+/// store.
+pub(super) async fn forgets_for_both(one: &Gateway, two: &Gateway, without: impl FnOnce()) {
+    const HELD: &str = "onceward_remembered_answers";
+    for key in ["forgotten", "kept"] {
+        assert_eq!(one.post("/pay", key, "{}").await.status, 201);
+        assert!(two.post("/pay", key, "{}").await.is_replay());
+    }
+    let forgotten = one.records().await[0]["record_id"].as_str().unwrap().to_owned();
+    forget(one, &forgotten).await;
+    until("the word of it", async || metric(&two.metrics().await, HELD) < 1.5).await;
+    // Where it came as "any may have been forgotten", since it had only begun to listen.
+    assert!(two.post("/pay", "kept", "{}").await.is_replay());
+    without();
+    for gateway in [one, two] {
+        let refused = gateway.post("/pay", "forgotten", "{}").await;
+        assert_eq!((refused.status, refused.slug().as_str()), (503, "store-unavailable"), "{refused:?}");
+        let kept = gateway.post("/pay", "kept", "{}").await;
+        assert!(kept.is_replay(), "{kept:?}");
+        assert_eq!(kept.header("idempotency-status"), Some("remembered"));
+    }
+}
+
+#[tokio::test]
+async fn what_one_gateway_forgets_no_other_shows_while_redis_is_gone() {
+    let (mut server, upstream) = (Redis::start(&[]).unwrap(), Upstream::charging().await);
+    let config = config(&url(&server), "");
+    let start = || Start::before(&upstream).config(&config);
+    let (one, two) = (start().start().await, start().start().await);
+    forgets_for_both(&one, &two, || server.kill().unwrap()).await;
 }

@@ -362,6 +362,13 @@ impl Drop for Gateway {
     }
 }
 
+/// Forgets a record, as an operator does.
+pub(crate) async fn forget(gateway: &Gateway, record: &str) {
+    let token = format!("Bearer {}", gateway.token());
+    let done = gateway.admin("DELETE", &format!("/records/{record}"), &[("Authorization", &token)], "").await;
+    assert_eq!(done.status, 200, "{done:?}");
+}
+
 /// Every file below `folder`, with what is in it.
 pub(crate) fn files_below(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut files = Vec::new();

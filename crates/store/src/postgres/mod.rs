@@ -55,8 +55,8 @@ use tokio_postgres::types::Type;
 use self::{address::Address, batch::Batcher, lane::Lane, migrate::SchemaError, row::big};
 pub use self::{effects::PostgresEffects, error::Failure};
 use crate::{
-    Answer, Filter, Insert, Kind, Page, RULES_BYTES_MAX, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write,
-    figures::Figures, watch::Watchers,
+    Answer, Filter, HearsForgotten, Insert, Kind, Page, RULES_BYTES_MAX, Read, Stats, Store, StoreError, Swept, Usage,
+    Watch, Write, figures::Figures, forgotten::Forgotten, watch::Watchers,
 };
 
 /// The most rows of one page of a scan.
@@ -130,6 +130,8 @@ struct Shared {
     upkeep: Lane,
     compensating: Lane,
     watchers: Watchers,
+    /// Who is told of what is forgotten.
+    forgotten: Forgotten,
     figures: Figures,
     health: upkeep::Health,
 }
@@ -170,6 +172,7 @@ impl Postgres {
             upkeep: lane(upkeep::DEADLINE),
             compensating: lane(compensation::DEADLINE),
             watchers: Watchers::default(),
+            forgotten: Forgotten::default(),
             figures: Figures::default(),
             health: upkeep::Health::new(Arc::clone(&identity)),
             options,
@@ -190,7 +193,7 @@ impl Postgres {
         tasks.spawn(waiting::say(Arc::clone(&shared), from));
         let listen = shared.options.listen.clone().unwrap_or_else(|| shared.options.address.clone());
         let listening: Arc<AtomicBool> = Arc::clone(&shared.health.listening);
-        tasks.spawn(waiting::listen(listen, shared.watchers.clone(), listening));
+        tasks.spawn(waiting::listen(listen, shared.watchers.clone(), shared.forgotten.clone(), listening));
         tasks.spawn(upkeep::tick(Arc::clone(&shared)));
         tasks.spawn(upkeep::count(Arc::clone(&shared)));
         Ok(Self { shared, claims, settling, waited, _tasks: tasks })
@@ -242,6 +245,13 @@ impl Postgres {
         Ok(rows.first().is_some_and(|row| row.get(0)))
     }
 
+    /// Tells others, where a write that forgets was applied.
+    async fn forgot(&self, forgets: bool, id: &RecordId, written: &Result<Write, StoreError>) {
+        if forgets && matches!(written, Ok(Write::Applied { .. })) {
+            waiting::tell_forgotten(&self.shared, id).await;
+        }
+    }
+
     /// A call that ends: whatever it waits for, no longer than two calls on the server may take.
     async fn within<T>(
         &self,
@@ -282,6 +292,7 @@ impl Store for Postgres {
 
     fn replace<'a>(&'a self, id: RecordId, write: &'a Replacement) -> Answer<'a, Write> {
         let mut write = write.clone();
+        let erases = write.facts.state == State::Erased;
         let written = async move {
             if mutant::is(Mutant::FenceNotCompared)
                 && let Some(there) = step::get(&self.shared, id).await?.record
@@ -290,7 +301,11 @@ impl Store for Postgres {
             }
             self.settling.write(id, write).await.map(step::Answered::into_write)
         };
-        Box::pin(self.within(StoreError::unknown, written))
+        Box::pin(async move {
+            let written = self.within(StoreError::unknown, written).await;
+            self.forgot(erases, &id, &written).await;
+            written
+        })
     }
 
     fn extend(&self, id: RecordId, holder: Fence, lease: Duration) -> Answer<'_, Write> {
@@ -298,7 +313,11 @@ impl Store for Postgres {
     }
 
     fn remove(&self, id: RecordId, expect: Expect) -> Answer<'_, Write> {
-        Box::pin(self.within(StoreError::unknown, step::remove(&self.shared, id, expect)))
+        Box::pin(async move {
+            let written = self.within(StoreError::unknown, step::remove(&self.shared, id, expect)).await;
+            self.forgot(matches!(expect, Expect::Seen(..)), &id, &written).await;
+            written
+        })
     }
 
     fn get(&self, id: RecordId) -> Answer<'_, Read> {
@@ -322,6 +341,10 @@ impl Store for Postgres {
         // Where too many are to be said, this one looks again by itself.
         let _ = self.waited.try_send(id);
         watch
+    }
+
+    fn tell_forgotten(&self, hears: HearsForgotten) {
+        self.shared.forgotten.set(hears);
     }
 
     fn keep_rules<'a>(&'a self, policy: u32, rules: &'a str) -> Answer<'a, ()> {

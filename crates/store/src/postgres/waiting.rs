@@ -4,6 +4,9 @@
 //! notifications make commits queue. A writer that looked before it was said notifies nobody, so whoever waits looks
 //! once more shortly after. A notification that is lost otherwise, by a connection that breaks, costs one second: then
 //! whoever waits looks again.
+//!
+//! Keys that are forgotten or erased are told on a channel of their own, for those who remember answers. After the
+//! listening connection broke, all may have been.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -22,8 +25,10 @@ use tokio::{
 use tokio_postgres::{AsyncMessage, types::Type};
 
 use super::{Shared, address::Address, row::span};
-use crate::watch::Watchers;
+use crate::{forgotten::Forgotten, watch::Watchers};
 
+/// The channel of what was forgotten or erased.
+const FORGOTTEN: &str = "onceward.forgotten";
 /// How long after a key was said whoever waits for it looks once more: longer than a commit that was on its way takes.
 const LOOK_ONCE_MORE: Duration = Duration::from_millis(25);
 /// How often whoever waits looks again without being notified.
@@ -35,22 +40,40 @@ const SAY_MAX: usize = 256;
 /// The pause before the listening connection is made again.
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// Tells every process that a key was forgotten or erased. Those who do not hear of it learn it when they look, at the
+/// latest when what they remember is over.
+pub(super) async fn tell_forgotten(shared: &Shared, id: &RecordId) {
+    let hex: String = id.0.iter().map(|byte| format!("{byte:02x}")).collect();
+    let told = match shared.plain() {
+        Ok(lane) => {
+            lane.read("SELECT pg_notify($1, $2)", &[(&FORGOTTEN, Type::TEXT), (&hex, Type::TEXT)]).await.map(drop)
+        }
+        Err(error) => Err(error),
+    };
+    if let Err(error) = told {
+        tracing::warn!(%error, record = %id.short(), "others could not be told of a key that was forgotten");
+    }
+}
+
 /// Listens, on a connection of its own that no pooler may carry.
-pub(super) async fn listen(address: Address, watchers: Watchers, listening: Arc<AtomicBool>) {
+pub(super) async fn listen(address: Address, watchers: Watchers, forgotten: Forgotten, listening: Arc<AtomicBool>) {
     loop {
-        let woken = watchers.clone();
+        let (woken, told_of) = (watchers.clone(), forgotten.clone());
         let heard = move |message| {
-            if let AsyncMessage::Notification(told) = message
-                && let Some(id) = id_of(told.payload())
-            {
-                woken.wake(&id);
+            let AsyncMessage::Notification(told) = message else { return };
+            match (told.channel(), id_of(told.payload())) {
+                // What is no id is told as all.
+                (FORGOTTEN, id) => told_of.tell(id),
+                (_, Some(id)) => woken.wake(&id),
+                (_, None) => {}
             }
         };
         match address.connect(heard).await {
             Ok((client, connection)) => {
                 let carried = tokio::spawn(connection);
-                match client.batch_execute("LISTEN onceward").await {
+                match client.batch_execute("LISTEN onceward; LISTEN \"onceward.forgotten\"").await {
                     Ok(()) => {
+                        forgotten.tell(None);
                         listening.store(true, Ordering::Relaxed);
                         // It ends with the connection; nothing more is said on it.
                         let _ = carried.await;

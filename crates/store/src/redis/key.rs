@@ -15,6 +15,8 @@ pub(super) const META: &str = "idemp:v1:meta";
 pub(super) const RULES: &str = "idemp:v1:{rules}";
 /// Their policies, the oldest first: a list.
 pub(super) const RULES_ORDER: &str = "idemp:v1:{rules}:order";
+/// The channel on which processes are told of what was forgotten or erased: the id's bytes.
+pub(super) const FORGOTTEN: &str = "idemp:v1:forgotten";
 /// Every record's key, for SCAN: sixteen bytes before the id, 43 of it.
 pub(super) const RECORDS: &str = "idemp:v1:{p???}:???????????????????????????????????????????";
 

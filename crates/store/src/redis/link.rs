@@ -24,7 +24,7 @@ use super::{
     address::{Address, CONNECT_TIMEOUT, Heard, Opening, handed_on},
     error::{Failure, ends_connection, is_missing_script, read_failed, step_failed},
     info::Info,
-    key::Keys,
+    key::{FORGOTTEN, Keys},
 };
 use crate::{Kind, StoreError};
 
@@ -171,6 +171,16 @@ impl Link {
             self.failed(&live, error);
         }
         ids.get(..done).unwrap_or_default().to_vec()
+    }
+
+    /// Subscribes to the channel of what is forgotten; returns whether that is confirmed.
+    pub(super) async fn subscribe_forgotten(&self) -> bool {
+        let Ok(mut live) = self.live().await else { return false };
+        let subscribed = match &mut live.shape {
+            Shape::One(connection) => connection.subscribe(FORGOTTEN).await,
+            Shape::Many(connection) => connection.subscribe(FORGOTTEN).await,
+        };
+        subscribed.map_err(|error| self.failed(&live, error)).is_ok()
     }
 
     /// Takes back what was subscribed to. That it fails costs no more than messages that nobody waits for.

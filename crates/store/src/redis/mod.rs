@@ -52,7 +52,7 @@ use std::{
 use onceward_core::{
     cas::{Expect, Replacement},
     key::RecordId,
-    record::{Facts, Fence, Micros},
+    record::{Facts, Fence, Micros, State},
 };
 use tokio::{
     sync::{Notify, mpsc},
@@ -72,8 +72,8 @@ use self::{
     watch::Watching,
 };
 use crate::{
-    Answer, Cache, Filter, Insert, Kind, Page, RULES_BYTES_MAX, Read, Stats, Store, StoreError, Swept, Usage, Watch,
-    Write, figures::Figures, watch::Watchers,
+    Answer, Cache, Filter, HearsForgotten, Insert, Kind, Page, RULES_BYTES_MAX, Read, Stats, Store, StoreError, Swept,
+    Usage, Watch, Write, figures::Figures, forgotten::Forgotten, watch::Watchers,
 };
 
 /// The most records of one page of a scan.
@@ -172,6 +172,8 @@ struct Shared {
     side: Link,
     incarnations: Incarnations,
     watchers: Watchers,
+    /// Who is told of what is forgotten.
+    forgotten: Forgotten,
     figures: Figures,
     health: Health,
     remembered: shared::Remembered,
@@ -247,9 +249,9 @@ impl Redis {
         // Told in the step itself; in a Cluster to the nodes of the key's shard alone.
         let tell = if options.address.is_cluster() { "SPUBLISH" } else { "PUBLISH" };
         let watchers = Watchers::default();
-        let gone = Arc::new(Notify::new());
-        let listening =
-            Link::new(&options.address, options.deadline, Some(waiting::heard(watchers.clone(), Arc::clone(&gone))));
+        let (gone, forgotten) = (Arc::new(Notify::new()), Forgotten::default());
+        let heard = waiting::heard(watchers.clone(), forgotten.clone(), Arc::clone(&gone));
+        let listening = Link::new(&options.address, options.deadline, Some(heard));
         let link = || Link::new(&options.address, options.deadline, None);
         let shared = Arc::new(Shared {
             seen_until: AtomicU64::new(0),
@@ -263,6 +265,7 @@ impl Redis {
             side: link(),
             incarnations: Incarnations::default(),
             watchers,
+            forgotten,
             figures: Figures::default(),
             health: Health::default(),
             remembered: shared::Remembered::default(),
@@ -315,7 +318,20 @@ impl Redis {
     }
 
     async fn write(&self, id: RecordId, what: What<'_>) -> Result<Write, StoreError> {
-        self.within(StoreError::unknown, self.shared.step(id, what)).await?.into_write()
+        let forgets = match &what {
+            What::Replace(write) => write.facts.state == State::Erased,
+            What::Remove(Expect::Seen(..)) => true,
+            _ => false,
+        };
+        let written = self.within(StoreError::unknown, self.shared.step(id, what)).await?.into_write();
+        if forgets && matches!(written, Ok(Write::Applied { .. })) {
+            // Those who do not hear of it learn it when they look, at the latest when what they remember is over.
+            let tell = redis::cmd("PUBLISH").arg(key::FORGOTTEN).arg(&id.0[..]).take();
+            if let Err(failed) = self.shared.side.call(&tell).await {
+                tracing::warn!(error = %failed.read(), record = %id.short(), "others could not be told of a key that was forgotten");
+            }
+        }
+        written
     }
 }
 
@@ -364,6 +380,10 @@ impl Store for Redis {
         // Where too many are to be said, this one looks again by itself.
         let _ = self.waited.try_send(id);
         watch
+    }
+
+    fn tell_forgotten(&self, hears: HearsForgotten) {
+        self.shared.forgotten.set(hears);
     }
 
     fn keep_rules<'a>(&'a self, policy: u32, rules: &'a str) -> Answer<'a, ()> {

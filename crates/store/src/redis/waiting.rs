@@ -3,6 +3,9 @@
 //! Whoever waits subscribes to the key's channel, on which a replacement or a removal is told in its own step; in a
 //! Cluster that is a channel of the key's shard. A renewal is not told. What is lost, by a connection that breaks, costs
 //! one second: then whoever waits looks again.
+//!
+//! Keys that are forgotten or erased are told on one channel that every process listens to, for those who remember
+//! answers. After a connection broke, all may have been: what was told meanwhile is lost.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,39 +21,58 @@ use tokio::{
 };
 
 use super::{Shared, address::Heard, key, link::Link};
-use crate::watch::Watchers;
+use crate::{forgotten::Forgotten, watch::Watchers};
 
 /// How often whoever waits looks again without being told.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// The most keys that are subscribed to in one step.
 const SUBSCRIBE_MAX: usize = 256;
 
-/// Wakes whoever waits for the key of a message, and hands on that the connection is gone.
-pub(super) fn heard(watchers: Watchers, gone: Arc<Notify>) -> Heard {
+/// Wakes whoever waits for the key of a message, tells of what was forgotten, and hands on that the connection is gone.
+pub(super) fn heard(watchers: Watchers, forgotten: Forgotten, gone: Arc<Notify>) -> Heard {
     Arc::new(move |push: PushInfo| match push.kind {
         PushKind::Message | PushKind::SMessage => {
-            let channel = match push.data.first() {
-                Some(Value::BulkString(channel)) => key::id_of(channel),
-                Some(Value::SimpleString(channel)) => key::id_of(channel.as_bytes()),
-                _ => None,
-            };
-            channel.iter().for_each(|id| watchers.wake(id));
+            let mut data = push.data.iter().map(bytes);
+            match (data.next().flatten(), data.next().flatten()) {
+                (Some(channel), Some(id)) if channel == key::FORGOTTEN.as_bytes() => {
+                    // What is no id is told as all.
+                    forgotten.tell(id.try_into().ok().map(RecordId));
+                }
+                (Some(channel), _) => key::id_of(channel).iter().for_each(|id| watchers.wake(id)),
+                (None, _) => {}
+            }
         }
         PushKind::Disconnection => gone.notify_one(),
         _ => {}
     })
 }
 
+fn bytes(value: &Value) -> Option<&[u8]> {
+    match value {
+        Value::BulkString(bytes) => Some(bytes),
+        Value::SimpleString(text) => Some(text.as_bytes()),
+        _ => None,
+    }
+}
+
 /// Subscribes to the channels of keys that are waited for, and has those who wait look again each second.
 pub(super) async fn listen(shared: Arc<Shared>, link: Link, mut waited: mpsc::Receiver<RecordId>, gone: Arc<Notify>) {
     // By key, whether its channel is subscribed to.
     let mut wanted: HashMap<RecordId, bool> = HashMap::new();
+    // Whether what is forgotten is heard of.
+    let mut hears = false;
     let mut again = interval(LOOK_AGAIN);
     again.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut new = Vec::new();
     loop {
         tokio::select! {
             _ = again.tick() => {
+                if !hears {
+                    hears = link.subscribe_forgotten().await;
+                    if hears {
+                        shared.forgotten.tell(None);
+                    }
+                }
                 let left: Vec<RecordId> = wanted.keys().filter(|id| !shared.watchers.is_waited(id)).copied().collect();
                 for id in &left {
                     wanted.remove(id);
@@ -66,6 +88,7 @@ pub(super) async fn listen(shared: Arc<Shared>, link: Link, mut waited: mpsc::Re
                 }
             }
             () = gone.notified() => {
+                hears = false;
                 wanted.values_mut().for_each(|subscribed| *subscribed = false);
                 new.extend(wanted.keys().copied());
             }
