@@ -24,6 +24,7 @@ mod report;
 mod rows;
 mod servers;
 mod soak;
+mod waiters;
 
 use std::path::Path;
 use std::process::ExitCode;

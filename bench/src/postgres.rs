@@ -8,17 +8,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use futures_util::StreamExt;
 use onceward_core::key::RecordId;
-use onceward_core::record::{Facts, Micros, State};
-use onceward_core::transition;
+use onceward_core::record::Facts;
 use onceward_store::postgres::address::Address;
 use onceward_store::postgres::migrate::{MIGRATIONS, migrate};
 use onceward_store::postgres::{Options, Postgres};
-use onceward_store::{Insert, Store, Write};
+use onceward_store::{Insert, Store};
 use tokio_postgres::{Client, NoTls};
 
-use crate::inside::{outcome, payment};
+use crate::inside::payment;
 use crate::report::{Line, aim, median, percentile};
 use crate::rows::Rounds;
+use crate::waiters;
 
 const LEASE: Duration = Duration::from_secs(30);
 const DATABASE: &str = "claims";
@@ -252,65 +252,22 @@ pub(crate) async fn replays(rounds: Rounds) -> anyhow::Result<Line> {
     })
 }
 
-/// P9 across two gateways: how long after the owner's completion the waiters of another process have the record, beside
-/// those who read it every 100 ms.
+/// P9 across two gateways.
 ///
 /// # Errors
 /// Where PostgreSQL is missing, or refuses.
 pub(crate) async fn waiters(rounds: Rounds) -> anyhow::Result<Line> {
-    const WAITERS: usize = 16;
-    const EVERY: Duration = Duration::from_millis(100);
     let place = Place::new().await?;
     let (owner, other, ids) = (place.store().await?, place.store().await?, Ids::default());
-    let looking = place.client().await?;
-    let (mut pushed, mut polled) = (Vec::new(), Vec::new());
-    for round in 0..rounds.count * 10 {
-        let (id, facts) = (ids.next(), payment());
-        let Insert::Inserted { fence, .. } = owner.insert(id, &facts, LEASE).await? else {
-            anyhow::bail!("a fresh key is taken");
-        };
-        let polls = round % 10 == 0;
-        let mut waiting = Vec::new();
-        for at in 0..WAITERS {
-            let other = Arc::clone(&other);
-            waiting.push(tokio::spawn(async move {
-                if polls {
-                    tokio::time::sleep(EVERY * u32::try_from(at)? / u32::try_from(WAITERS)?).await;
-                }
-                loop {
-                    let watch = other.watch(id);
-                    if other.get(id).await?.record.is_some_and(|record| record.facts.state == State::Completed) {
-                        return anyhow::Ok(Instant::now());
-                    }
-                    if polls { tokio::time::sleep(EVERY).await } else { watch.await }
-                }
-            }));
+    let looking = Arc::new(place.client().await?);
+    let is_said = |id: RecordId| {
+        let looking = Arc::clone(&looking);
+        async move {
+            let said = "SELECT FROM onceward.waiter WHERE record_id = $1";
+            Ok(!looking.query(said, &[&id.0.as_slice()]).await?.is_empty())
         }
-        let said = "SELECT FROM onceward.waiter WHERE record_id = $1";
-        while !polls && looking.query(said, &[&id.0.as_slice()]).await?.is_empty() {
-            tokio::task::yield_now().await;
-        }
-        if polls {
-            tokio::time::sleep(EVERY * 2).await;
-        }
-        let write = transition::complete(&facts, fence, outcome(), LEASE, Micros::ZERO);
-        let transition::Write::Replace(write) = write else { anyhow::bail!("a completion replaces") };
-        ensure!(matches!(owner.replace(id, &write).await?, Write::Applied { .. }), "the owner was overtaken");
-        let completed = Instant::now();
-        for waiter in waiting {
-            let took = waiter.await??.saturating_duration_since(completed).as_secs_f64() * 1e3;
-            if polls { polled.push(took) } else { pushed.push(took) }
-        }
-    }
-    let (ours, theirs) = (percentile(&mut pushed, 0.99), percentile(&mut polled, 0.99));
-    let (half, their_half) = (percentile(&mut pushed, 0.5), percentile(&mut polled, 0.5));
-    Ok(Line {
-        name: "P9-postgres",
-        text: format!(
-            "a waiter of another gateway after the owner / polling at 100 ms: p99 {ours:.2} / {theirs:.1} ms, p50 {half:.2} / {their_half:.1} ms"
-        ),
-        figures: vec![("p99_ms", ours), ("polling_p99_ms", theirs)],
-    })
+    };
+    waiters::measure("P9-postgres", owner, other, rounds, || ids.next(), is_said).await
 }
 
 /// What `callers` at a time do for `span`, each over and over; `work` is given the caller and a number that rises.

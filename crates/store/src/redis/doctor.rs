@@ -224,8 +224,8 @@ fn budget(bytes: Option<u64>, retention: Duration, infos: &[Info], findings: &mu
     };
     let table: Vec<String> = windows.iter().map(row).collect();
     let said = format!(
-        "a completed record takes {each} bytes ({from}); kept for {}. A body that ends after an hour (`retention_body`) \
-         leaves a record of about 300 bytes",
+        "a completed record takes {each} bytes ({from}); kept for {}. With `retention_body` the answer's own bytes go before \
+         that",
         table.join("; ")
     );
     let short = most > 0 && need(10, retention) > most;
