@@ -183,6 +183,12 @@ impl Engine {
         SessionId(random_id())
     }
 
+    /// Which life of which process this is.
+    #[must_use]
+    pub fn session(&self) -> SessionId {
+        self.0.session
+    }
+
     /// The store beneath.
     #[must_use]
     pub fn store(&self) -> &Arc<dyn Store> {

@@ -64,6 +64,8 @@ struct Doubtful {
 /// What one look found.
 #[derive(Default)]
 struct Look {
+    /// Whether it is this process that settles.
+    settles: bool,
     settled: u64,
     open: HashMap<String, Unknowns>,
     seen: HashSet<RecordId>,
@@ -80,7 +82,7 @@ impl Engine {
     /// # Errors
     /// Where the store does not answer.
     pub async fn settle_unattended(&self) -> Result<u64, StoreError> {
-        self.settle_unattended_on(None).await
+        self.look_through(None, true).await
     }
 
     /// The same of one route alone, where one is named; then the gauges stay as they are.
@@ -88,7 +90,19 @@ impl Engine {
     /// # Errors
     /// Where the store does not answer.
     pub async fn settle_unattended_on(&self, only: Option<&str>) -> Result<u64, StoreError> {
-        let mut look = Look::default();
+        self.look_through(only, true).await
+    }
+
+    /// Sets the gauges of the unknown outcomes, and settles none: another process does.
+    ///
+    /// # Errors
+    /// Where the store does not answer.
+    pub async fn count_unattended(&self) -> Result<(), StoreError> {
+        self.look_through(None, false).await.map(|_none| ())
+    }
+
+    async fn look_through(&self, only: Option<&str>, settles: bool) -> Result<u64, StoreError> {
+        let mut look = Look { settles, ..Look::default() };
         let mut after = None;
         loop {
             let filter = Filter { state: Some(Seen::Unknown), route: only.map(Into::into), since: None };
@@ -104,7 +118,7 @@ impl Engine {
                 break;
             }
         }
-        let Look { mut settled, open, seen, mut new, due } = look;
+        let Look { mut settled, open, seen, mut new, due, .. } = look;
         if only.is_none() {
             self.tell(&open);
             self.lock().again.retain(|id, _| seen.contains(id));
@@ -123,7 +137,7 @@ impl Engine {
         let Some(policy) = self.0.policy_of(name) else { return Ok(()) };
         // Its lease is over, as after an outage of the store, and yet it may still be answered.
         let runs_here = self.0.flights.is_owned(&id);
-        let next = if runs_here { None } else { unattended(&record, &policy, now) };
+        let next = if runs_here || !look.settles { None } else { unattended(&record, &policy, now) };
         if let Some(Unattended::Settle(write)) = &next
             && self.settle(id, write, SettledBy::Policy).await?
         {

@@ -72,6 +72,19 @@ impl Opened {
         }
     }
 
+    /// Whether this process, by a name that no other has, is the one that does something for all: from now on for `span`,
+    /// and longer where it asks again before that is over.
+    ///
+    /// # Errors
+    /// Where the store does not answer.
+    pub async fn keep_turn(&self, name: &str, process: &str, span: Duration) -> Result<bool, StoreError> {
+        match self {
+            Self::Embedded(_) => Ok(true),
+            Self::Postgres(store) => store.keep_turn(name, process, span).await,
+            Self::Redis(store) => store.keep_turn(name, process, span).await,
+        }
+    }
+
     /// How many ended records are to be removed at a time.
     #[must_use]
     pub fn swept_max(&self) -> usize {
@@ -234,6 +247,8 @@ async fn in_redis(config: &Config, said: &RedisStore) -> Result<(Opened, Vec<Str
     let shown = address.to_string();
     let mut options = redis::Options::new(address);
     options.strategy = said.strategy;
+    options.evictions = said.evictions;
+    options.wait = said.wait;
     options.deadline = options.deadline.max(config.store.deadline);
     // Counting reads every record now and then, and only quotas ask for it.
     options.usage = config.quotas != Quotas::default();

@@ -39,6 +39,9 @@ const MUTANT: &str = "ONCEWARD_MUTANT";
 const CERTIFICATES_EVERY: Duration = Duration::from_secs(2);
 /// How often unknown outcomes are looked through.
 const SETTLE_EVERY: Duration = Duration::from_secs(5);
+/// Whose turn it is to settle them, of the gateways of a store; how long a dead one keeps it.
+const SETTLE_TURN: &str = "settle";
+const SETTLE_TURN_LASTS: Duration = Duration::from_secs(15);
 
 /// Why a process did not start, or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -413,7 +416,7 @@ impl Background {
             }
         };
         let sweep = sweep::keep(store.store(), store.swept_max(), Arc::clone(guarded), metrics);
-        let settle = settle(engine.clone());
+        let settle = settle(engine.clone(), store.clone());
         Self(vec![tokio::spawn(serve), tokio::spawn(sweep), tokio::spawn(settle)])
     }
 
@@ -422,12 +425,19 @@ impl Background {
     }
 }
 
-async fn settle(engine: Engine) {
+/// Unknown outcomes are looked through by every process, for its gauges, and settled by one at a time.
+async fn settle(engine: Engine, store: Opened) {
+    let process = format!("{:?}", engine.session());
     let mut tick = tokio::time::interval(SETTLE_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        match engine.settle_unattended().await {
+        let looked = match store.keep_turn(SETTLE_TURN, &process, SETTLE_TURN_LASTS).await {
+            Ok(true) => engine.settle_unattended().await,
+            Ok(false) => engine.count_unattended().await.map(|()| 0),
+            Err(error) => Err(error),
+        };
+        match looked {
             Ok(0) => {}
             Ok(settled) => tracing::info!(settled, "unknown outcomes were settled by policy"),
             Err(error) => tracing::warn!(%error, "unknown outcomes could not be looked through"),

@@ -470,6 +470,15 @@ fn records_in_redis_want_durability_and_environment_written_for_every_route() {
         (defaults("").replace("redis://h", "redis://u:hunter2@h:p"), "names no server at \"h:p\""),
         (defaults("").replace("redis://h\"", "redis://h\"\nca = \"ca.pem\""), "speaks in clear: write rediss://"),
         (defaults("").replace("redis://h\"", "rediss://h\"\nkey = \"key.pem\""), "lacks \"cert\""),
+        (
+            defaults("").replace("redis://h\"", "redis://h\"\nstrategy = \"watch\"\ndetect_evictions = \"inline\""),
+            "leave out strategy = \"watch\"",
+        ),
+        (
+            defaults("").replace("redis://h\"", "redis://h\"\nwait = { replicas = 1, timeout = \"500ms\" }"),
+            "must be below \"deadline\" in [store], 500ms",
+        ),
+        (defaults("").replace("redis://h\"", "redis://h\"\nwait = { timeout = \"50ms\" }"), "lacks \"replicas\""),
     ];
     for (text, want) in rows {
         let told = complaint(with_upstream(&text));
@@ -513,6 +522,7 @@ const PROTOCOL_KEYS: &str = "
     listen.address listen.tls listen.trusted listen.drain admin.address admin.token
     store.kind store.path store.deadline store.breaker store.reserve
     store.redis.url store.redis.username store.redis.password store.redis.strategy store.redis.sentinel_username
+    store.redis.detect_evictions store.redis.wait
     store.redis.sentinel_password store.redis.ca store.redis.cert store.redis.key
     store.postgres.url store.fallback.kind store.fallback.duplicates
     upstream.name upstream.url upstream.ca upstream.client_cert upstream.http2

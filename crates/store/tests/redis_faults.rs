@@ -12,7 +12,7 @@ use onceward_core::{
 };
 use onceward_store::{
     Applied, Filter, Insert, Kind, Store, StoreError, Write,
-    redis::{Options, Redis, Strategy, address::Address},
+    redis::{Evictions, Options, Redis, Strategy, Wait, address::Address},
 };
 use redis_place::{LEASE, claim, complete, facts, id, is_there, opened, options, try_complete, until};
 use servers::Redis as Server;
@@ -158,6 +158,74 @@ async fn a_full_server_refuses_claims_and_says_so_and_what_is_in_flight_outlives
     until(async || store.stats().cache.is_some_and(|cache| cache.evicted > 0)).await;
     let concerns = store.stats().concerns.join("\n");
     assert!(concerns.contains("volatile-lru") && concerns.contains("evicted"), "{concerns}");
+}
+
+#[tokio::test]
+async fn evictions_are_told_as_a_loss_before_the_next_grant_where_that_is_asked_for() {
+    let settings = [("maxmemory", "6mb"), ("maxmemory-policy", "volatile-lru")];
+    let server = Server::start(&settings).unwrap();
+    let other = opened(&server).await;
+    let inline = Options { evictions: Evictions::Inline, ..options(&server.url()) };
+    let store = Redis::open(inline.clone()).await.unwrap();
+    let evicted = || {
+        let info = server.command(&["INFO", "stats"]).unwrap();
+        let line = info.lines().find_map(|line| line.strip_prefix("evicted_keys:")).unwrap();
+        line.trim().parse::<u64>().unwrap()
+    };
+    let losses = || store.stats().cache.unwrap().losses;
+    let mut number = 0;
+    for burst in 1..=20 {
+        let (before, told) = (evicted(), losses());
+        while evicted() == before {
+            number += 1;
+            complete_large(&other, number).await.unwrap();
+        }
+        number += 1;
+        // Refused once at most for each eviction, the claim's own included; told before it is granted.
+        while let Err(refused) = claim(&store, number).await {
+            assert_eq!((&refused.kind, refused.applied), (&Kind::Incarnation, Applied::No), "{refused:?}");
+        }
+        assert!(losses() > told && store.lost_ago().is_some(), "burst {burst}: granted after evictions nobody told of");
+    }
+    assert!(store.stats().cache.unwrap().last[0].why.contains("evicted"));
+    let refused = Redis::open(Options { strategy: Strategy::Watch, ..inline }).await.unwrap_err().to_string();
+    assert!(refused.contains("strategy"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_write_counts_once_as_many_replicas_have_it_as_are_asked_for() {
+    let server = Server::start(&[]).unwrap();
+    let replica = server.replica().unwrap();
+    for (strategy, number) in [(Strategy::Script, 1), (Strategy::Watch, 11)] {
+        let waiting = async |timeout| {
+            let (wait, deadline) = (Some(Wait { replicas: 1, timeout }), Duration::from_secs(40));
+            Redis::open(Options { strategy, wait, deadline, ..options(&server.url()) }).await.unwrap()
+        };
+        let store = waiting(Duration::from_secs(20)).await;
+        let has = |number: u32| {
+            let key = format!("idemp:v1:{{p{:03}}}:{}", id(number).partition(), id(number));
+            replica.command(&["GETRANGE", &key, "3", "3"]).unwrap()
+        };
+        let fence = claim(&store, number).await.unwrap();
+        assert_eq!(has(number), "\u{1}", "the replica has it once the claim is granted");
+        complete(&store, number, fence, LEASE).await;
+        assert_eq!(has(number), "\u{3}", "and the answer once it is recorded");
+
+        let hasty = waiting(Duration::from_millis(300)).await;
+        replica.promote().unwrap();
+        let unsure = claim(&hasty, number + 1).await.unwrap_err();
+        assert_eq!((&unsure.kind, unsure.applied), (&Kind::Unavailable, Applied::Unknown), "{unsure:?}");
+        assert!(unsure.source.unwrap().to_string().contains("0 of 1 replicas"));
+        assert!(is_there(&hasty, number).await, "who asks for what is there waits for nobody");
+        let again = hasty.insert(id(number), &facts(number + 2), LEASE).await;
+        assert!(matches!(again, Ok(Insert::Existing { .. })), "{again:?}");
+        // It is applied at the primary all the same, and whoever repeats it waits again.
+        let repeated = hasty.insert(id(number + 1), &facts(number + 1), LEASE).await.unwrap_err();
+        assert_eq!(repeated.applied, Applied::Unknown);
+        replica.replicate(&server).unwrap();
+        until(async || hasty.insert(id(number + 1), &facts(number + 1), LEASE).await.is_ok()).await;
+        assert_eq!(has(number + 1), "\u{1}");
+    }
 }
 
 /// A claim and a completion of ten thousand bytes.

@@ -52,6 +52,17 @@ pub(super) const ABOUT: &[(&str, &str, &str)] = &[
         "script",
         "Each step is one script. watch: a transaction, where scripts are forbidden; not on a Cluster.",
     ),
+    (
+        "store.redis.detect_evictions",
+        "polled",
+        "Each second. inline: before each grant, too, and then as a loss; costs about as much as another claim.",
+    ),
+    ("store.redis.wait.replicas", "", "So many replicas of a primary have to have a write before it counts (WAIT)."),
+    (
+        "store.redis.wait.timeout",
+        "100ms",
+        "How soon; what they do not have by then counts as unknown. Below store.deadline.",
+    ),
     ("store.redis.sentinel_username", "", "The ACL user of the Sentinels, where they have one of their own."),
     ("store.redis.sentinel_password", "", "The password of the Sentinels, where they have one of their own."),
     ("store.redis.ca", "", "The only authorities of the servers' certificates; those of the system where left out."),

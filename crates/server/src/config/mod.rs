@@ -34,7 +34,10 @@ use http::Uri;
 use ipnet::IpNet;
 use onceward::{
     Quotas,
-    store::{circuit::Breaker, redis::Strategy},
+    store::{
+        circuit::Breaker,
+        redis::{Evictions, Strategy, Wait},
+    },
 };
 
 mod about;
@@ -166,6 +169,10 @@ pub struct RedisStore {
     pub url: Secret,
     /// How steps are taken.
     pub strategy: Strategy,
+    /// When evictions are noticed.
+    pub evictions: Evictions,
+    /// How many replicas a write has to reach.
+    pub wait: Option<Wait>,
     /// Counts before the one in `url`.
     pub username: Option<String>,
     /// Counts before the one in `url`.

@@ -20,6 +20,9 @@ use super::{
     units::{self, shown},
 };
 
+/// Within which an operation of the store is answered, where nothing else is said.
+pub(super) const STORE_DEADLINE: Duration = Duration::from_millis(500);
+
 /// A table over another one: what the first does not say, the second may.
 #[derive(Clone, Copy)]
 pub(super) struct Layers<'a> {
@@ -126,7 +129,7 @@ pub(super) fn config(root: &Node, inputs: &Inputs<'_>, problems: &mut Problems<'
         redis: redis::store(store, section("identity"), inputs, problems),
         path: PathBuf::from(store.text("path").unwrap_or("onceward-data")),
         durable_required: store.text("durable") == Some("required"),
-        deadline: store.duration("deadline", Duration::from_millis(500)),
+        deadline: store.duration("deadline", STORE_DEADLINE),
         breaker: {
             let (said, default) = (store.sub("breaker"), Breaker::default());
             let failures = said.integer("failures", default.failures);

@@ -1,16 +1,16 @@
 //! `[store.redis]`: where the servers are and how they are reached, and what routes must say of records that are there.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use onceward::store::redis::{
-    Strategy,
+    Evictions, Strategy, Wait,
     address::{Address, Credentials, InvalidAddress, Tls},
 };
 
 use super::{
     Inputs, RedisStore,
     problem::{Origin, Problems},
-    read::{Layers, follow},
+    read::{Layers, STORE_DEADLINE, follow},
     read_route::Reader,
     route::Mode,
     secret::Secret,
@@ -58,9 +58,21 @@ pub(super) fn store(
         };
         problems.error(at, format!(r#""url" in {WHOSE}: {why}"#));
     }
+    let strategy = section.choice("strategy", &[("watch", Strategy::Watch)], Strategy::Script);
+    let evictions = section.choice("detect_evictions", &[("inline", Evictions::Inline)], Evictions::Polled);
+    if let Some(at) =
+        section.at("detect_evictions").filter(|_| (evictions, strategy) == (Evictions::Inline, Strategy::Watch))
+    {
+        let why = format!(
+            r#""detect_evictions" in {WHOSE}: "inline" is the script's work: leave out strategy = "watch", or this"#
+        );
+        problems.error(at, why);
+    }
     Some(RedisStore {
+        wait: wait(section, store, problems),
+        evictions,
         url: url.unwrap_or_else(|| Secret::new("redis://localhost".into())),
-        strategy: section.choice("strategy", &[("watch", Strategy::Watch)], Strategy::Script),
+        strategy,
         username: section.text("username").map(ToOwned::to_owned),
         password,
         sentinel_username: section.text("sentinel_username").map(ToOwned::to_owned),
@@ -68,6 +80,26 @@ pub(super) fn store(
         ca,
         client_cert,
     })
+}
+
+/// How many replicas a write has to reach, and before a call is given up.
+fn wait(section: Layers<'_>, store: Layers<'_>, problems: &mut Problems<'_>) -> Option<Wait> {
+    let at = section.at("wait")?;
+    let said = section.sub("wait");
+    if said.node("replicas").is_none() {
+        problems
+            .error(at, format!(r#""wait" in {WHOSE} lacks "replicas": so many have to have a write, for example 1"#));
+    }
+    let timeout = said.duration("timeout", Duration::from_millis(100));
+    let deadline = store.duration("deadline", STORE_DEADLINE);
+    if timeout >= deadline {
+        let at = said.at("timeout").unwrap_or(at);
+        let why = format!(
+            r#""timeout" in "wait" of {WHOSE} is {timeout:?}: it must be below "deadline" in [store], {deadline:?}, within which the whole step has to be answered"#
+        );
+        problems.error(at, why);
+    }
+    Some(Wait { replicas: said.integer("replicas", 1), timeout })
 }
 
 /// Why it names no servers.

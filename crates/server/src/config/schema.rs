@@ -154,6 +154,14 @@ pub(super) const ROOT: &[Key] = &[
                     key("username", USER),
                     key("password", Kind::Secret),
                     key("strategy", Kind::Choice(&["script", "watch"])),
+                    key("detect_evictions", Kind::Choice(&["polled", "inline"])),
+                    key(
+                        "wait",
+                        Kind::Table(&[
+                            key("replicas", Kind::Integer(1, 16)),
+                            key("timeout", Kind::Duration(ms(1), secs(60))),
+                        ]),
+                    ),
                     key("sentinel_username", USER),
                     key("sentinel_password", Kind::Secret),
                     key("ca", PATH),

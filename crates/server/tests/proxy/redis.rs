@@ -4,7 +4,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use servers::{Redis, Sentinels};
 
 use super::support::{
-    Answer, Client, Gate, Gateway, Start, Step, Upstream, charged, metric, onceward, output, post, until,
+    Answer, Client, Gate, Gateway, Start, Step, Upstream, answer, charged, metric, onceward, output, post, until,
 };
 
 const BODY: &str = "{\"amount\":5}";
@@ -150,6 +150,33 @@ async fn what_a_killed_gateway_left_in_doubt_is_in_doubt_for_the_others_and_is_s
     let replay = lives.post("/pay", "k-1", BODY).await;
     assert!(replay.status == 200 && replay.is_replay(), "{replay:?}");
     assert_eq!(upstream.effects("k-1"), 1);
+}
+
+#[tokio::test]
+async fn what_is_in_doubt_is_asked_about_by_one_gateway_and_by_another_when_that_one_is_gone() {
+    let server = Redis::start(&[]).unwrap();
+    let upstream = Upstream::start(|_, _| vec![Step::Close]).await;
+    // They cannot tell.
+    let books = Upstream::start(|_, _| vec![answer(503, &[], "").into()]).await;
+    let probe = format!("{{ url = \"http://{}/{{record}}\", executed = [200], quiesce = \"0s\" }}", books.address);
+    let defaults = format!("on_unknown = [\"probe\"]\nprobe = {probe}");
+    let both =
+        [before(&upstream, &server, &defaults).start().await, before(&upstream, &server, &defaults).start().await];
+    assert_eq!(both[0].post("/pay", "k-1", BODY).await.slug(), "upstream-failed");
+    let asked = async |gateway: &Gateway| {
+        let metrics = gateway.metrics().await;
+        let line = metrics.lines().find(|line| line.starts_with("onceward_probes_total")).unwrap_or("0").to_owned();
+        line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()
+    };
+    until("two probes", async || books.received().len() >= 2).await;
+    let (by_one, by_two) = (asked(&both[0]).await, asked(&both[1]).await);
+    assert!(by_one == 0 || by_two == 0, "{by_one} {by_two}");
+    let known = metric(&both[0].metrics().await, "onceward_unknown_open{route=\"default\"}");
+    assert!(known > 0.5, "both count what is in doubt");
+    let [one, two] = both;
+    let (mut has_turn, other) = if by_one > 0 { (one, two) } else { (two, one) };
+    has_turn.kill().await;
+    until("the other's probe", async || asked(&other).await > 0).await;
 }
 
 /// Runs `onceward keys` with the gateway's file: exit code, and what it said.

@@ -77,6 +77,26 @@ async fn after_a_flush_lost_keys_run_again_or_are_refused_as_the_route_says() {
     all_is_lost(&gateway, &upstream).await;
     new_keys(&gateway, &upstream).await;
     is_told(&gateway, "before").await;
+    // Who starts later knows of it, and told nobody.
+    let later = start(&upstream, &server).start().await;
+    new_keys(&later, &upstream).await;
+    assert!(metric(&later.metrics().await, LOSSES) < 0.5 && !later.log().contains("lost records"), "{}", later.log());
+}
+
+// contract: store.redis.detect_evictions
+#[tokio::test]
+async fn evictions_that_are_noticed_inline_are_a_loss_and_a_route_in_quarantine_grants_nothing_after_them() {
+    let (server, upstream) = (Redis::start(&[]).unwrap(), Upstream::charging().await);
+    let inline = format!("{}\ndetect_evictions = \"inline\"", url(&server));
+    let gateway = Start::before(&upstream).config(&config(&inline, ROUTES)).start().await;
+    both_answered(&gateway).await;
+    server.command(&["CONFIG", "SET", "maxmemory", "1", "maxmemory-policy", "volatile-lru"]).unwrap();
+    let _refused = server.command(&["SET", "somebody", "else"]);
+    server.command(&["CONFIG", "SET", "maxmemory", "0"]).unwrap();
+    // Both answers are gone, and neither runs again where that is not accepted.
+    all_is_lost(&gateway, &upstream).await;
+    new_keys(&gateway, &upstream).await;
+    is_told(&gateway, "before").await;
 }
 
 #[tokio::test]

@@ -75,6 +75,22 @@ async fn is_back(gateway: &Gateway, upstream: &Upstream) {
     }
 }
 
+// contract: store.redis.wait.replicas, store.redis.wait.timeout
+#[tokio::test]
+async fn a_request_is_forwarded_once_as_many_replicas_have_its_claim_as_are_asked_for() {
+    let (server, upstream) = (Redis::start(&[]).unwrap(), Upstream::charging().await);
+    let waits = format!("{}\nwait = {{ replicas = 1, timeout = \"2s\" }}", url(&server));
+    let gateway = Start::before(&upstream).config(&config(&waits, "")).start().await;
+    let refused = gateway.post("/pay", "k-1", "{}").await;
+    assert_eq!((refused.status, refused.slug().as_str()), (503, "store-unavailable"), "{refused:?}");
+    assert_eq!(upstream.effects("k-1"), 0);
+    let _replica = server.replica().unwrap();
+    // What was claimed and not granted is freed.
+    until("a grant", async || gateway.post("/pay", "k-1", "{}").await.status == 201).await;
+    assert!(gateway.post("/pay", "k-1", "{}").await.is_replay());
+    assert_eq!(upstream.effects("k-1"), 1);
+}
+
 // contract: store-unavailable, route.on_store_outage, store.breaker.failures, store.breaker.open, limits.replay_cache
 #[tokio::test]
 async fn a_redis_that_is_killed_denies_or_bypasses_and_is_asked_again_once_it_is_back() {

@@ -48,6 +48,7 @@ pub const MIGRATIONS: &[Migration] = migrations![
     8 "compensation" "0008_compensation.sql",
     9 "reconcile" "0009_reconcile.sql",
     10 "store" "0010_store.sql",
+    11 "keep_turn" "0011_keep_turn.sql",
 ];
 
 /// Why the schema is not what is needed.

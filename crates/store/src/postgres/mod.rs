@@ -252,6 +252,18 @@ impl Postgres {
         }
     }
 
+    /// Whether `process` is the one that does for all what goes by this name: from now on for `span`, and longer where
+    /// it asks again before that is over.
+    ///
+    /// # Errors
+    /// Where the database does not answer.
+    pub async fn keep_turn(&self, name: &str, process: &str, span: Duration) -> Result<bool, StoreError> {
+        let sql = "SELECT onceward.store_keep_turn($1, $2, $3)";
+        let parameters = [(&name as _, Type::TEXT), (&process as _, Type::TEXT), (&row::span(span) as _, Type::INT8)];
+        let rows = self.shared.plain()?.write(sql, &parameters).await.map_err(|failed| failed.error)?;
+        Ok(rows.first().is_some_and(|row| row.get(0)))
+    }
+
     /// A call that ends: whatever it waits for, no longer than two calls on the server may take.
     async fn within<T>(
         &self,

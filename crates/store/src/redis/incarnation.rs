@@ -8,7 +8,11 @@
 
 use std::{
     collections::{BTreeSet, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{
+        Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use onceward_core::{key::PARTITIONS, record::Micros};
@@ -32,6 +36,8 @@ pub(super) enum Lost {
     Everything,
     /// The marker is of another history: what came last may be missing.
     MayBeBehind,
+    /// It evicted keys for want of memory, which may have been completed records.
+    Evicted,
     /// Another process has made the marker anew, and knows why.
     NoticedElsewhere,
 }
@@ -41,6 +47,7 @@ impl Lost {
         match self {
             Self::Everything => "it was emptied, or started without its data",
             Self::MayBeBehind => "it was started again, or failed over",
+            Self::Evicted => "it evicted keys for want of memory",
             Self::NoticedElsewhere => "another process noticed that it was emptied, started again or failed over",
         }
     }
@@ -50,6 +57,8 @@ impl Lost {
 #[derive(Debug)]
 pub(super) struct Incarnations {
     epochs: RwLock<Vec<Epoch>>,
+    /// By partition, how many keys its server is known to have evicted.
+    evicted: Vec<AtomicU64>,
     state: Mutex<State>,
     /// Held by whoever looks at all markers, one at a time.
     pub(super) looking: tokio::sync::Mutex<()>,
@@ -63,13 +72,24 @@ struct State {
     well_at: Micros,
     losses: VecDeque<Loss>,
     count: u64,
-    last: Option<Instant>,
+    last: Option<Last>,
+    /// The last loss is not yet where other processes find it.
+    is_unsaid: bool,
+}
+
+/// The last loss: when this process learned of it, how long ago it was then, and when it was by the store's time.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    learned: Instant,
+    ago: Duration,
+    at: Micros,
 }
 
 impl Default for Incarnations {
     fn default() -> Self {
         let epochs = vec![Epoch::default(); usize::from(PARTITIONS)];
-        Self { epochs: RwLock::new(epochs), state: Mutex::default(), looking: tokio::sync::Mutex::default() }
+        let evicted = epochs.iter().map(|_| AtomicU64::new(0)).collect();
+        Self { epochs: RwLock::new(epochs), evicted, state: Mutex::default(), looking: tokio::sync::Mutex::default() }
     }
 }
 
@@ -89,6 +109,16 @@ impl Incarnations {
         let Some(known) = epochs.get_mut(usize::from(partition)) else { return false };
         let before = std::mem::replace(known, epoch);
         before != epoch && before != Epoch::default()
+    }
+
+    pub(super) fn evicted(&self, partition: u16) -> u64 {
+        self.evicted.get(usize::from(partition)).map_or(0, |known| known.load(Ordering::SeqCst))
+    }
+
+    /// Takes for known how many keys the partition's server has evicted; tells whether they are more than before.
+    pub(super) fn learn_evicted(&self, partition: u16, count: u64) -> bool {
+        let known = self.evicted.get(usize::from(partition));
+        known.is_some_and(|known| known.swap(count, Ordering::SeqCst) < count)
     }
 
     /// What epochs may begin with, one after the other.
@@ -126,7 +156,8 @@ impl Incarnations {
             "Redis lost records: keys claimed or completed between these times may run again"
         );
         state.count += 1;
-        state.last = Some(Instant::now());
+        state.last = Some(Last { learned: Instant::now(), ago: Duration::ZERO, at });
+        state.is_unsaid = true;
         state.losses.push_back(loss);
         if state.losses.len() > LOSSES_MAX {
             state.losses.pop_front();
@@ -139,9 +170,29 @@ impl Incarnations {
         (state.count, state.losses.iter().cloned().collect())
     }
 
-    /// How long ago it was noticed last.
-    pub(super) fn lost_ago(&self) -> Option<std::time::Duration> {
-        self.lock().last.map(|at| at.elapsed())
+    /// How long ago it was noticed last, by this process or before its start.
+    pub(super) fn lost_ago(&self) -> Option<Duration> {
+        self.lock().last.map(|last| last.learned.elapsed() + last.ago)
+    }
+
+    /// Takes a loss for known that others noticed before this process started. It told nobody, and is not counted.
+    pub(super) fn knows_of(&self, at: Micros, now: Micros) {
+        let mut state = self.lock();
+        if state.last.is_none() {
+            state.last = Some(Last { learned: Instant::now(), ago: now.since(at), at });
+        }
+    }
+
+    /// When the last loss was noticed, where others cannot know that yet.
+    pub(super) fn unsaid(&self) -> Option<Micros> {
+        let state = self.lock();
+        state.last.filter(|_| state.is_unsaid).map(|last| last.at)
+    }
+
+    /// Others can know of the loss of this time.
+    pub(super) fn is_said(&self, at: Micros) {
+        let mut state = self.lock();
+        state.is_unsaid &= state.last.is_some_and(|last| last.at != at);
     }
 }
 

@@ -20,7 +20,8 @@
 //!
 //! [`address`] where the servers are, `link` a connection to them, `info` what they say of themselves; `key` names,
 //! `value` a record's bytes; `step` what a step is, `script` and `watch` the two ways to take it; `incarnation` markers
-//! and losses, `upkeep` what goes on beside, `waiting` waiters, [`doctor`] whether the servers are fit, `scan` lists, `shared` what processes remember together.
+//! and losses, `upkeep` what goes on beside, `replicas` writes that are waited for there, `waiting` waiters, [`doctor`]
+//! whether the servers are fit, `scan` lists, `shared` what processes remember together.
 
 pub mod address;
 #[cfg(any(test, feature = "conformance"))]
@@ -31,6 +32,7 @@ mod incarnation;
 mod info;
 mod key;
 mod link;
+mod replicas;
 mod scan;
 mod script;
 mod shared;
@@ -60,17 +62,18 @@ use tokio::{
     time::timeout,
 };
 
-pub use self::error::Failure;
 use self::{
     address::Address,
     incarnation::{Incarnations, Mark, Marked},
     key::Keys,
     link::Link,
+    replicas::Replicas,
     script::Scripts,
     step::{Step, Stepped, What},
     upkeep::Health,
     watch::Watching,
 };
+pub use self::{error::Failure, replicas::Wait};
 use crate::{
     Answer, Cache, Filter, HearsForgotten, Insert, Kind, Page, RULES_BYTES_MAX, Read, Stats, Store, StoreError, Swept,
     Usage, Watch, Write, figures::Figures, forgotten::Forgotten, watch::Watchers,
@@ -91,6 +94,17 @@ pub enum Strategy {
     Watch,
 }
 
+/// When it is noticed that Redis evicted keys, which may have been completed records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Evictions {
+    /// At the look of each second. They are counted and told, and grants go on.
+    #[default]
+    Polled,
+    /// Before each grant, too, by the script that grants: they are a loss as a restart is. Costs the server about as much as
+    /// another claim. Of [`Strategy::Script`] alone.
+    Inline,
+}
+
 /// How the store is opened.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -100,6 +114,10 @@ pub struct Options {
     pub strategy: Strategy,
     /// How long one call may take before its connection is given up.
     pub deadline: Duration,
+    /// How many replicas a claim, a renewal and an answer have to reach before they count; none where `None`.
+    pub wait: Option<Wait>,
+    /// When evictions are noticed.
+    pub evictions: Evictions,
     /// Whether what tenants take up is counted from the start on, which reads every record now and then. Otherwise it is
     /// once somebody has asked, and until then only what this process wrote is known.
     pub usage: bool,
@@ -116,6 +134,8 @@ impl Options {
             address,
             strategy: Strategy::default(),
             deadline: Duration::from_secs(2),
+            wait: None,
+            evictions: Evictions::default(),
             usage: true,
             #[cfg(any(test, feature = "conformance"))]
             clock_moves: false,
@@ -170,6 +190,7 @@ struct Shared {
     link: Link,
     /// For all else, so that a long list holds up no claim.
     side: Link,
+    replicas: Option<Replicas>,
     incarnations: Incarnations,
     watchers: Watchers,
     /// Who is told of what is forgotten.
@@ -200,7 +221,8 @@ impl Shared {
     async fn step(&self, id: RecordId, what: What<'_>) -> Result<Stepped, StoreError> {
         let keys = Keys::of(&id);
         let epoch = self.incarnations.epoch(keys.partition);
-        let step = Step { id, keys, epoch, floor: self.floor(), what };
+        let evicted = self.incarnations.evicted(keys.partition);
+        let step = Step { id, keys, epoch, floor: self.floor(), evicted, what };
         let mut stepped = match &self.steps {
             Steps::Script(scripts) => scripts.step(&self.link, &step).await?,
             Steps::Watch(watching) => watching.step(&step, &self.incarnations.tags()).await?,
@@ -222,9 +244,13 @@ impl Shared {
                 }
                 self.watchers.wake(&id);
             }
+            Stepped::Evicted => upkeep::evicted(self, step.keys.partition, evicted).await?,
             // Whoever meets a loss says so, and is refused: what it would write may have been written before.
             Stepped::Unmarked => upkeep::unmarked(self, step.keys.partition, epoch).await?,
             _ => {}
+        }
+        if let Some((replicas, (fence, revision))) = self.replicas.as_ref().zip(stepped.written(&step)) {
+            replicas.have(&step.keys, fence, revision).await?;
         }
         Ok(stepped)
     }
@@ -242,9 +268,17 @@ impl Redis {
     /// # Errors
     /// [`OpenError`]: no server can be reached, it refuses the user, is too old, or is a replica.
     pub async fn open(options: Options) -> Result<Self, OpenError> {
-        if options.strategy == Strategy::Watch && options.address.is_cluster() {
-            let said = "a Cluster is stepped on by scripts alone: leave out strategy = \"watch\"";
-            return Err(OpenError(StoreError::not_applied(Kind::Unavailable).because(Failure::said(said))));
+        if options.strategy == Strategy::Watch {
+            let said = match options.evictions {
+                _ if options.address.is_cluster() => {
+                    "a Cluster is stepped on by scripts alone: leave out strategy = \"watch\""
+                }
+                Evictions::Inline => "a script notices evictions inline: leave out strategy = \"watch\"",
+                Evictions::Polled => "",
+            };
+            if !said.is_empty() {
+                return Err(OpenError(StoreError::not_applied(Kind::Unavailable).because(Failure::said(said))));
+            }
         }
         // Told in the step itself; in a Cluster to the nodes of the key's shard alone.
         let tell = if options.address.is_cluster() { "SPUBLISH" } else { "PUBLISH" };
@@ -256,13 +290,16 @@ impl Redis {
         let shared = Arc::new(Shared {
             seen_until: AtomicU64::new(0),
             steps: match options.strategy {
-                Strategy::Script => Steps::Script(Box::new(Scripts::new(tell, options.clock_moves()))),
+                Strategy::Script => {
+                    Steps::Script(Box::new(Scripts::new(tell, options.evictions, options.clock_moves())))
+                }
                 Strategy::Watch => {
                     Steps::Watch(Watching::new(&options.address, options.deadline, options.clock_moves()))
                 }
             },
             link: link(),
             side: link(),
+            replicas: options.wait.map(|wait| Replicas::new(wait, &options.address, options.deadline)),
             incarnations: Incarnations::default(),
             watchers,
             forgotten,
@@ -303,6 +340,15 @@ impl Redis {
     /// Where Redis does not answer.
     pub async fn take_turn(&self, name: &str, span: Duration) -> Result<bool, StoreError> {
         shared::take_turn(&self.shared, name, span).await
+    }
+
+    /// Whether `process` is the one that does for all what goes by this name: from now on for `span`, and longer where
+    /// it asks again before that is over. Two may take themselves for it for a moment.
+    ///
+    /// # Errors
+    /// Where Redis does not answer.
+    pub async fn keep_turn(&self, name: &str, process: &str, span: Duration) -> Result<bool, StoreError> {
+        shared::keep_turn(&self.shared, name, process, span).await
     }
 
     /// A call that ends: whatever it waits for, no longer than two calls on the server may take.

@@ -9,6 +9,7 @@ use onceward_core::{
 use redis::{Cmd, ToRedisArgs, Value};
 
 use super::{
+    Evictions,
     error::OTHER_KIND,
     incarnation::{Found, Mark, Marked},
     key,
@@ -27,8 +28,15 @@ pub(super) struct Scripts {
     remove: Script,
     get: Script,
     mark: Script,
+    evictions: Evictions,
 }
 
+/// Where a grant looks at evictions.
+const EVICTED: &str = "--EVICTED";
+/// Refuses where the server has evicted another number of keys than this process knows of, in the last twenty bytes of the
+/// first argument.
+const NOTICING: &str = "local evicted = string.match(call('INFO', 'stats'), 'evicted_keys:(%d+)')\n\
+    if not evicted or string.rep('0', 20 - #evicted) .. evicted ~= sub(said, -20) then return '6' end";
 /// Where a test puts what moves the clock.
 const MOVED: &str = "--MOVED";
 /// Adds what a test has put beside the marker to the server's clock.
@@ -40,8 +48,10 @@ const MOVING: &str = "do local moved = redis.call('GET', (string.gsub(KEYS[1], '
 
 impl Scripts {
     /// With `tell` for PUBLISH: in a Cluster another command tells the nodes of the key's shard alone.
-    pub(super) fn new(tell: &str, clock_moves: bool) -> Self {
+    pub(super) fn new(tell: &str, evictions: Evictions, clock_moves: bool) -> Self {
+        let noticing = if evictions == Evictions::Inline { NOTICING } else { "" };
         let step = |own: &str| {
+            let own = &own.replace(EVICTED, noticing);
             let text = [include_str!("scripts/begin.lua"), own, include_str!("scripts/found.lua")].concat();
             Script::new(&moving(&text.replace("'PUBLISH'", &format!("'{tell}'")), clock_moves))
         };
@@ -52,6 +62,7 @@ impl Scripts {
             remove: step(include_str!("scripts/remove.lua")),
             get: step(""),
             mark: Script::new(&moving(include_str!("scripts/mark.lua"), clock_moves)),
+            evictions,
         }
     }
 
@@ -71,6 +82,7 @@ impl Scripts {
                 said.extend_from_slice(&length(*lease));
                 said.extend_from_slice(&step.id.0);
                 said.extend_from_slice(packed.head());
+                self.say_evicted(&mut said, step);
                 self.insert.run(link, &keys, &[&said, packed.tail()]).await
             }
             What::Replace(write) => {
@@ -90,6 +102,7 @@ impl Scripts {
                 said.extend_from_slice(&keep);
                 said.extend_from_slice(&step.id.0);
                 said.extend_from_slice(packed.head());
+                self.say_evicted(&mut said, step);
                 let after = after.to_string();
                 let until = packed.apart.as_ref().map(|(_, until)| until.0.to_be_bytes()).unwrap_or_default();
                 match &packed.apart {
@@ -116,6 +129,12 @@ impl Scripts {
             Ok(answer) => read(link, step, answer, bytes).await,
             Err(failed) if step.what.is_read() => Err(failed.read()),
             Err(failed) => Err(failed.step()),
+        }
+    }
+
+    fn say_evicted(&self, said: &mut Vec<u8>, step: &Step<'_>) {
+        if self.evictions == Evictions::Inline {
+            said.extend_from_slice(format!("{:020}", step.evicted).as_bytes());
         }
     }
 
@@ -212,8 +231,10 @@ async fn read(link: &Link, step: &Step<'_>, answer: Value, bytes: usize) -> Resu
         _ => return Err(odd()),
     };
     let (code, rest) = said.split_first().ok_or_else(odd)?;
-    if *code == b'9' {
-        return Ok(Stepped::Unmarked);
+    match code {
+        b'9' => return Ok(Stepped::Unmarked),
+        b'6' => return Ok(Stepped::Evicted),
+        _ => {}
     }
     let (now, rest) = rest.split_at_checked(8).ok_or_else(odd)?;
     let now = Micros(eight(now).ok_or_else(odd)?);

@@ -8,10 +8,14 @@ use std::{
     time::Duration,
 };
 
+use onceward_core::record::Micros;
 use redis::{Cmd, Value};
 
 use super::{Shared, key, link::CallError};
 use crate::{Kind, RULES_MAX, StoreError};
+
+/// Under which name it is remembered when records were last lost.
+const LOST: &str = "lost";
 
 /// What this process has remembered or kept.
 #[derive(Debug, Default)]
@@ -68,6 +72,20 @@ pub(super) async fn take_turn(shared: &Shared, name: &str, span: Duration) -> Re
     call(shared, &command("SET", &[&key, "1", "NX", "PX", &span])).await.map(|set| set == Value::Okay)
 }
 
+/// Not as one step: a turn that ends between the look and the renewal may be two processes' for its length.
+pub(super) async fn keep_turn(shared: &Shared, name: &str, process: &str, span: Duration) -> Result<bool, StoreError> {
+    let key = format!("{}turn:{name}", key::NAMESPACE);
+    let span = span.as_millis().max(1).to_string();
+    if call(shared, &command("SET", &[&key, process, "NX", "PX", &span])).await? == Value::Okay {
+        return Ok(true);
+    }
+    let is_ours = text(call(shared, &command("GET", &[&key])).await?).is_some_and(|holder| holder == process);
+    if is_ours {
+        call(shared, &command("SET", &[&key, process, "XX", "PX", &span])).await?;
+    }
+    Ok(is_ours)
+}
+
 pub(super) async fn keep_rules(shared: &Shared, policy: u32, rules: &str) -> Result<(), StoreError> {
     write_rules(shared, policy, rules).await?;
     shared.remembered.lock().rules.insert(policy, rules.to_owned());
@@ -111,8 +129,16 @@ pub(super) async fn rules(shared: &Shared, policy: u32) -> Result<Option<String>
     shared.side.call(&found).await.map(text).map_err(CallError::read)
 }
 
-/// Writes again what this process knows, after a loss.
-pub(super) async fn write_again(shared: &Shared) -> Result<(), StoreError> {
+/// When a process last noticed a loss, by the store's time.
+pub(super) async fn last_loss(shared: &Shared) -> Result<Option<Micros>, StoreError> {
+    let found = shared.side.call(&command("HGET", &[key::META, LOST])).await.map(text).map_err(CallError::read)?;
+    Ok(found.and_then(|at| at.parse().ok()).map(Micros))
+}
+
+/// After a loss, once: when it was, and what this process remembers.
+pub(super) async fn say_again(shared: &Shared) -> Result<(), StoreError> {
+    let Some(at) = shared.incarnations.unsaid() else { return Ok(()) };
+    call(shared, &command("HSET", &[key::META, LOST, &at.0.to_string()])).await?;
     let known = shared.remembered.lock().clone();
     for (name, value) in &known.words {
         call(shared, &command("HSETNX", &[key::META, name, value])).await?;
@@ -120,5 +146,6 @@ pub(super) async fn write_again(shared: &Shared) -> Result<(), StoreError> {
     for (policy, rules) in &known.rules {
         write_rules(shared, *policy, rules).await?;
     }
+    shared.incarnations.is_said(at);
     Ok(())
 }

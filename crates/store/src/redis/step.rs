@@ -27,6 +27,8 @@ pub(super) struct Step<'a> {
     pub(super) epoch: Epoch,
     /// The latest time that this process was told.
     pub(super) floor: Micros,
+    /// How many keys the server had evicted, as this process knows it.
+    pub(super) evicted: u64,
     pub(super) what: What<'a>,
 }
 
@@ -65,6 +67,8 @@ pub(super) enum Stepped {
     Absent { now: Micros },
     /// The partition's marker is gone, or another's: nothing was done.
     Unmarked,
+    /// The server has evicted keys that this process does not know of: nothing was done.
+    Evicted,
     /// The server's clock is behind what was written down: nothing was done.
     Behind { wall: Micros, written: Micros },
 }
@@ -74,7 +78,20 @@ impl Stepped {
     pub(super) fn now_mut(&mut self) -> Option<&mut Micros> {
         match self {
             Self::Done { now, .. } | Self::There { now, .. } | Self::Absent { now } => Some(now),
-            Self::Unmarked | Self::Behind { .. } => None,
+            Self::Unmarked | Self::Evicted | Self::Behind { .. } => None,
+        }
+    }
+
+    /// Fence and revision of what is to reach replicas: a record that was written, or that says that this very claim was
+    /// before. A removal may be lost as any may: the key is in doubt then, and does not run again by it.
+    pub(super) fn written(&self, step: &Step<'_>) -> Option<(Fence, Revision)> {
+        match (self, &step.what) {
+            (_, What::Remove(_) | What::Get) => None,
+            (Self::Done { fence, revision, .. }, _) => Some((*fence, *revision)),
+            (Self::There { record, .. }, What::Insert { facts, .. }) if record.facts.claim_id == facts.claim_id => {
+                Some((record.stored.fence, record.stored.revision))
+            }
+            _ => None,
         }
     }
 

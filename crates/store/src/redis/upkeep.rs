@@ -18,7 +18,7 @@ use redis::{
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
-    Shared,
+    Evictions, Shared,
     error::{is_forbidden, read_failed},
     incarnation::{Found, Lost, Mark, Marked, Tag, new_epoch, tag_of},
     info::Info,
@@ -112,6 +112,13 @@ pub(super) async fn start(shared: &Shared) -> Result<(), StoreError> {
     // A clock that is not behind goes on; one that is may have been set back from what was not written down yet.
     shared.time(if wall < written { written.plus(UNWRITTEN) } else { wall });
     tell(shared, &marked, true);
+    for partition in key::partitions() {
+        learn_evicted(shared, &servers, partition);
+    }
+    super::shared::say_again(shared).await?;
+    if let Some(at) = super::shared::last_loss(shared).await? {
+        shared.incarnations.knows_of(at, shared.floor());
+    }
     Ok(())
 }
 
@@ -145,9 +152,9 @@ async fn once(shared: &Shared, counts: bool) -> Result<(), StoreError> {
     if marked.is_err() {
         partitions.iter().for_each(|partition| shared.health.touch(*partition));
     }
-    if tell(shared, &marked?, false) {
-        super::shared::write_again(shared).await?;
-    }
+    tell(shared, &marked?, false);
+    tell_evicted(shared, &servers);
+    super::shared::say_again(shared).await?;
     if counts {
         let open = count_open(shared).await?.into_iter().map(|(_, count)| count).sum();
         shared.health.lock().figures.open = open;
@@ -165,11 +172,43 @@ pub(super) async fn unmarked(shared: &Shared, partition: u16, met: super::step::
     shared.incarnations.see(servers.tags());
     let marked = mark(shared, &servers, &key::partitions().collect::<Vec<_>>()).await?;
     tell(shared, &marked, false);
-    super::shared::write_again(shared).await
+    super::shared::say_again(shared).await
 }
 
-/// Notes what markers say of losses; tells whether there was one.
-fn tell(shared: &Shared, marked: &[(u16, Marked)], is_start: bool) -> bool {
+/// A grant met evictions: they are looked at, once for all who met them, and told.
+pub(super) async fn evicted(shared: &Shared, partition: u16, met: u64) -> Result<(), StoreError> {
+    let _looking = shared.incarnations.looking.lock().await;
+    if shared.incarnations.evicted(partition) != met {
+        return Ok(());
+    }
+    let servers = ask(&shared.side).await?;
+    // One that was started again counts from nothing.
+    shared.incarnations.see(servers.tags());
+    let marked = mark(shared, &servers, &key::partitions().collect::<Vec<_>>()).await?;
+    tell(shared, &marked, false);
+    tell_evicted(shared, &servers);
+    super::shared::say_again(shared).await
+}
+
+/// Whether the partition's server has evicted more than was known.
+fn learn_evicted(shared: &Shared, servers: &Servers, partition: u16) -> bool {
+    let count = servers.of(partition).map(|info| info.number("evicted_keys"));
+    count.is_some_and(|count| shared.incarnations.learn_evicted(partition, count))
+}
+
+/// Notes evictions as losses, where they are taken for such.
+fn tell_evicted(shared: &Shared, servers: &Servers) {
+    if shared.options.evictions == Evictions::Inline {
+        let more: Vec<u16> = key::partitions().filter(|partition| learn_evicted(shared, servers, *partition)).collect();
+        if !more.is_empty() {
+            shared.incarnations.lost(&more, shared.floor(), Lost::Evicted);
+            shared.watchers.wake_all();
+        }
+    }
+}
+
+/// Notes what markers say of losses.
+fn tell(shared: &Shared, marked: &[(u16, Marked)], is_start: bool) {
     let mut lost: BTreeMap<Lost, Vec<u16>> = BTreeMap::new();
     let all_missing = marked.iter().all(|(_, marked)| marked.found == Found::Missing);
     for (partition, marked) in marked {
@@ -184,13 +223,21 @@ fn tell(shared: &Shared, marked: &[(u16, Marked)], is_start: bool) -> bool {
         };
         lost.entry(what).or_default().push(*partition);
     }
+    // What another process was quicker to notice is the same loss.
+    if let Some(mut quicker) = lost.remove(&Lost::NoticedElsewhere) {
+        let partitions = match lost.first_entry() {
+            Some(first) => first.into_mut(),
+            None => lost.entry(Lost::NoticedElsewhere).or_default(),
+        };
+        partitions.append(&mut quicker);
+        partitions.sort_unstable();
+    }
     let now = marked.iter().map(|(_, marked)| marked.wall).max().unwrap_or_default();
     for (what, partitions) in &lost {
         shared.incarnations.lost(partitions, now, *what);
         shared.watchers.wake_all();
     }
     shared.incarnations.is_well(now);
-    !lost.is_empty()
 }
 
 async fn mark(shared: &Shared, servers: &Servers, partitions: &[u16]) -> Result<Vec<(u16, Marked)>, StoreError> {
@@ -215,8 +262,8 @@ async fn mark(shared: &Shared, servers: &Servers, partitions: &[u16]) -> Result<
 struct Servers {
     /// What each says of itself; empty where it may not be asked.
     infos: Vec<Info>,
-    /// Of a Cluster, which slots are on which history: first, last, tag.
-    slots: Vec<(u16, u16, Tag)>,
+    /// Of a Cluster, which slots are whose: first, last, and where in `infos`.
+    slots: Vec<(u16, u16, usize)>,
 }
 
 impl Servers {
@@ -225,13 +272,17 @@ impl Servers {
     }
 
     /// Of the server that has this partition.
-    fn tag(&self, partition: u16) -> Option<Tag> {
+    fn of(&self, partition: u16) -> Option<&Info> {
         if let [info] = &*self.infos {
-            return tag_of(info.history()?);
+            return Some(info);
         }
         let slot = key::slot(partition);
-        let found = self.slots.iter().find(|(first, last, _)| (*first..=*last).contains(&slot));
-        found.map(|(_, _, tag)| *tag)
+        let (_, _, at) = self.slots.iter().find(|(first, last, _)| (*first..=*last).contains(&slot))?;
+        self.infos.get(*at)
+    }
+
+    fn tag(&self, partition: u16) -> Option<Tag> {
+        tag_of(self.of(partition)?.history()?)
     }
 }
 
@@ -256,10 +307,11 @@ async fn ask(link: &Link) -> Result<Servers, StoreError> {
         Err(error) if is_forbidden(&error) => return Ok(Servers::default()),
         Err(error) => return Err(error),
     };
-    let tag =
-        |at: &Slots| infos.get(&format!("{}:{}", at.host, at.port)).and_then(|info: &Info| tag_of(info.history()?));
-    let slots = slots(&mut cluster).await?;
-    let slots = slots.into_iter().filter_map(|slots| Some((slots.first, slots.last, tag(&slots)?))).collect();
+    let slots = slots(&mut cluster).await?.into_iter().filter_map(|slots| {
+        let at = format!("{}:{}", slots.host, slots.port);
+        Some((slots.first, slots.last, infos.keys().position(|known| *known == at)?))
+    });
+    let slots = slots.collect();
     Ok(Servers { infos: infos.into_values().collect(), slots })
 }
 

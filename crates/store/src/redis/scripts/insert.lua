@@ -1,6 +1,7 @@
 -- Makes the record in flight, unless one is there.
 -- ARGV 1 goes on with the lease's length (8), the id (32) and the bytes before the store's block (12), 2 those after it
 if not there or ended then
+--EVICTED
   -- S4: above the clock, every fence whose record is gone, and the key's last.
   local fhi, flo = nhi, nlo
   if mhi > fhi or (mhi == fhi and mlo >= flo) then fhi, flo = mhi, mlo + 1 end

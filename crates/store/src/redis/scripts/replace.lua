@@ -9,6 +9,7 @@ if readable and not ended and (
 ) then
   local fence = sub(there, 13, 20)
   if sub(said, 42, 42) == 'n' then
+--EVICTED
     local fhi, flo = unpack('>I4I4', fence)
     flo = flo + 1
     if flo >= 4294967296 then fhi, flo = fhi + 1, flo - 4294967296 end
