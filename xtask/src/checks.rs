@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::bail;
 
 use crate::step::{Counts, Shown};
-use crate::{chaos, contract, fuzz, install, tree};
+use crate::{chaos, contract, fuzz, install, tidy, tree};
 
 /// A step's name and what runs it.
 type Step = (&'static str, fn(&mut Counts) -> anyhow::Result<()>);
@@ -29,6 +29,7 @@ const STEPS: &[Step] = &[
     }),
     ("doctests", |counts| Shown::new("cargo test --workspace --doc").run(counts)),
     ("tidy", |counts| Shown::new("cargo xtask tidy").run(counts)),
+    ("alerts", alerts),
     ("conformance", |counts| Shown::new("cargo xtask conformance --list").run(counts)),
     ("codegen", |counts| Shown::new("cargo xtask codegen --check").run(counts)),
     ("clients", clients),
@@ -81,6 +82,14 @@ fn features(counts: &mut Counts) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The alerts, by the program that reads them.
+fn alerts(counts: &mut Counts) -> anyhow::Result<()> {
+    // The package brings a server along, which is not started.
+    install::program("promtool", "prometheus")?;
+    Shown::new(&format!("promtool check rules {}", tidy::alerts::RULES)).run(counts)?;
+    Shown::new(&format!("promtool test rules {}", tidy::alerts::CASES)).run(counts)
 }
 
 fn tests(counts: &mut Counts) -> anyhow::Result<()> {

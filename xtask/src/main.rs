@@ -25,8 +25,8 @@ const USAGE: &str = "\
 usage: cargo xtask TASK
 
   test [STEP…]           everything that must hold before a change lands, or some steps of it:
-                         fmt clippy features docs tests contract doctests tidy conformance codegen clients chaos
-                         fuzz
+                         fmt clippy features docs tests contract doctests tidy alerts conformance codegen
+                         clients chaos fuzz
   install                the servers that tests start themselves, where they are missing
   tidy                   the rules of the tree that no compiler knows
   codegen [--check]      makes crates/core/src/wire.rs from proto/, or says that it differs

@@ -267,6 +267,9 @@ pub enum SettledBy {
 }
 
 impl SettledBy {
+    /// Each of them.
+    pub const ALL: [Self; 5] = [Self::Policy, Self::Probe, Self::Effect, Self::Late, Self::Operator];
+
     /// Who settles by what the step found.
     #[must_use]
     pub fn found(found: &Found, step: Option<Step>) -> Self {

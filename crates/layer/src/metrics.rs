@@ -8,6 +8,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use metrics::{Counter, Histogram, counter, gauge, histogram};
+use onceward_core::claim::SettledBy;
 
 use crate::{
     quota::QuotaLimit,
@@ -110,6 +111,10 @@ struct RouteMetrics {
 
 impl RouteMetrics {
     fn new(name: &str) -> Self {
+        // So that the first is seen as a rise.
+        for by in SettledBy::ALL {
+            let _shown = settled(name, by.as_str());
+        }
         let requests = |outcome: Outcome| counter!("onceward_requests_total", "route" => name.to_owned(), "outcome" => outcome.as_str());
         Self {
             requests: Outcome::ALL.map(requests),
@@ -272,7 +277,7 @@ impl Metrics {
     }
 
     pub(crate) fn unknown_settled(&self, route: &str, by: &'static str) {
-        counter!("onceward_unknown_outcomes_total", "route" => route.to_owned(), "settled_by" => by).increment(1);
+        settled(route, by).increment(1);
     }
 
     pub(crate) fn store_operation(&self, verb: StoreVerb, result: StoreResult, took: Duration) {
@@ -280,6 +285,10 @@ impl Metrics {
             histogram.record(took.as_secs_f64());
         }
     }
+}
+
+fn settled(route: &str, by: &'static str) -> Counter {
+    counter!("onceward_unknown_outcomes_total", "route" => route.to_owned(), "settled_by" => by)
 }
 
 /// The unknown outcomes of a route: how many, and how old the oldest is.

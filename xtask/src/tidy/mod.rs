@@ -2,8 +2,9 @@
 //!
 //! Each check takes texts and returns what is wrong, one line each, so that its test can hand it a
 //! tree of its own. [`text`] looks at every file, [`names`] holds documents and code to each other,
-//! [`contract`] holds `docs/protocol.md` to what is built, [`arrows`] looks at who depends on whom.
+//! [`contract`] holds `docs/protocol.md` to what is built, [`alerts`] the alerts to both, [`arrows`] looks at who depends on whom.
 
+pub(crate) mod alerts;
 mod arrows;
 mod contract;
 mod names;
@@ -30,6 +31,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         ("names in ARCHITECTURE.md", names::architecture(&texts)),
         ("tests in docs/guarantees.md and its kin", names::tests(&texts)),
         ("metrics", names::metrics(&texts)),
+        ("alerts in deploy/prometheus", alerts::alerts(&texts)),
         ("what is not available", names::not_available(&texts)),
         ("marks in docs/protocol.md", contract::marks(&texts)),
         ("a case for each row of docs/protocol.md", crate::contract::gaps(&texts)),

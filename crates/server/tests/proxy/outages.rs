@@ -84,6 +84,7 @@ async fn a_full_store_takes_no_fresh_key_and_answers_repeats() {
     assert!(gateway.post("/closed", "k-1", "{}").await.is_replay());
     let ready = gateway.admin("GET", "/readyz", &[], "").await;
     assert_eq!(ready.status, 503, "{}", ready.text());
+    until("the figure", async || gateway.metrics().await.contains("onceward_store_accepts_claims 0")).await;
 }
 
 // contract: store-unavailable, store.reserve

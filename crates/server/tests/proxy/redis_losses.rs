@@ -18,6 +18,7 @@ on_cache_loss = "quarantine"
 "#;
 
 const LOSSES: &str = "onceward_store_incarnation_changes_total";
+const LAST: &str = "onceward_store_last_loss_timestamp_seconds";
 
 /// Before anything is lost.
 async fn both_answered(gateway: &Gateway) {
@@ -25,12 +26,15 @@ async fn both_answered(gateway: &Gateway) {
         assert_eq!(gateway.post(path, path, "{}").await.status, 201);
         assert!(gateway.post(path, path, "{}").await.is_replay());
     }
-    assert!(metric(&gateway.metrics().await, LOSSES) < 0.5, "nothing was lost yet");
+    let metrics = gateway.metrics().await;
+    assert!(metric(&metrics, LOSSES) < 0.5 && metric(&metrics, LAST) < 0.5, "nothing was lost yet");
 }
 
 /// Until the gateway knows of the loss, it is shown with what it is about: keys `between` two times, or `before` one.
 async fn is_told(gateway: &Gateway, span: &str) {
     until("the loss in the metrics", async || metric(&gateway.metrics().await, LOSSES) >= 1.0).await;
+    let last = metric(&gateway.metrics().await, LAST);
+    assert!(last > 1e9, "seconds since 1970, by the store's clock: {last}");
     let ready = gateway.admin("GET", "/readyz", &[], "").await;
     let warnings = ready.json()["warnings"].to_string();
     assert_eq!(ready.status, 200, "it serves on: {warnings}");
