@@ -314,7 +314,7 @@ pub(crate) async fn sweep(rounds: Rounds) -> anyhow::Result<Line> {
     let sweeping = tokio::spawn(async move {
         let (start, mut removed) = (Instant::now(), 0);
         while removed < records {
-            let swept = sweeper.sweep(STEP).await?;
+            let swept = sweeper.sweep(STEP, Duration::ZERO).await?;
             removed += swept.removed;
             ensure!(swept.more || removed >= records, "the sweep ended at {removed} of {records}");
         }

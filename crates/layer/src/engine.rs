@@ -218,6 +218,12 @@ impl Engine {
         self.0.quotas.set(quotas, &self.routes(), &*self.0.store);
     }
 
+    /// Whether a tenant was refused for what its records take, since this was asked last: a sweep may make room.
+    #[must_use]
+    pub fn tenant_was_short(&self) -> bool {
+        self.0.quotas.take_short()
+    }
+
     /// The install secret, for deriving record ids.
     #[must_use]
     pub fn secret(&self) -> &Secret {

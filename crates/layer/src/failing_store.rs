@@ -62,8 +62,8 @@ impl Store for FailingStore {
         self.0.scan(after, limit, filter)
     }
 
-    fn sweep(&self, limit: usize) -> Answer<'_, Swept> {
-        self.0.sweep(limit)
+    fn sweep(&self, limit: usize, waits: Duration) -> Answer<'_, Swept> {
+        self.0.sweep(limit, waits)
     }
 
     fn watch(&self, id: RecordId) -> Watch {

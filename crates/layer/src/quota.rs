@@ -9,7 +9,10 @@
 use std::{
     collections::HashMap,
     num::NonZeroU32,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -105,6 +108,8 @@ pub(crate) struct Gate {
     /// None: nothing is limited.
     rules: ArcSwapOption<Rules>,
     taken: Mutex<Taken>,
+    /// Somebody was refused for what its records take.
+    is_short: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -165,9 +170,11 @@ impl Gate {
             let usage = store.usage(tenant);
             let is_over = |limit: Option<u64>, has| limit.is_some_and(|limit| has >= limit);
             if is_over(quota.live_records, usage.records + *on_the_way) {
+                self.is_short.store(true, Ordering::Relaxed);
                 return Err(Over { limit: QuotaLimit::Records, after: ROOM_AFTER });
             }
             if is_over(quota.bytes, usage.bytes) {
+                self.is_short.store(true, Ordering::Relaxed);
                 return Err(Over { limit: QuotaLimit::Bytes, after: ROOM_AFTER });
             }
         }
@@ -181,6 +188,11 @@ impl Gate {
         }
         *on_the_way += 1;
         Ok(Claiming { gate: self, of: Some((name, cost)) })
+    }
+
+    /// Whether a tenant was refused for what its records take, since this was asked last.
+    pub(crate) fn take_short(&self) -> bool {
+        self.is_short.swap(false, Ordering::Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, Taken> {
@@ -285,6 +297,7 @@ mod tests {
         let (one, two) = (gate.take("acme", &store).expect("none"), gate.take("acme", &store).expect("one"));
         let over = gate.take("acme", &store).expect_err("two are on their way");
         assert_eq!((over.limit, over.after), (QuotaLimit::Records, ROOM_AFTER));
+        assert!(gate.take_short() && !gate.take_short(), "told once, so that ended records are removed");
         drop(one);
         two.spent();
         assert!(gate.take("acme", &store).is_ok(), "the store has counted none");

@@ -186,8 +186,8 @@ impl Store for Remembering {
         self.inner.scan(after, limit, filter)
     }
 
-    fn sweep(&self, limit: usize) -> Answer<'_, Swept> {
-        self.inner.sweep(limit)
+    fn sweep(&self, limit: usize, waits: Duration) -> Answer<'_, Swept> {
+        self.inner.sweep(limit, waits)
     }
 
     fn watch(&self, id: RecordId) -> Watch {

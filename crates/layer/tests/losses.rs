@@ -99,8 +99,8 @@ impl Store for Forgetful {
         Box::pin(async move { self.memory().scan(after, limit, filter).await })
     }
 
-    fn sweep(&self, limit: usize) -> Answer<'_, Swept> {
-        Box::pin(async move { self.memory().sweep(limit).await })
+    fn sweep(&self, limit: usize, waits: Duration) -> Answer<'_, Swept> {
+        Box::pin(async move { self.memory().sweep(limit, waits).await })
     }
 
     fn watch(&self, id: RecordId) -> Watch {

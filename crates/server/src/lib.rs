@@ -17,6 +17,7 @@ pub mod config;
 pub mod demo;
 mod folder;
 pub mod identity;
+mod maintenance;
 pub mod opened;
 pub mod proxy;
 pub mod reconcile;

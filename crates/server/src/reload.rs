@@ -187,6 +187,7 @@ fn fixed_changes(running: &Config, next: &Config) -> Vec<&'static str> {
         ("admin.address", running.admin.address != next.admin.address),
         ("admin.token", running.admin.token != next.admin.token),
         ("[store]", running.store != next.store),
+        ("[maintenance]", running.maintenance != next.maintenance),
         ("[reconcile]", running.reconcile != next.reconcile),
         ("[telemetry]", running.telemetry != next.telemetry),
         ("limits.connections", old.connections != new.connections),

@@ -24,11 +24,13 @@ use crate::{
     config::{Config, ConfigError, Environment, Flags, secret::Secret},
     demo, folder,
     identity::{self, Identity, Purpose},
+    maintenance::Window,
     opened::{self, Opened},
     proxy,
     reconcile::Reconciler,
     reload::Reload,
-    sweep, telemetry,
+    sweep::{self, Sweeping},
+    telemetry,
 };
 
 /// The admin token's file in the data folder.
@@ -218,7 +220,8 @@ pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
     let sample_api = flags.upstream.clone().filter(|_| demo.is_some());
     let reload = Reload::new(file, flags, environment, running, upstreams, engine.clone(), admin.clone());
     let telemetry = telemetry::start(&config.telemetry, &engine, metrics.clone());
-    let mut background = Background::start(&engine, &store, &guarded, metrics, admin_listener, &admin);
+    let mut background =
+        Background::start(&engine, &store, &guarded, metrics, admin_listener, &admin, config.maintenance.window);
     background.0.push(tokio::spawn(reload.run(hangup)));
     background.0.push(tokio::spawn(certificates.watch(CERTIFICATES_EVERY)));
     background.0.extend(telemetry);
@@ -408,6 +411,7 @@ impl Background {
         metrics: PrometheusHandle,
         admin_listener: TcpListener,
         admin: &Admin,
+        window: Option<Window>,
     ) -> Self {
         let router = admin.router();
         let serve = async move {
@@ -415,7 +419,8 @@ impl Background {
                 tracing::error!(%error, "the admin listener ended");
             }
         };
-        let sweep = sweep::keep(store.store(), store.swept_max(), Arc::clone(guarded), metrics);
+        let sweeping = Sweeping { records_max: store.swept_max(), window };
+        let sweep = sweep::keep(store.store(), sweeping, engine.clone(), Arc::clone(guarded), metrics);
         let settle = settle(engine.clone(), store.clone());
         Self(vec![tokio::spawn(serve), tokio::spawn(sweep), tokio::spawn(settle)])
     }

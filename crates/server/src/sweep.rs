@@ -1,16 +1,39 @@
-//! What is done with the store each second: ended records are removed, and its figures shown.
+//! What is done with the store each second: ended records are removed, unless that waits, and its figures shown.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use onceward::store::{Cache, Stats, Store, guarded::Guarded};
+use onceward::{
+    Engine,
+    store::{Cache, Stats, Store, guarded::Guarded},
+};
 use tokio::time::{MissedTickBehavior, interval};
+
+use crate::maintenance::{Turns, Window};
 
 /// How often ended records are swept.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
-/// Sweeps at most `records_max` records at a time, for as long as the process runs.
-pub(crate) async fn keep(store: Arc<dyn Store>, records_max: usize, guarded: Arc<Guarded>, metrics: PrometheusHandle) {
+/// How ended records are removed.
+pub(crate) struct Sweeping {
+    /// So many at a time.
+    pub(crate) records_max: usize,
+    /// When that can wait, it waits for this.
+    pub(crate) window: Option<Window>,
+}
+
+/// Sweeps for as long as the process runs.
+pub(crate) async fn keep(
+    store: Arc<dyn Store>,
+    sweeping: Sweeping,
+    engine: Engine,
+    guarded: Arc<Guarded>,
+    metrics: PrometheusHandle,
+) {
+    let mut turns = Turns::new(sweeping.window);
     metrics::describe_gauge!("onceward_circuit_state", "0 closed, 1 half-open, 2 open");
     metrics::describe_gauge!("onceward_store_accepts_claims", "1 where the store takes new claims, else 0");
     let circuit = metrics::gauge!("onceward_circuit_state", "store" => store.kind());
@@ -21,9 +44,14 @@ pub(crate) async fn keep(store: Arc<dyn Store>, records_max: usize, guarded: Arc
     loop {
         tick.tick().await;
         metrics.run_upkeep();
-        match store.sweep(records_max).await {
-            Ok(swept) => collected.increment(swept.removed),
-            Err(error) => tracing::warn!(%error, "ended records could not be swept"),
+        if let Some(waits) = turns.waits(now_s(), &store.stats(), engine.tenant_was_short()) {
+            match store.sweep(sweeping.records_max, waits).await {
+                Ok(swept) => {
+                    collected.increment(swept.removed);
+                    turns.swept(&swept);
+                }
+                Err(error) => tracing::warn!(%error, "ended records could not be swept"),
+            }
         }
         circuit.set(f64::from(guarded.circuit() as u8));
         let stats = store.stats();
@@ -33,6 +61,13 @@ pub(crate) async fn keep(store: Arc<dyn Store>, records_max: usize, guarded: Arc
             shown = cache;
         }
     }
+}
+
+/// Seconds since the epoch.
+fn now_s() -> u64 {
+    #[expect(clippy::disallowed_methods, reason = "an operator's time of the day")]
+    let now = SystemTime::now();
+    now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[expect(clippy::cast_precision_loss, reason = "figures for people, and below 2^52")]

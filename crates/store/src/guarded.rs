@@ -94,8 +94,8 @@ impl Store for Guarded {
         Box::pin(within(&self.gate, deadline, StoreError::not_applied, self.inner.scan(after, limit, filter)))
     }
 
-    fn sweep(&self, limit: usize) -> Answer<'_, Swept> {
-        Box::pin(within(&self.gate, self.deadline * MANY_STEPS, StoreError::unknown, self.inner.sweep(limit)))
+    fn sweep(&self, limit: usize, waits: Duration) -> Answer<'_, Swept> {
+        Box::pin(within(&self.gate, self.deadline * MANY_STEPS, StoreError::unknown, self.inner.sweep(limit, waits)))
     }
 
     fn watch(&self, id: RecordId) -> Watch {

@@ -260,8 +260,9 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// answer; a page may hold fewer and still have a next).
     fn scan(&self, after: Option<RecordId>, limit: usize, filter: Filter) -> Answer<'_, Page>;
 
-    /// Removes at most `limit` ended records.
-    fn sweep(&self, limit: usize) -> Answer<'_, Swept>;
+    /// Removes at most `limit` records that ended `waits` ago or earlier; perhaps later ones too. Until it is called
+    /// without a wait, other upkeep of the store waits where it can.
+    fn sweep(&self, limit: usize, waits: Duration) -> Answer<'_, Swept>;
 
     /// Wakes after the next write to the key.
     fn watch(&self, id: RecordId) -> Watch;

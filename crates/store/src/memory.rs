@@ -415,10 +415,10 @@ impl Store for Memory {
         Box::pin(std::future::ready(page))
     }
 
-    fn sweep(&self, limit: usize) -> Answer<'_, Swept> {
+    fn sweep(&self, limit: usize, waits: Duration) -> Answer<'_, Swept> {
         let swept = self.enter(None).map(|(mut inner, now)| {
             let ended: Vec<(Micros, RecordId)> =
-                inner.ends.iter().take_while(|(end, _)| *end <= now).take(limit).copied().collect();
+                inner.ends.iter().take_while(|(end, _)| end.plus(waits) <= now).take(limit).copied().collect();
             for end in &ended {
                 if let Ok(Some(old)) = inner.read(&end.1) {
                     inner.take(&end.1, &old);
@@ -427,7 +427,7 @@ impl Store for Memory {
                 inner.ends.remove(end);
             }
             let bare: Vec<(Micros, RecordId)> =
-                inner.body_ends.iter().take_while(|(end, _)| *end <= now).take(limit).copied().collect();
+                inner.body_ends.iter().take_while(|(end, _)| end.plus(waits) <= now).take(limit).copied().collect();
             for end in &bare {
                 inner.body_ends.remove(end);
                 let Ok(Some(mut record)) = inner.read(&end.1) else { continue };
@@ -558,9 +558,9 @@ mod tests {
         // The records' end makes room, and then only as far as a sweep has come.
         pass(&time, KEEP);
         assert!(!is_there(&store, 0).await);
-        assert_eq!(store.sweep(2).await.unwrap(), Swept { removed: 2, more: true });
+        assert_eq!(store.sweep(2, Duration::ZERO).await.unwrap(), Swept { removed: 2, more: true });
         assert!(claim(&store, 3).await.is_ok() && store.stats().accepts_claims);
-        assert_eq!(store.sweep(2).await.unwrap(), Swept { removed: 1, more: false });
+        assert_eq!(store.sweep(2, Duration::ZERO).await.unwrap(), Swept { removed: 1, more: false });
     }
 
     #[tokio::test]
@@ -581,12 +581,12 @@ mod tests {
         let late = claim(&store, 1).await.unwrap();
         complete(&store, 1, late).await;
         claim(&store, 2).await.unwrap();
-        assert_eq!(store.sweep(10).await.unwrap(), Swept::default());
+        assert_eq!(store.sweep(10, Duration::ZERO).await.unwrap(), Swept::default());
         pass(&time, KEEP / 2);
-        assert_eq!(store.sweep(10).await.unwrap().removed, 1);
+        assert_eq!(store.sweep(10, Duration::ZERO).await.unwrap().removed, 1);
         assert!(!is_there(&store, 0).await && is_there(&store, 1).await && is_there(&store, 2).await);
         pass(&time, 1000 * KEEP);
-        assert_eq!(store.sweep(10).await.unwrap().removed, 1);
+        assert_eq!(store.sweep(10, Duration::ZERO).await.unwrap().removed, 1);
         assert!(is_there(&store, 2).await, "its lease is long over, its outcome unknown: it has no end");
     }
 
@@ -603,7 +603,7 @@ mod tests {
         let stats = store.stats();
         assert_eq!((stats.records, stats.open, stats.bytes), (5, 2, bytes as u64));
         pass(&time, KEEP);
-        store.sweep(10).await.unwrap();
+        store.sweep(10, Duration::ZERO).await.unwrap();
         let stats = store.stats();
         assert_eq!((stats.records, stats.open), (2, 2));
         assert_eq!(store.lock().tenants.values().map(|usage| usage.records).sum::<u64>(), 2);
@@ -618,7 +618,7 @@ mod tests {
         assert!(store.get(id(0)).await.is_err_and(|error| matches!(error.kind, Kind::Damaged(_))));
         assert!(matches!(claim(&store, 0).await, Err(Kind::Damaged(_))));
         pass(&time, KEEP);
-        store.sweep(10).await.unwrap();
+        store.sweep(10, Duration::ZERO).await.unwrap();
         assert!(matches!(claim(&store, 0).await, Err(Kind::Damaged(_))), "nor after a sweep");
     }
 

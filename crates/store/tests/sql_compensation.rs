@@ -175,7 +175,7 @@ async fn what_failed_is_undone_once_in_reverse_and_what_was_completed_or_is_unkn
         transition::resolve(&read.record.unwrap(), Resolution::Failed(None), "", Duration::ZERO, read.now).unwrap();
     assert!(matches!(store.replace(id, &failed).await.unwrap(), Write::Applied { .. }));
     // Its record is at its end at once, and swept.
-    while store.sweep(100).await.unwrap().more {}
+    while store.sweep(100, Duration::ZERO).await.unwrap().more {}
     assert_eq!(store.compensate(&rules(), None).await.unwrap(), done(3));
     assert_eq!(undone(&client, "unknown").await, "ship charge reserve");
 

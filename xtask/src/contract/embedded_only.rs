@@ -17,6 +17,7 @@ const EMBEDDED_ONLY: &[(&str, &str)] = &[
         "in a database each is looked up in a call of its own, one after another, and so many outlast `store.deadline`",
     ),
     ("folder::a_lost_or_foreign_secret_refuses_to_start_since_every_key_would_be_new", SECRET),
+    ("maintenance::ended_records_wait_for_their_window_unless_their_room_is_needed", BOUNDED),
     ("observe::neither_a_store_that_hangs_nor_one_that_refuses_nor_an_upstream_that_is_gone_changes_anything", BOUNDED),
     ("outages::a_disk_without_room_keeps_some_for_the_answers_of_what_runs", "it fills the folder's disk"),
     ("outages::a_full_store_takes_no_fresh_key_and_answers_repeats", BOUNDED),

@@ -76,6 +76,11 @@ pub(super) const ABOUT: &[(&str, &str, &str)] = &[
     ("upstream.ca", "", "The only authorities of an https upstream; those of the system where left out."),
     ("upstream.client_cert.cert", "", "The certificate chain that is shown to an https upstream."),
     ("upstream.client_cert.key", "", "Its private key."),
+    (
+        "maintenance.window",
+        "",
+        "When ended records are removed and the log is shortened, as 02:00-05:00 UTC; at any time where left out.",
+    ),
     ("reconcile.every", "5m", "Between two comparisons of records with effects in the background; 0s for none."),
     (
         "reconcile.compensation_urls",

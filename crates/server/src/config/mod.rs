@@ -68,7 +68,10 @@ pub use route::RouteConfig;
 pub use schema::NOT_AVAILABLE;
 use secret::{InstallSecret, Secret};
 
-use crate::proxy::{CertAndKey, ListenerTls, UpstreamTls};
+use crate::{
+    maintenance::Window,
+    proxy::{CertAndKey, ListenerTls, UpstreamTls},
+};
 
 use problem::{Origin, Problems, Source};
 
@@ -96,6 +99,8 @@ pub struct Config {
     pub limits: Limits,
     /// `[quota]`
     pub quotas: Quotas,
+    /// `[maintenance]`
+    pub maintenance: Maintenance,
     /// `[reconcile]`
     pub reconcile: Reconcile,
     /// `[telemetry]`
@@ -226,6 +231,13 @@ pub struct Upstream {
     pub http2: bool,
     /// For `https`.
     pub tls: UpstreamTls,
+}
+
+/// `[maintenance]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Maintenance {
+    /// When work of the store is done that can wait; at any time where `None`.
+    pub window: Option<Window>,
 }
 
 /// `[reconcile]`

@@ -10,8 +10,8 @@ use onceward::store::{
 };
 
 use super::{
-    Admin, Config, Database, Identity, Inputs, Limits, Listen, PostgresStore, Reconcile, Store, Telemetry, Upstream,
-    forms,
+    Admin, Config, Database, Identity, Inputs, Limits, Listen, Maintenance, PostgresStore, Reconcile, Store, Telemetry,
+    Upstream, forms,
     problem::{Origin, Problems},
     quota, read_route, redis, schema,
     secret::{self, InstallSecret, Secret},
@@ -19,6 +19,7 @@ use super::{
     tree::{Node, Value},
     units::{self, shown},
 };
+use crate::maintenance::Window;
 
 /// Within which an operation of the store is answered, where nothing else is said.
 pub(super) const STORE_DEADLINE: Duration = Duration::from_millis(500);
@@ -123,6 +124,7 @@ pub(super) fn config(root: &Node, inputs: &Inputs<'_>, problems: &mut Problems<'
         replay_cache: limits.size("replay_cache", bounds.replay_cache),
     };
     let store = section("store");
+    let store_kind = store.text("kind");
     let postgres = postgres(store, section("identity"), inputs, problems);
     let store = Store {
         postgres,
@@ -151,6 +153,7 @@ pub(super) fn config(root: &Node, inputs: &Inputs<'_>, problems: &mut Problems<'
         default_route: routes.default,
         limits,
         quotas: quota::quotas(section("quota"), problems),
+        maintenance: maintenance(section("maintenance"), store_kind, problems),
         reconcile: Reconcile {
             every: section("reconcile").duration("every", Duration::from_secs(300)),
             compensation_urls: section("reconcile").list("compensation_urls", forms::compensation_url),
@@ -191,6 +194,16 @@ fn admin(section: Layers<'_>, inputs: &Inputs<'_>, problems: &mut Problems<'_>) 
         problems.error(section.at("address").unwrap_or(&Origin::Whole), why);
     }
     Admin { address, token }
+}
+
+fn maintenance(section: Layers<'_>, store: Option<&str>, problems: &mut Problems<'_>) -> Maintenance {
+    if store == Some("redis")
+        && let Some(at) = section.at("window")
+    {
+        let why = r#""window" in [maintenance]: Redis removes what has ended by itself, and nothing else can wait: leave it out with kind = "redis""#;
+        problems.warn(at, why.to_owned());
+    }
+    Maintenance { window: section.form("window", Window::parse) }
 }
 
 fn telemetry(section: Layers<'_>) -> Telemetry {

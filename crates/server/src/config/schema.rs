@@ -6,6 +6,7 @@ use core::time::Duration;
 use onceward::{ProbeUrl, pattern::Pattern};
 
 use super::forms;
+use crate::maintenance::Window;
 
 /// What parses and is refused, by name, with line and column: where it is given and what it is. The
 /// first is `section.key`, with `route` for `[defaults]` too, and with ` = value` where only that
@@ -15,7 +16,6 @@ pub const NOT_AVAILABLE: &[(&str, &str)] = &[
     ("store.fallback", "a fallback store"),
     (r#"route.durability = "journaled""#, "the tiered store"),
     (r#"route.on_store_outage = "fallback""#, "a fallback store"),
-    ("maintenance", "maintenance windows"),
     ("regions", "regions"),
     ("encryption", "encryption of records"),
 ];
@@ -222,7 +222,13 @@ pub(super) const ROOT: &[Key] = &[
             ),
         ]),
     ),
-    key("maintenance", Kind::Any),
+    key(
+        "maintenance",
+        Kind::Table(&[key(
+            "window",
+            Kind::Text(|text| Window::parse(text).map(drop), r#"a time such as "02:00-05:00 UTC""#),
+        )]),
+    ),
     key(
         "reconcile",
         Kind::Table(&[

@@ -26,6 +26,8 @@ mod grpc;
 #[cfg(test)]
 mod keys;
 #[cfg(test)]
+mod maintenance;
+#[cfg(test)]
 mod observe;
 #[cfg(test)]
 mod outages;

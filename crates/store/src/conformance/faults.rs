@@ -141,8 +141,8 @@ impl Store for Faulty {
         self.inner.scan(after, limit, filter)
     }
 
-    fn sweep(&self, limit: usize) -> StoreAnswer<'_, Swept> {
-        self.inner.sweep(limit)
+    fn sweep(&self, limit: usize, waits: Duration) -> StoreAnswer<'_, Swept> {
+        self.inner.sweep(limit, waits)
     }
 
     fn watch(&self, id: RecordId) -> Watch {

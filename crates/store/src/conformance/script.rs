@@ -373,7 +373,7 @@ impl World {
             Op::GivenUp => drive::resolve(store, id, Resolution::Failed(None), LONG).await,
             Op::Erase { force, keep } => drive::forget(store, id, Forget::Erase, force, self.span(keep)).await,
             Op::Reuse { force } => drive::forget(store, id, Forget::Reuse, force, LONG).await,
-            Op::Sweep => match store.sweep(1000).await {
+            Op::Sweep => match store.sweep(1000, Duration::ZERO).await {
                 Ok(_) => Said::Swept,
                 Err(error) => error.into(),
             },

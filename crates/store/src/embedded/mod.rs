@@ -418,8 +418,8 @@ impl Store for Embedded {
         Box::pin(std::future::ready(self.inner.scan_now(after, limit, &filter)))
     }
 
-    fn sweep(&self, limit: usize) -> Answer<'_, Swept> {
-        Box::pin(self.inner.sweep(limit))
+    fn sweep(&self, limit: usize, waits: Duration) -> Answer<'_, Swept> {
+        Box::pin(self.inner.sweep(limit, waits))
     }
 
     fn watch(&self, id: RecordId) -> Watch {

@@ -225,7 +225,7 @@ async fn it_answers_as_the_reference_does() {
                 };
                 let record = store.get(id(key)).await.unwrap().record;
                 let record = record.map(|record| (record.facts, record.stored.revision, record.stored.keep_until));
-                while store.sweep(100).await.unwrap().more {}
+                while store.sweep(100, Duration::ZERO).await.unwrap().more {}
                 let (tenants, all) = (["default", "acme", ""], store.stats().records);
                 let usage = tenants.map(|tenant| store.usage(tenant).records);
                 assert_eq!(usage.iter().sum::<u64>(), all, "S18: seed {seed}, step {step}, after {shape}");
@@ -311,13 +311,13 @@ async fn ended_records_leave_segments_are_used_again_and_the_few_that_live_on_ar
         }
         if key % 25 == 0 {
             bench.pass(20);
-            while bench.store.sweep(100).await.unwrap().more {}
+            while bench.store.sweep(100, Duration::ZERO).await.unwrap().more {}
         }
     }
     bench.pass(100);
     let mut segments = usize::MAX;
     for round in 0.. {
-        while bench.store.sweep(100).await.unwrap().more {}
+        while bench.store.sweep(100, Duration::ZERO).await.unwrap().more {}
         // A write lets what was queued to be moved become durable.
         let fence = bench.insert(9_000 + round).await.unwrap();
         bench.store.remove(id(9_000 + round), Expect::Holder(fence)).await.unwrap();
@@ -340,6 +340,41 @@ async fn ended_records_leave_segments_are_used_again_and_the_few_that_live_on_ar
 }
 
 #[tokio::test]
+async fn ended_records_and_the_log_wait_where_a_sweep_says_so_and_no_longer_than_it_says() {
+    let bench = fresh().await;
+    let mut kept = 0;
+    for key in 0..1500 {
+        let fence = bench.insert(key).await.unwrap();
+        let lives_on = key % 50 == 0;
+        kept += u64::from(lives_on);
+        bench.complete(key, fence, if lives_on { 10 * DAY } else { Duration::from_secs(60) }).await.unwrap();
+        if key % 25 == 0 {
+            bench.store.sweep(10_000, DAY).await.unwrap();
+        }
+    }
+    bench.pass(100);
+    let long = bench.store.inner.log.segments().len();
+    assert_eq!(bench.store.sweep(10_000, DAY).await.unwrap(), Swept::default(), "they ended a minute ago");
+    assert_eq!((bench.store.stats().records, bench.get(1).await), (1500, None), "gone for everybody all the same");
+    bench.pass(24 * 60 * 60 - 30);
+    while bench.store.sweep(10_000, DAY).await.unwrap().more {}
+    assert_eq!(bench.store.stats().records, kept, "they have waited for a day");
+    // What is copied on becomes durable with a write.
+    let copy = async |waits| {
+        for round in 0..100 {
+            bench.store.sweep(10_000, waits).await.unwrap();
+            let fence = bench.insert(9_000 + round).await.unwrap();
+            bench.store.remove(id(9_000 + round), Expect::Holder(fence)).await.unwrap();
+        }
+        bench.store.inner.log.segments().len()
+    };
+    let waiting = copy(DAY).await;
+    assert!(waiting > 6 && waiting <= 12 && long > 12, "as long as may be, and no longer: {long}, then {waiting}");
+    let now = copy(Duration::ZERO).await;
+    assert!(now <= 6, "{waiting} segments became {now}");
+}
+
+#[tokio::test]
 async fn a_record_that_is_copied_on_leaves_a_body_that_has_ended_behind() {
     let bench = fresh().await;
     let now = bench.store.get(id(0)).await.unwrap().now;
@@ -358,7 +393,7 @@ async fn a_record_that_is_copied_on_leaves_a_body_that_has_ended_behind() {
         assert!(key < 3000, "it is not copied on");
         let fence = bench.insert(key).await.unwrap();
         bench.store.remove(id(key), Expect::Holder(fence)).await.unwrap();
-        bench.store.sweep(100).await.unwrap();
+        bench.store.sweep(100, Duration::ZERO).await.unwrap();
         let slot = bench.store.inner.state.index.of(&half(&id(1))).get(&half(&id(1))).unwrap();
         if slot.segment != before.segment {
             assert!(slot.len() + 300 <= before.len());
@@ -504,7 +539,7 @@ async fn what_each_tenant_takes_up_is_known_after_a_restart() {
             }
         }
         bench.pass(10);
-        while bench.store.sweep(1000).await.unwrap().more {}
+        while bench.store.sweep(1000, Duration::ZERO).await.unwrap().more {}
         let usage = |bench: &Bench| ["default", "acme", "", "nobody"].map(|tenant| bench.store.usage(tenant));
         let before = usage(&bench);
         let expected = |which| (0..400).filter(|key| key % 4 != 1 && key % 4 != 2 && key % 3 == which).count() as u64;

@@ -1,6 +1,8 @@
 //! Keeping the store small: ended records leave the index, segments without live ones are dropped, and the few that
 //! live on in the oldest segment are copied to the log's end, a bounded step at a time.
 
+use std::time::Duration;
+
 use onceward_core::key::RecordId;
 use onceward_core::record::{Micros, Seen};
 
@@ -19,6 +21,8 @@ pub(super) struct Tidy {
     sweep_next: u8,
     /// The segment whose live records are being copied, and the next table to look for them in.
     moving: Option<(u32, usize)>,
+    /// Whether copying waits for as long as it can.
+    waits: bool,
 }
 
 /// Whether a record seen so is held in memory whole.
@@ -59,12 +63,13 @@ pub(super) fn ids_after(
 }
 
 impl Inner {
-    /// Takes ended records out of the index, table by table, until `limit` or once around.
-    pub(super) async fn sweep(&self, limit: usize) -> Result<Swept, StoreError> {
+    /// Takes records that ended `waits` ago out of the index, table by table, until `limit` or once around.
+    pub(super) async fn sweep(&self, limit: usize, waits: Duration) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
+        lock(&self.state.tidy).waits = waits > Duration::ZERO;
         for _ in 0..SHARDS {
             let left = limit.saturating_sub(usize::try_from(swept.removed).unwrap_or(usize::MAX));
-            let removed = self.sweep_table(left);
+            let removed = self.sweep_table(left, waits);
             swept.removed += removed as u64;
             if removed == left {
                 swept.more = true;
@@ -78,12 +83,13 @@ impl Inner {
         Ok(swept)
     }
 
-    /// Takes at most `limit` ended records out of the next table; how many it were.
-    fn sweep_table(&self, limit: usize) -> usize {
+    /// Takes at most `limit` records that ended `waits` ago out of the next table; how many it were.
+    fn sweep_table(&self, limit: usize, waits: Duration) -> usize {
         let now = self.state.clock.now();
+        let ended_by = Micros(now.0.saturating_sub(u64::try_from(waits.as_micros()).unwrap_or(u64::MAX)));
         let table = lock(&self.state.tidy).sweep_next;
         let mut shard = self.state.index.shard(table);
-        let ended = shard.take_ended(now, limit);
+        let ended = shard.take_ended(ended_by, limit);
         shard.shrink();
         for open in shard.open.values_mut() {
             // A holder that died without a word no longer makes others wait for it.
@@ -125,7 +131,8 @@ impl Inner {
             return;
         };
         if tidy.moving.is_none_or(|(segment, _)| segment != oldest) {
-            tidy.moving = self.worth_moving(bytes, total, segments.len()).then_some((oldest, 0));
+            let is_worth = self.worth_moving(bytes, total, segments.len(), tidy.waits);
+            tidy.moving = is_worth.then_some((oldest, 0));
         }
         if let Some((segment, table)) = tidy.moving {
             tidy.moving = Some((segment, self.move_some(segment, table)));
@@ -133,11 +140,15 @@ impl Inner {
     }
 
     /// Whether copying a segment's `bytes` of live records on is worth it: they are few, or dead records behind them
-    /// have made the log twice as long as what lives in it.
-    fn worth_moving(&self, bytes: u64, total: u64, segments: usize) -> bool {
+    /// have made the log twice as long as what lives in it. While it waits: where the log is four times as long, or
+    /// nothing else makes room.
+    fn worth_moving(&self, bytes: u64, total: u64, segments: usize, waits: bool) -> bool {
         let segment = u64::from(self.log.segment_bytes());
         if !self.log.has_space() {
             return bytes < segment * 3 / 4;
+        }
+        if waits {
+            return segments as u64 * segment > 4 * total + 8 * segment;
         }
         bytes <= segment / 4 || segments as u64 * segment > 2 * total + 4 * segment
     }

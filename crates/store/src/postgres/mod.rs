@@ -340,10 +340,14 @@ impl Store for Postgres {
         Box::pin(self.within(StoreError::not_applied, step::scan(&self.shared, after, limit.min(PAGE_MAX), filter)))
     }
 
-    fn sweep(&self, limit: usize) -> Answer<'_, Swept> {
+    fn sweep(&self, limit: usize, waits: Duration) -> Answer<'_, Swept> {
         // On the lane of upkeep, with that lane's deadline.
         Box::pin(async move {
             self.shared.health.may_ask()?;
+            // What ended since does not wait for longer than what waited longest.
+            if waits > Duration::ZERO && !step::has_waited(&self.shared, waits).await? {
+                return Ok(Swept::default());
+            }
             step::sweep(&self.shared, limit).await
         })
     }

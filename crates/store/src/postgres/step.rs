@@ -277,6 +277,16 @@ pub(super) async fn scan(
     Ok(page)
 }
 
+/// Whether a record, or a body, ended `waits` ago or earlier.
+pub(super) async fn has_waited(shared: &Shared, waits: Duration) -> Result<bool, StoreError> {
+    // As the index spells it.
+    let sql = "SELECT EXISTS (SELECT FROM onceward.record r WHERE r.keep_until > 0 \
+               AND least(r.keep_until, nullif(r.body_until, 0)) <= onceward.now_us() - $1)";
+    let waits = i64::try_from(waits.as_micros()).unwrap_or(i64::MAX);
+    let rows = shared.upkeep.read(sql, &[(&waits, Type::INT8)]).await?;
+    Ok(rows.first().is_some_and(|row| row.get(0)))
+}
+
 pub(super) async fn sweep(shared: &Shared, limit: usize) -> Result<Swept, StoreError> {
     let (floor, limit) = (shared.floor(), big(limit as u64));
     let sql = "SELECT of_tenant, gone, gone_bytes, bare FROM onceward.store_sweep($1, $2)";

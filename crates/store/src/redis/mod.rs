@@ -416,7 +416,7 @@ impl Store for Redis {
         Box::pin(async move { scan::page(&self.shared, after, limit.min(PAGE_MAX), &filter).await })
     }
 
-    fn sweep(&self, _limit: usize) -> Answer<'_, Swept> {
+    fn sweep(&self, _limit: usize, _waits: Duration) -> Answer<'_, Swept> {
         // The server itself removes what has ended.
         Box::pin(std::future::ready(Ok(Swept::default())))
     }
