@@ -7,13 +7,14 @@
 //!
 //! # Layout
 //!
-//! [`rows`] what is measured against what, [`load`] one round of wrk, [`process`] the processes and
+//! [`rows`] what is measured against what, [`gateways`] that on Redis and beside other libraries, [`load`] one round of wrk, [`process`] the processes and
 //! their CPU time, [`servers`] the upstream and the plain proxy; [`inside`] what needs no process, [`growth`] a store of
 //! ten million records, [`mod@postgres`] claims in PostgreSQL, [`soak`] half an hour of them all; [`report`] what is
 //! printed.
 //!
 //! A figure that misses its aim is printed and is no error; a row that cannot be measured is.
 
+mod gateways;
 mod growth;
 mod inside;
 mod load;

@@ -27,17 +27,30 @@ const KEEP: Duration = Duration::from_secs(24 * 60 * 60);
 /// Callers at a time, so that commands are sent together, as they are under load.
 const CALLERS: u64 = 64;
 
-struct Place {
+pub(crate) struct Place {
     server: servers::Redis,
     process: u32,
 }
 
 impl Place {
-    fn new() -> anyhow::Result<Self> {
+    /// A server of its own.
+    ///
+    /// # Errors
+    /// Where Redis is missing.
+    pub(crate) fn new() -> anyhow::Result<Self> {
         let server = servers::Redis::start(&[])?;
         let info = server.command(&["INFO", "server"])?;
         let process = info.lines().find_map(|line| line.trim().strip_prefix("process_id:"));
         Ok(Self { process: process.context("no process")?.parse()?, server })
+    }
+
+    pub(crate) fn url(&self) -> String {
+        self.server.url()
+    }
+
+    /// Its process's id.
+    pub(crate) fn process(&self) -> u32 {
+        self.process
     }
 
     async fn store(&self) -> anyhow::Result<Arc<Redis>> {

@@ -9,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 use crate::load::{self, Figures, Keys, Round};
 use crate::process::Server;
 use crate::report::{Line, aim, median};
-use crate::{growth, inside, postgres, redis, report, soak};
+use crate::{gateways, growth, inside, postgres, redis, report, soak};
 
 /// How long, and how often.
 #[derive(Clone, Copy, Debug)]
@@ -107,7 +107,8 @@ const P7_MIN: f64 = 0.8;
 /// # Errors
 /// Where a row cannot be measured, or there is none of a name.
 pub(crate) fn run(names: &[&str], rounds: Rounds, json: Option<&Path>) -> anyhow::Result<()> {
-    let all: Vec<&str> = ROWS.iter().map(|row| row.name).chain(OTHERS.iter().copied()).collect();
+    let all: Vec<&str> =
+        ROWS.iter().map(|row| row.name).chain(OTHERS.iter().copied()).chain(gateways::names()).collect();
     let is_named = |row: &str, name: &str| row == name || row.starts_with(&format!("{name}-"));
     let wanted = |row: &str| names.is_empty() || names.iter().any(|name| is_named(row, name));
     for name in names {
@@ -127,6 +128,7 @@ pub(crate) fn run(names: &[&str], rounds: Rounds, json: Option<&Path>) -> anyhow
             tell(measure(row, &servers, rounds, &folder.0).with_context(|| row.name)?);
         }
     }
+    gateways::measure(rounds, &folder.0, wanted, &mut tell)?;
     if wanted(P7) {
         tell(claims(&folder.0, rounds).context(P7)?);
     }
@@ -202,7 +204,7 @@ impl Drop for Folder {
 }
 
 /// The folder that this binary is in, and so the others.
-fn binaries() -> anyhow::Result<PathBuf> {
+pub(crate) fn binaries() -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?;
     Ok(own.parent().context("no folder")?.to_path_buf())
 }

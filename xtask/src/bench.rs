@@ -11,10 +11,11 @@ pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
     install::program("nginx", "nginx-light")?;
     install::program("wrk", "wrk")?;
     install::databases()?;
+    let modules = install::peers()?;
     let mut counts = Counts::default();
     // One command, so that what they share is built once.
     let packages = "--package onceward-server --package onceward-store --package bench";
     Shown::new(&format!("cargo build --profile dist {packages} --bins --example log_speed")).run(&mut counts)?;
     let bench = tree::shown(&tree::target().join("dist/bench"));
-    Shown::new(&format!("{bench} {}", arguments.join(" "))).run(&mut counts)
+    Shown::new(&format!("{bench} {}", arguments.join(" "))).env("NODE_PATH", &tree::shown(&modules)).run(&mut counts)
 }

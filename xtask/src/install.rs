@@ -174,8 +174,21 @@ pub(crate) fn servers() -> anyhow::Result<()> {
 /// # Errors
 /// Where it cannot be made.
 pub(crate) fn node() -> anyhow::Result<PathBuf> {
-    let folder = tree::target().join("clients-node");
-    let wanted = tree::root().join("clients/node/package.json");
+    packages("clients-node", "clients/node/package.json")
+}
+
+/// A folder with the packages of `bench/peers/package.json`.
+///
+/// # Errors
+/// Where it cannot be made.
+pub(crate) fn peers() -> anyhow::Result<PathBuf> {
+    packages("bench-peers", "bench/peers/package.json")
+}
+
+/// Packages of npm, in a folder of their own.
+fn packages(name: &str, wanted: &str) -> anyhow::Result<PathBuf> {
+    let folder = tree::target().join(name);
+    let wanted = tree::root().join(wanted);
     once(&folder, &wanted, || {
         program("node", "nodejs")?;
         program("npm", "npm")?;
