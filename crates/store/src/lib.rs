@@ -226,8 +226,8 @@ pub struct Cache {
 pub struct Loss {
     /// How many of its partitions it is about.
     pub partitions: usize,
-    /// What was written from this store's time on may be lost: that at which all was last known to be well, or zero where
-    /// whatever was there before is, or nobody knows.
+    /// What was written from this store's time on may be lost: the latest up to which all is certainly there, or zero
+    /// where nothing of before is, or nobody knows.
     pub from: Micros,
     /// The store's time at which it was noticed.
     pub to: Micros,

@@ -60,6 +60,10 @@ async fn a_failover_to_a_stale_replica_is_followed_and_told_with_the_time_in_whi
     sentinels.nodes()[replica].pause().unwrap();
     sentinels.nodes()[primary].command(&["CLIENT", "KILL", "TYPE", "replica"]).unwrap();
     let (lost, by_watch) = (claim(&stores[0], 3).await.unwrap(), claim(&stores[1], 4).await.unwrap());
+    // Long before the failover: the servers were looked at since, and were well.
+    for (number, fence) in [(3, lost), (4, by_watch)] {
+        until(async || marked_at(&sentinels.nodes()[primary], id(number).partition()) > fence.0).await;
+    }
     let said = sentinels.said();
     sentinels.node(primary).unwrap().kill().unwrap();
     sentinels.nodes()[replica].resume().unwrap();
@@ -77,6 +81,15 @@ async fn a_failover_to_a_stale_replica_is_followed_and_told_with_the_time_in_whi
         assert!(loss.from.0 <= fence.0 && fence.0 <= loss.to.0, "{fence:?} is not in {loss:?}");
         assert!(claim(store, taken).await.unwrap() > fence, "S4");
     }
+}
+
+/// The time that is written down in a partition's marker.
+fn marked_at(server: &servers::Redis, partition: u16) -> u64 {
+    let script = "return string.format('%.0f', struct.unpack('>I4', redis.call('GET', KEYS[1]), 17) * 4294967296 \
+                  + struct.unpack('>I4', redis.call('GET', KEYS[1]), 21))";
+    let key = format!("idemp:v1:{{p{partition:03}}}:m");
+    let said = server.command(&["EVAL", script, "1", &key]).unwrap();
+    said.parse::<f64>().unwrap() as u64
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -4,10 +4,11 @@
 //! is none. The epoch begins with eight bytes of the server's replication id, which is another after each restart and
 //! each failover: then a snapshot or a replica may be behind, and whoever notices gives all markers a new epoch, so that
 //! every other process notices at its next step. Which records were lost nobody can tell; how many partitions and since
-//! when at the earliest can be told, and is.
+//! when at the earliest can be told, and is: markers are raised each second, and whoever has one of a time has all that
+//! was written to its server before.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
         Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
@@ -68,7 +69,7 @@ pub(super) struct Incarnations {
 struct State {
     /// Of the servers, when they were last asked.
     tags: BTreeSet<Tag>,
-    /// The store's time at which all was last known to be well.
+    /// A time of the store at which its servers were those that are known, the latest.
     well_at: Micros,
     losses: VecDeque<Loss>,
     count: u64,
@@ -103,22 +104,29 @@ impl Incarnations {
         epochs.get(usize::from(partition)).copied().unwrap_or_default()
     }
 
-    /// Takes a marker's epoch for known; tells whether another was known before.
-    pub(super) fn learn(&self, partition: u16, epoch: Epoch) -> bool {
+    /// Whether another epoch is known of this partition.
+    pub(super) fn is_other(&self, partition: u16, epoch: Epoch) -> bool {
+        let known = self.epoch(partition);
+        known != epoch && known != Epoch::default()
+    }
+
+    /// Takes a marker's epoch for known.
+    pub(super) fn learn(&self, partition: u16, epoch: Epoch) {
         let mut epochs = self.epochs.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(known) = epochs.get_mut(usize::from(partition)) else { return false };
-        let before = std::mem::replace(known, epoch);
-        before != epoch && before != Epoch::default()
+        if let Some(known) = epochs.get_mut(usize::from(partition)) {
+            *known = epoch;
+        }
     }
 
     pub(super) fn evicted(&self, partition: u16) -> u64 {
         self.evicted.get(usize::from(partition)).map_or(0, |known| known.load(Ordering::SeqCst))
     }
 
-    /// Takes for known how many keys the partition's server has evicted; tells whether they are more than before.
-    pub(super) fn learn_evicted(&self, partition: u16, count: u64) -> bool {
-        let known = self.evicted.get(usize::from(partition));
-        known.is_some_and(|known| known.swap(count, Ordering::SeqCst) < count)
+    /// Takes for known how many keys the partition's server has evicted, where it says so.
+    pub(super) fn learn_evicted(&self, partition: u16, count: Option<u64>) {
+        if let (Some(known), Some(count)) = (self.evicted.get(usize::from(partition)), count) {
+            known.store(count, Ordering::SeqCst);
+        }
     }
 
     /// What epochs may begin with, one after the other.
@@ -134,18 +142,32 @@ impl Incarnations {
         is_new
     }
 
-    /// All was well at this time.
+    /// The servers had the histories that are known now at this time, or after it.
     pub(super) fn is_well(&self, at: Micros) {
         let mut state = self.lock();
         state.well_at = state.well_at.max(at);
     }
 
-    /// Notes a loss, and says so once. Since when all is well again is told apart ([`is_well`](Self::is_well)): what is
-    /// noticed at one time began at one.
-    pub(super) fn lost(&self, partitions: &[u16], at: Micros, what: Lost) {
+    /// Up to when all is there, by the markers of partitions that lost something: a file or a replica that has one of them has whatever
+    /// was written to its server before it. One that is later than when all was well may have been raised since by
+    /// somebody who had not noticed, and says nothing. Zero where none says anything.
+    pub(super) fn kept_until<'a>(&self, markers: impl Iterator<Item = &'a Marked>) -> Micros {
+        let well_at = self.lock().well_at;
+        let mut of_servers: BTreeMap<Option<Tag>, Micros> = BTreeMap::new();
+        for marked in markers {
+            let kept = of_servers.entry(marked.epoch.first_chunk().copied()).or_insert(Micros::ZERO);
+            // One that somebody else has made anew says nothing of before.
+            if marked.found == Found::OfAnother && marked.before <= well_at {
+                *kept = marked.before.max(*kept);
+            }
+        }
+        of_servers.into_values().min().unwrap_or(Micros::ZERO)
+    }
+
+    /// Notes a loss of what was written between two times, and says so once.
+    pub(super) fn lost(&self, partitions: &[u16], from: Micros, at: Micros, what: Lost) {
         let mut state = self.lock();
         let why = what.in_words();
-        let from = if what == Lost::MayBeBehind { state.well_at } else { Micros::ZERO };
         let loss = Loss { partitions: partitions.len(), from, to: at, why };
         let list = ranges(partitions);
         tracing::error!(
@@ -211,7 +233,9 @@ pub(super) struct Mark<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Marked {
     pub(super) epoch: Epoch,
-    /// The latest time and fence that is written down.
+    /// The latest time and fence that was written down before; zero where there was none.
+    pub(super) before: Micros,
+    /// The latest that is written down now.
     pub(super) written: Micros,
     /// The server's clock.
     pub(super) wall: Micros,
@@ -281,20 +305,35 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_reaches_to_the_latest_marker_that_nobody_can_have_raised_since() {
+        let seen = Incarnations::default();
+        let marked = |server: u8, before: u64, found| {
+            let before = Micros(before);
+            Marked { epoch: [server; 16], before, written: Micros(90), wall: Micros(90), found }
+        };
+        let kept = |markers: &[Marked]| seen.kept_until(markers.iter());
+        let other = Found::OfAnother;
+        assert_eq!(kept(&[marked(1, 20, other)]), Micros::ZERO, "it was never known to be well");
+        seen.is_well(Micros(50));
+        let one = [marked(1, 20, other), marked(1, 30, other), marked(1, 60, other), marked(1, 40, Found::Known)];
+        assert_eq!(kept(&one), Micros(30));
+        assert_eq!(kept(&[&one[..], &[marked(2, 25, other)]].concat()), Micros(25), "each server has its own file");
+        assert_eq!(kept(&[marked(2, 60, other)]), Micros::ZERO);
+        let elsewhere = marked(2, 40, Found::Known);
+        assert_eq!(kept(&[&one[..], &[elsewhere]].concat()), Micros::ZERO, "of the other server nobody can tell");
+    }
+
+    #[test]
     fn an_epoch_is_learned_once_and_a_loss_is_told_with_its_partitions() {
         let seen = Incarnations::default();
-        assert!(!seen.learn(3, [1; 16]) && seen.epoch(3) == [1; 16]);
-        assert!(!seen.learn(3, [1; 16]) && seen.learn(3, [2; 16]));
-        seen.is_well(Micros(5));
-        seen.lost(&[3], Micros(9), Lost::MayBeBehind);
+        assert!(!seen.is_other(3, [1; 16]), "the first look");
+        seen.learn(3, [1; 16]);
+        assert!(seen.epoch(3) == [1; 16] && !seen.is_other(3, [1; 16]) && seen.is_other(3, [2; 16]));
+        seen.lost(&[3], Micros(5), Micros(9), Lost::MayBeBehind);
         let (count, losses) = seen.shown();
         assert!(count == 1 && seen.lost_ago().is_some());
         let why = Lost::MayBeBehind.in_words();
         assert_eq!(losses, [Loss { partitions: 1, from: Micros(5), to: Micros(9), why }]);
-        seen.lost(&[4], Micros(9), Lost::MayBeBehind);
-        assert_eq!(seen.shown().1[1].from, Micros(5), "two that are noticed together began together");
-        seen.lost(&[5], Micros(9), Lost::Everything);
-        assert_eq!(seen.shown().1[2].from, Micros::ZERO, "whatever was there is gone");
         assert_eq!(ranges(&[0, 1, 2, 7, 9, 10]), "0-2,7,9-10");
     }
 }

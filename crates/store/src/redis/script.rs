@@ -144,7 +144,7 @@ impl Scripts {
         let answer = self.mark.run(link, &[key.as_bytes()], &[&mark.epoch[..], mark.tags, &floor]).await;
         let answer = items(answer.map_err(CallError::step)?)?;
         match &*answer {
-            [Value::BulkString(marker), Value::BulkString(now), Value::Int(new)] => {
+            [Value::BulkString(marker), Value::BulkString(now), Value::Int(new), Value::BulkString(before)] => {
                 let epoch = marker.first_chunk().copied().ok_or_else(odd)?;
                 let written = marker.get(16..).and_then(eight).ok_or_else(odd)?;
                 let wall = eight(now).ok_or_else(odd)?;
@@ -153,7 +153,8 @@ impl Scripts {
                     1 => Found::Missing,
                     _ => Found::OfAnother,
                 };
-                Ok(Marked { epoch, written: Micros(written), wall: Micros(wall), found })
+                let before = Micros(eight(before).unwrap_or_default());
+                Ok(Marked { epoch, before, written: Micros(written), wall: Micros(wall), found })
             }
             _ => Err(odd()),
         }

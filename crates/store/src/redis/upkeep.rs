@@ -10,6 +10,7 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream};
+use onceward_core::record::Micros;
 use redis::{
     Value,
     cluster_async::ClusterConnection,
@@ -103,7 +104,7 @@ impl Health {
 
 /// The first look: every partition gets its marker, and time goes on from the latest that is written down.
 pub(super) async fn start(shared: &Shared) -> Result<(), StoreError> {
-    let servers = ask(&shared.side).await?;
+    let servers = ask(shared).await?;
     shared.incarnations.see(servers.tags());
     look(shared, &servers.infos);
     let marked = mark(shared, &servers, &key::partitions().collect::<Vec<_>>()).await?;
@@ -111,9 +112,9 @@ pub(super) async fn start(shared: &Shared) -> Result<(), StoreError> {
     let wall = marked.iter().map(|(_, marked)| marked.wall).max().unwrap_or_default();
     // A clock that is not behind goes on; one that is may have been set back from what was not written down yet.
     shared.time(if wall < written { written.plus(UNWRITTEN) } else { wall });
-    tell(shared, &marked, true);
+    tell(shared, &servers, &marked, true);
     for partition in key::partitions() {
-        learn_evicted(shared, &servers, partition);
+        shared.incarnations.learn_evicted(partition, servers.evicted(partition));
     }
     super::shared::say_again(shared).await?;
     if let Some(at) = super::shared::last_loss(shared).await? {
@@ -138,7 +139,9 @@ pub(super) async fn tick(shared: Arc<Shared>) {
 }
 
 async fn once(shared: &Shared, counts: bool) -> Result<(), StoreError> {
-    let servers = ask(&shared.side).await?;
+    // What somebody else has learned meanwhile is not taken back.
+    let looking = shared.incarnations.looking.lock().await;
+    let servers = ask(shared).await?;
     let is_new = shared.incarnations.see(servers.tags());
     look(shared, &servers.infos);
     let mut partitions = shared.health.take_touched();
@@ -152,8 +155,9 @@ async fn once(shared: &Shared, counts: bool) -> Result<(), StoreError> {
     if marked.is_err() {
         partitions.iter().for_each(|partition| shared.health.touch(*partition));
     }
-    tell(shared, &marked?, false);
+    tell(shared, &servers, &marked?, false);
     tell_evicted(shared, &servers);
+    drop(looking);
     super::shared::say_again(shared).await?;
     if counts {
         let open = count_open(shared).await?.into_iter().map(|(_, count)| count).sum();
@@ -168,10 +172,10 @@ pub(super) async fn unmarked(shared: &Shared, partition: u16, met: super::step::
     if shared.incarnations.epoch(partition) != met {
         return Ok(());
     }
-    let servers = ask(&shared.side).await?;
+    let servers = ask(shared).await?;
     shared.incarnations.see(servers.tags());
-    let marked = mark(shared, &servers, &key::partitions().collect::<Vec<_>>()).await?;
-    tell(shared, &marked, false);
+    let marked = mark_all(shared, &servers).await?;
+    tell(shared, &servers, &marked, false);
     super::shared::say_again(shared).await
 }
 
@@ -181,38 +185,47 @@ pub(super) async fn evicted(shared: &Shared, partition: u16, met: u64) -> Result
     if shared.incarnations.evicted(partition) != met {
         return Ok(());
     }
-    let servers = ask(&shared.side).await?;
+    let servers = ask(shared).await?;
     // One that was started again counts from nothing.
     shared.incarnations.see(servers.tags());
-    let marked = mark(shared, &servers, &key::partitions().collect::<Vec<_>>()).await?;
-    tell(shared, &marked, false);
+    let marked = mark_all(shared, &servers).await?;
+    tell(shared, &servers, &marked, false);
     tell_evicted(shared, &servers);
     super::shared::say_again(shared).await
 }
 
-/// Whether the partition's server has evicted more than was known.
-fn learn_evicted(shared: &Shared, servers: &Servers, partition: u16) -> bool {
-    let count = servers.of(partition).map(|info| info.number("evicted_keys"));
-    count.is_some_and(|count| shared.incarnations.learn_evicted(partition, count))
+/// Marks every partition; what could not be is marked at the next look.
+async fn mark_all(shared: &Shared, servers: &Servers) -> Result<Vec<(u16, Marked)>, StoreError> {
+    let marked = mark(shared, servers, &key::partitions().collect::<Vec<_>>()).await;
+    if marked.is_err() {
+        key::partitions().for_each(|partition| shared.health.touch(partition));
+    }
+    marked
 }
 
 /// Notes evictions as losses, where they are taken for such.
 fn tell_evicted(shared: &Shared, servers: &Servers) {
     if shared.options.evictions == Evictions::Inline {
-        let more: Vec<u16> = key::partitions().filter(|partition| learn_evicted(shared, servers, *partition)).collect();
+        let is_more =
+            |partition: &u16| servers.evicted(*partition).is_some_and(|count| count > shared.incarnations.evicted(*partition));
+        let more: Vec<u16> = key::partitions().filter(is_more).collect();
         if !more.is_empty() {
-            shared.incarnations.lost(&more, shared.floor(), Lost::Evicted);
+            shared.incarnations.lost(&more, Micros::ZERO, shared.floor(), Lost::Evicted);
             shared.watchers.wake_all();
+        }
+        // Only now, as in `tell`.
+        for partition in key::partitions() {
+            shared.incarnations.learn_evicted(partition, servers.evicted(partition));
         }
     }
 }
 
 /// Notes what markers say of losses.
-fn tell(shared: &Shared, marked: &[(u16, Marked)], is_start: bool) {
+fn tell(shared: &Shared, servers: &Servers, marked: &[(u16, Marked)], is_start: bool) {
     let mut lost: BTreeMap<Lost, Vec<u16>> = BTreeMap::new();
     let all_missing = marked.iter().all(|(_, marked)| marked.found == Found::Missing);
     for (partition, marked) in marked {
-        let is_other = shared.incarnations.learn(*partition, marked.epoch);
+        let is_other = shared.incarnations.is_other(*partition, marked.epoch);
         let what = match marked.found {
             // A store that is made.
             Found::Missing if is_start && all_missing => continue,
@@ -233,11 +246,22 @@ fn tell(shared: &Shared, marked: &[(u16, Marked)], is_start: bool) {
         partitions.sort_unstable();
     }
     let now = marked.iter().map(|(_, marked)| marked.wall).max().unwrap_or_default();
+    let is_lost = |(partition, marked): &&(u16, Marked)| {
+        marked.found == Found::OfAnother || shared.incarnations.is_other(*partition, marked.epoch)
+    };
+    let kept_until = shared.incarnations.kept_until(marked.iter().filter(is_lost).map(|(_, marked)| marked));
     for (what, partitions) in &lost {
-        shared.incarnations.lost(partitions, now, *what);
+        let from = if *what == Lost::MayBeBehind { kept_until } else { Micros::ZERO };
+        shared.incarnations.lost(partitions, from, now, *what);
+    }
+    // Only now: whoever steps under a new epoch finds the loss told.
+    for (partition, marked) in marked {
+        shared.incarnations.learn(*partition, marked.epoch);
+    }
+    if !lost.is_empty() {
         shared.watchers.wake_all();
     }
-    shared.incarnations.is_well(now);
+    shared.incarnations.is_well(servers.asked_at);
 }
 
 async fn mark(shared: &Shared, servers: &Servers, partitions: &[u16]) -> Result<Vec<(u16, Marked)>, StoreError> {
@@ -264,6 +288,8 @@ struct Servers {
     infos: Vec<Info>,
     /// Of a Cluster, which slots are whose: first, last, and where in `infos`.
     slots: Vec<(u16, u16, usize)>,
+    /// A time of the store, no later than when they said so.
+    asked_at: Micros,
 }
 
 impl Servers {
@@ -281,6 +307,11 @@ impl Servers {
         self.infos.get(*at)
     }
 
+    /// How many keys it has evicted.
+    fn evicted(&self, partition: u16) -> Option<u64> {
+        self.of(partition).map(|info| info.number("evicted_keys"))
+    }
+
     fn tag(&self, partition: u16) -> Option<Tag> {
         tag_of(self.of(partition)?.history()?)
     }
@@ -288,14 +319,22 @@ impl Servers {
 
 /// What every primary says of itself; nothing where the user may not ask.
 pub(super) async fn every_info(link: &Link) -> Result<Vec<Info>, StoreError> {
-    ask(link).await.map(|servers| servers.infos)
+    asked(link).await.map(|servers| servers.infos)
 }
 
-async fn ask(link: &Link) -> Result<Servers, StoreError> {
+async fn ask(shared: &Shared) -> Result<Servers, StoreError> {
+    let said = shared.floor();
+    let servers = asked(&shared.side).await?;
+    // Of several the least; an old server does not say what its clock is.
+    let clocks = servers.infos.iter().map(|info| Micros(info.number("server_time_usec"))).min();
+    Ok(Servers { asked_at: clocks.filter(|clock| *clock > Micros::ZERO).unwrap_or(said), ..servers })
+}
+
+async fn asked(link: &Link) -> Result<Servers, StoreError> {
     let command = redis::cmd("INFO");
     let Some(mut cluster) = link.cluster().await? else {
         return match link.call(&command).await.map_err(CallError::read) {
-            Ok(info) => Ok(Servers { infos: vec![Info::of(info)], slots: Vec::new() }),
+            Ok(info) => Ok(Servers { infos: vec![Info::of(info)], ..Servers::default() }),
             Err(error) if is_forbidden(&error) => Ok(Servers::default()),
             Err(error) => Err(error),
         };
@@ -312,7 +351,7 @@ async fn ask(link: &Link) -> Result<Servers, StoreError> {
         Some((slots.first, slots.last, infos.keys().position(|known| *known == at)?))
     });
     let slots = slots.collect();
-    Ok(Servers { infos: infos.into_values().collect(), slots })
+    Ok(Servers { infos: infos.into_values().collect(), slots, asked_at: Micros::ZERO })
 }
 
 /// A range of a Cluster's slots, and its primary.

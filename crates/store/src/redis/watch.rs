@@ -226,7 +226,9 @@ impl Watching {
             let wall = time_of(time, moved.first()).ok_or_else(odd)?;
             let is_of =
                 |epoch: &Epoch| mark.tags.is_empty() || mark.tags.chunks_exact(8).any(|tag| epoch.starts_with(tag));
-            let (new, found) = match Marker::of(marker) {
+            let there = Marker::of(marker);
+            let before = there.map_or(Micros::ZERO, |marker| marker.written);
+            let (new, found) = match there {
                 None => (Marker { epoch: mark.epoch, written: wall.max(mark.floor) }, Found::Missing),
                 Some(Marker { epoch, written }) if is_of(&epoch) => {
                     (Marker { epoch, written: written.max(wall) }, Found::Known)
@@ -239,7 +241,7 @@ impl Watching {
             commands.atomic().cmd("SET").arg(&name).arg(new.bytes());
             let answers = held.send(&commands).await.map_err(CallError::step)?;
             if matches!(answers.last(), Some(Value::Array(_))) {
-                return Ok(Marked { epoch: new.epoch, written: new.written, wall, found });
+                return Ok(Marked { epoch: new.epoch, before, written: new.written, wall, found });
             }
         }
         Err(StoreError::not_applied(Kind::Conflict))
