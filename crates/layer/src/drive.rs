@@ -161,6 +161,11 @@ pub(crate) async fn obtain(
                             let event = insert(engine, id, &facts, terms, &mut clock).await;
                             failpoint::hit(failpoint::CLAIM_END).await;
                             if matches!(event, Event::Inserted { .. }) {
+                                // A loss may have been noticed since it was looked for one: then the key may have run.
+                                if quarantined(&**engine.store(), terms.quarantine).is_some() {
+                                    abandon_claim(engine, id, claim);
+                                    return Obtained::Refused { refusal: Refusal::StoreUnavailable, record: None };
+                                }
                                 claiming.spent();
                             }
                             event

@@ -38,6 +38,7 @@ struct Forgetful(Mutex<State>);
 struct State {
     memory: Memory,
     unmet: bool,
+    met_meanwhile: bool,
     lost: Option<Instant>,
 }
 
@@ -53,6 +54,18 @@ impl Forgetful {
         state.unmet = true;
         state.memory.lose();
         state.memory = state.memory.reopen(256).unwrap();
+    }
+
+    /// While the next claim is made, somebody else meets a loss; the claim is of after it.
+    fn meet_meanwhile(&self) {
+        self.0.lock().unwrap().met_meanwhile = true;
+    }
+
+    fn meets_meanwhile(&self) {
+        let mut state = self.0.lock().unwrap();
+        if std::mem::take(&mut state.met_meanwhile) {
+            state.lost = Some(Instant::now());
+        }
     }
 
     fn memory(&self) -> Memory {
@@ -76,7 +89,11 @@ impl Store for Forgetful {
     }
 
     fn insert<'a>(&'a self, id: RecordId, facts: &'a Facts, lease: Duration) -> Answer<'a, Insert> {
-        Box::pin(async move { self.step()?.insert(id, facts, lease).await })
+        Box::pin(async move {
+            let memory = self.step()?;
+            self.meets_meanwhile();
+            memory.insert(id, facts, lease).await
+        })
     }
 
     fn replace<'a>(&'a self, id: RecordId, write: &'a Replacement) -> Answer<'a, Write> {
@@ -207,6 +224,18 @@ async fn in_quarantine_new_keys_are_refused_for_its_time_and_what_is_there_is_an
     assert_eq!(shop.post("/careful", "k-1").await, (200, true, None), "whoever finds one and is there is answered");
     assert_eq!(shop.post("/careful", "k-3").await, (503, false, Some(1200)));
     assert_eq!(shop.calls(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_during_which_a_loss_is_noticed_is_freed_and_runs_nothing_in_quarantine() {
+    let shop = Shop::new();
+    shop.store.meet_meanwhile();
+    assert_eq!(shop.post("/careful", "k-1").await, (503, false, Some(1200)));
+    assert_eq!(shop.calls(), 0);
+    shop.engine.drain(Duration::from_secs(60)).await;
+    assert_eq!(shop.store.memory().stats().records, 0, "the claim is freed");
+    shop.store.meet_meanwhile();
+    assert_eq!(shop.post("/open", "k-2").await, (200, false, None), "a route that goes on has no time to keep");
 }
 
 /// What the client of a request gets during whose execution `meanwhile` happens.
