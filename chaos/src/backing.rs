@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::ValueEnum;
 
+use crate::cache::Cache;
 use crate::database::Database;
 use crate::disk::SmallDisk;
 
@@ -15,11 +16,13 @@ pub(crate) enum Store {
     Embedded,
     /// Two processes on one PostgreSQL database.
     Postgres,
+    /// Two processes on one Redis server.
+    Redis,
 }
 
 impl Store {
     /// All of them.
-    pub(crate) const ALL: [Self; 2] = [Self::Embedded, Self::Postgres];
+    pub(crate) const ALL: [Self; 3] = [Self::Embedded, Self::Postgres, Self::Redis];
 
     /// As `--store` spells it.
     #[must_use]
@@ -27,6 +30,7 @@ impl Store {
         match self {
             Self::Embedded => "embedded",
             Self::Postgres => "postgres",
+            Self::Redis => "redis",
         }
     }
 }
@@ -53,6 +57,8 @@ pub(crate) enum Backing {
     },
     /// A database.
     Postgres(Box<Database>),
+    /// Redis.
+    Redis(Box<Cache>),
 }
 
 impl Backing {
@@ -61,7 +67,7 @@ impl Backing {
     pub(crate) fn gateways(&self) -> usize {
         match self {
             Self::Embedded { .. } => 1,
-            Self::Postgres(_) => 2,
+            Self::Postgres(_) | Self::Redis(_) => 2,
         }
     }
 
@@ -73,6 +79,16 @@ impl Backing {
                 format!("[store]\nkind = \"embedded\"\npath = {folder:?}\nreserve = \"1MiB\"\n")
             }
             Self::Postgres(database) => database.config(own),
+            Self::Redis(cache) => cache.config(own),
+        }
+    }
+
+    /// What it asks of all routes.
+    #[must_use]
+    pub(crate) fn defaults(&self) -> String {
+        match self {
+            Self::Embedded { .. } | Self::Postgres(_) => String::new(),
+            Self::Redis(cache) => cache.defaults(),
         }
     }
 
@@ -84,7 +100,7 @@ impl Backing {
             // Nobody waits for the end of one: a process that is gone holds nothing.
             Self::Embedded { .. } => Leases { short: "400ms", again: "10s", long: "30m" },
             // The claims of a process that is gone are its own until their leases end.
-            Self::Postgres(_) => Leases { short: "500ms", again: "3s", long: "3s" },
+            Self::Postgres(_) | Self::Redis(_) => Leases { short: "500ms", again: "3s", long: "3s" },
         }
     }
 
@@ -95,7 +111,7 @@ impl Backing {
     pub(crate) fn folder(&self) -> anyhow::Result<&Path> {
         match self {
             Self::Embedded { folder, .. } => Ok(folder),
-            Self::Postgres(_) => anyhow::bail!("this life needs a store in a folder"),
+            Self::Postgres(_) | Self::Redis(_) => anyhow::bail!("this life needs a store in a folder"),
         }
     }
 
@@ -106,7 +122,7 @@ impl Backing {
     pub(crate) fn disk(&self) -> anyhow::Result<&SmallDisk> {
         match self {
             Self::Embedded { disk, .. } => disk.as_ref().context("this life needs a disk of its own"),
-            Self::Postgres(_) => anyhow::bail!("this life needs a store in a folder"),
+            Self::Postgres(_) | Self::Redis(_) => anyhow::bail!("this life needs a store in a folder"),
         }
     }
 
@@ -117,7 +133,18 @@ impl Backing {
     pub(crate) fn database(&mut self) -> anyhow::Result<&mut Database> {
         match self {
             Self::Postgres(database) => Ok(database),
-            Self::Embedded { .. } => anyhow::bail!("this life needs a database"),
+            Self::Embedded { .. } | Self::Redis(_) => anyhow::bail!("this life needs a database"),
+        }
+    }
+
+    /// Redis.
+    ///
+    /// # Errors
+    /// Where it is none.
+    pub(crate) fn cache(&mut self) -> anyhow::Result<&mut Cache> {
+        match self {
+            Self::Redis(cache) => Ok(cache),
+            Self::Embedded { .. } | Self::Postgres(_) => anyhow::bail!("this life needs Redis"),
         }
     }
 }

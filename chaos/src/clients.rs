@@ -16,7 +16,7 @@ use crate::ledger::{DISPATCH, LIFE, SCRIPT, Step};
 use crate::plan::Mix;
 use crate::traffic::Traffic;
 
-/// Says that an answer is not recorded.
+/// Says that an answer is not recorded, or is from the memory of a process that could not ask.
 const STATUS: &str = "idempotency-status";
 /// How long a client insists at most, from its first request on.
 const INSISTS: Duration = Duration::from_secs(12);
@@ -276,7 +276,10 @@ async fn exchange(address: std::net::SocketAddr, letter: &Letter, life: usize) -
         dispatch: header(DISPATCH).and_then(|number| number.parse().ok()),
         problem: if is_problem { slug(&body) } else { None },
         // What streams can say so only at its end.
-        unrecorded: header(STATUS).or(trailers.get(STATUS).and_then(|value| value.to_str().ok())) == Some("unrecorded"),
+        unrecorded: matches!(
+            header(STATUS).or(trailers.get(STATUS).and_then(|value| value.to_str().ok())),
+            Some("unrecorded" | "remembered")
+        ),
     })
 }
 

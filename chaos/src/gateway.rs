@@ -20,9 +20,10 @@ pub(crate) const RETRY_MAX: u32 = 3;
 
 /// The routes, each with what is special about it.
 #[must_use]
-fn routes(leases: Leases) -> String {
+fn routes(leases: Leases, defaults: &str) -> String {
     let Leases { short, again, long } = leases;
     let mut text = String::from("[defaults]\nkey = { missing = \"required\" }\nin_flight = { wait = \"2s\" }\n");
+    text.push_str(defaults);
     for (name, says) in [
         ("pay", format!("lease = \"{short}\"")),
         ("two", format!("lease = \"{short}\"\ntwo_phase_dispatch = true")),
@@ -78,7 +79,7 @@ impl Site {
     pub(crate) fn configure(&self, backing: &Backing, upstream: SocketAddr) -> anyhow::Result<()> {
         for which in 0..backing.gateways() {
             let store = backing.config(&self.folder.join(format!("own{which}")));
-            let routes = routes(backing.leases());
+            let routes = routes(backing.leases(), &backing.defaults());
             let text = format!("{store}\n{routes}\n[[upstream]]\nname = \"ledger\"\nurl = \"http://{upstream}\"\n");
             std::fs::write(self.config(which), text).context("the configuration")?;
         }
@@ -98,9 +99,15 @@ impl Site {
     /// The log from `offset` on.
     #[must_use]
     pub(crate) fn log_from(&self, offset: u64) -> String {
+        self.log_between(offset, u64::MAX)
+    }
+
+    /// The log between two offsets.
+    #[must_use]
+    pub(crate) fn log_between(&self, from: u64, to: u64) -> String {
         let bytes = std::fs::read(self.log()).unwrap_or_default();
-        let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        String::from_utf8_lossy(bytes.get(from..).unwrap_or_default()).into_owned()
+        let [from, to] = [from, to].map(|offset| usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len()));
+        String::from_utf8_lossy(bytes.get(from..to).unwrap_or_default()).into_owned()
     }
 
     /// How long the log is.

@@ -1,8 +1,9 @@
 //! What was seen from outside: the upstream's ledger, the clients' log, and what was done to the process between.
 //!
-//! Nothing here knows of a store. Times are orders: of the ledger's lines, and of the clients' events.
+//! Nothing here knows of a store. Times are orders, of the ledger's lines and of the clients' events; only where records
+//! were lost on purpose is it the wall clock that says which.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -97,6 +98,8 @@ pub(crate) struct Dispatch {
     pub(crate) attempt: u32,
     /// `Idempotency-Fence`; 0 where it is missing.
     pub(crate) fence: u64,
+    /// When it was written down, by the wall clock in microseconds.
+    pub(crate) at_us: u64,
     /// Which life of the process sent it.
     pub(crate) life: usize,
     /// Of the request's body.
@@ -129,7 +132,7 @@ pub(crate) struct Answer {
     pub(crate) dispatch: Option<u64>,
     /// The slug of the problem, where it is one of the proxy's own.
     pub(crate) problem: Option<String>,
-    /// Whether it says that it is not recorded (yet).
+    /// Whether it says that it is not recorded (yet), or that the store was not asked.
     pub(crate) unrecorded: bool,
 }
 
@@ -165,6 +168,35 @@ pub(crate) struct Life {
     pub(crate) fault: Option<String>,
 }
 
+/// What a process said that its store lost: what was written to some parts of it between two times.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Told {
+    /// Which.
+    pub(crate) parts: BTreeSet<u16>,
+    /// From then on, in microseconds.
+    pub(crate) from_us: u64,
+    /// Until it was noticed, in microseconds.
+    pub(crate) to_us: u64,
+}
+
+/// Something was done to the store by which it lost records, or may have. Times are in microseconds of the wall clock,
+/// and fences are times of the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Loss {
+    /// What was written before is there.
+    pub(crate) from_us: u64,
+    /// When it was begun: nothing runs again before because of it.
+    pub(crate) begun_us: u64,
+    /// When it was over: what is granted later is there.
+    pub(crate) over_us: u64,
+    /// Whose last write may be gone.
+    pub(crate) gone: BTreeSet<Operation>,
+    /// What the processes said of it; none where nobody can notice it.
+    pub(crate) told: Option<Vec<Told>>,
+    /// For so long no new key is taken once it was noticed.
+    pub(crate) quarantine_us: u64,
+}
+
 /// What a route does about unknown outcomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Policy {
@@ -189,6 +221,10 @@ pub(crate) struct Seen {
     pub(crate) retries: Vec<(String, u32)>,
     /// Operations within an interval that the process itself listed as lost: they are not counted.
     pub(crate) given_up: BTreeSet<Operation>,
+    /// What was done to the store by which it lost records, in order.
+    pub(crate) losses: Vec<Loss>,
+    /// Which part of the store each operation's record lies in, where that counts.
+    pub(crate) parts: BTreeMap<Operation, u16>,
 }
 
 impl Seen {

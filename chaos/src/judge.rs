@@ -19,6 +19,7 @@ pub(crate) struct Broken {
 }
 
 /// One request of a client, from beginning to end.
+#[derive(Clone, Copy)]
 struct Request<'a> {
     body: Digest,
     life: usize,
@@ -77,6 +78,7 @@ const RULES: &[Rule] = &[
     ("reuse-is-said-only-of-reuse", reuse_is_said_only_of_reuse),
     ("unknown-has-a-cause", unknown_has_a_cause),
     ("every-key-ends", every_key_ends),
+    ("nothing-new-ran-in-quarantine", loss::nothing_new_ran_in_quarantine),
 ];
 
 /// Every rule on every operation. Empty: it held.
@@ -85,7 +87,8 @@ pub(crate) fn judge(seen: &Seen) -> Vec<Broken> {
     let stories = stories(seen);
     let mut broken = Vec::new();
     for story in stories.iter().filter(|story| !seen.given_up.contains(story.operation)) {
-        for (rule, holds) in RULES {
+        let rules = if loss::is_touched(story) { loss::RULES } else { RULES };
+        for (rule, holds) in rules {
             if let Some(what) = holds(story) {
                 broken.push(Broken { rule, operation: story.operation.clone(), what });
             }
@@ -290,6 +293,10 @@ pub(crate) fn duplicates(broken: &[Broken]) -> usize {
     let of = broken.iter().filter(|broken| once_too_often.contains(&broken.rule)).map(|broken| &broken.operation);
     of.collect::<BTreeSet<_>>().len()
 }
+
+pub(crate) use loss::ran_again;
+
+mod loss;
 
 #[cfg(test)]
 mod tests;

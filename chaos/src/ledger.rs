@@ -133,6 +133,7 @@ impl Book {
             number,
             attempt: request.header("idempotency-attempt").parse().unwrap_or(0),
             fence: request.header("idempotency-fence").parse().unwrap_or(0),
+            at_us: crate::traffic::wall_us(),
             life: request.header(LIFE).parse().unwrap_or(usize::MAX),
             body: digest(&request.body),
             act: step.act,

@@ -1,5 +1,6 @@
 //! The lives of the processes, one after another: each is begun, has its fault, and ends.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use rustix::process::Signal;
 
 use crate::PATIENCE;
 use crate::backing::Backing;
+use crate::cache;
 use crate::clock::{self, FakeClock};
 use crate::damage;
 use crate::gateway::{Gateway, Site, Start};
@@ -32,6 +34,10 @@ const ANSWERS_OF_OTHERS: u32 = 20;
 const PAUSED: &str = "stopped at a failpoint";
 /// What a process logs that finds another primary.
 const FAILED_OVER: &str = "the database was failed over";
+/// How often it is waited for another key that a replica lacks.
+const AHEAD_TRIES_MAX: u32 = 200;
+/// How long Redis is stopped.
+const REDIS_STOPPED: Duration = Duration::from_secs(3);
 
 /// What was done, and how often.
 pub(crate) struct Done {
@@ -41,6 +47,8 @@ pub(crate) struct Done {
     pub(crate) counts: Counts,
     /// Operations within an interval that the process listed as lost.
     pub(crate) given_up: Vec<Operation>,
+    /// What was lost on purpose.
+    pub(crate) losses: Vec<history::Loss>,
 }
 
 /// The lives before one store.
@@ -52,6 +60,19 @@ pub(crate) struct Lives<'a> {
     traffic: &'a Arc<Traffic>,
     done: Done,
     running: Vec<Option<Gateway>>,
+    struck: Vec<Struck>,
+}
+
+/// Something that may have lost records.
+struct Struck {
+    /// How long the log was.
+    log: u64,
+    /// From when to when what was written is gone; none where nothing is.
+    from_us: Option<u64>,
+    begun_us: u64,
+    over_us: u64,
+    /// The one whose record is gone, where it is one.
+    only: Option<Operation>,
 }
 
 impl<'a> Lives<'a> {
@@ -64,9 +85,9 @@ impl<'a> Lives<'a> {
         traffic: &'a Arc<Traffic>,
         seed: u64,
     ) -> Self {
-        let done = Done { lives: Vec::new(), counts: Counts::default(), given_up: Vec::new() };
+        let done = Done { lives: Vec::new(), counts: Counts::default(), given_up: Vec::new(), losses: Vec::new() };
         let running = (0..backing.gateways()).map(|_| None).collect();
-        Self { site, backing, rng: Rng::with_seed(seed), ledger, traffic, done, running }
+        Self { site, backing, rng: Rng::with_seed(seed), ledger, traffic, done, running, struck: Vec::new() }
     }
 
     /// One life, to its end; a clean one goes on.
@@ -146,6 +167,9 @@ impl<'a> Lives<'a> {
         }
         self.answers(after).await?;
         self.crowd().await;
+        if let Backing::Redis(_) = self.backing {
+            return self.strike_redis(blow, after).await;
+        }
         let (log, settled) = (self.site.log_bytes(), self.traffic.figures().settled);
         let database = self.backing.database()?;
         match blow {
@@ -154,10 +178,66 @@ impl<'a> Lives<'a> {
             Blow::FailedOver => database.fail_over()?,
             Blow::Cut => database.cut()?,
             Blow::Unanswered => database.cut_unanswered()?,
+            Blow::Flushed | Blow::Emptied | Blow::LeftBehind | Blow::SetBack | Blow::Deleted | Blow::Stopped => {
+                anyhow::bail!("this is done to Redis")
+            }
         }
         self.count(blow.name());
         if blow == Blow::FailedOver {
             self.said(log, FAILED_OVER).await?;
+        }
+        self.settled(settled.saturating_add(after)).await
+    }
+
+    /// The same to Redis; whatever may have lost records is noticed by both processes.
+    async fn strike_redis(&mut self, blow: Blow, after: u32) -> anyhow::Result<()> {
+        // What was written from then on will be gone.
+        let mut from_us = match blow {
+            Blow::LeftBehind => Some(self.backing.cache()?.leave_behind()?),
+            Blow::SetBack => Some(self.backing.cache()?.save()?),
+            Blow::Flushed | Blow::Emptied | Blow::Deleted => Some(0),
+            _ => None,
+        };
+        if matches!(blow, Blow::LeftBehind | Blow::SetBack) {
+            self.settled(self.traffic.figures().settled.saturating_add(after)).await?;
+            for _ in 0..AHEAD_TRIES_MAX {
+                if self.backing.cache()?.is_ahead()? {
+                    break;
+                }
+                self.settled(self.traffic.figures().settled.saturating_add(1)).await?;
+            }
+        }
+        let (log, settled) = (self.site.log_bytes(), self.traffic.figures().settled);
+        let mut only = None;
+        let begun_us = wall_us();
+        let cache = self.backing.cache()?;
+        match blow {
+            Blow::Flushed => cache.flush()?,
+            Blow::Killed | Blow::Emptied => cache.kill()?,
+            Blow::LeftBehind => cache.fail_over()?,
+            Blow::SetBack => cache.set_back()?,
+            Blow::Deleted => {
+                let at_rest = self.traffic.at_rest();
+                let operation = self.rng.choice(at_rest).context("no key is at rest")?;
+                cache.delete(&operation)?;
+                only = Some(operation);
+            }
+            Blow::Cut => cache.cut(),
+            Blow::Unanswered => cache.cut_unanswered()?,
+            Blow::Stopped => {
+                cache.pause()?;
+                tokio::time::sleep(REDIS_STOPPED).await;
+                cache.resume()?;
+            }
+            Blow::ShutDown | Blow::FailedOver => anyhow::bail!("this is done to PostgreSQL"),
+        }
+        self.count(blow.name());
+        let is_told = from_us.is_some() && only.is_none() || blow == Blow::Killed;
+        if is_told || only.is_some() {
+            self.struck.push(Struck { log, from_us: from_us.take(), begun_us, over_us: wall_us(), only });
+        }
+        if is_told {
+            self.told_by_all(log).await?;
         }
         self.settled(settled.saturating_add(after)).await
     }
@@ -237,7 +317,7 @@ impl<'a> Lives<'a> {
 
     /// Operations that may have been written in an interval are not counted.
     fn give_up(&mut self, from_us: u64, to_us: u64) {
-        self.done.given_up.extend(self.traffic.written_between(from_us, to_us));
+        self.done.given_up.extend(self.traffic.written_between(0, from_us, to_us));
     }
 
     /// What was done, when the last life is over.
@@ -248,6 +328,7 @@ impl<'a> Lives<'a> {
         for gateway in self.running.iter_mut().filter_map(Option::take) {
             gateway.kill().await?;
         }
+        self.done.losses = self.losses()?;
         Ok(self.done)
     }
 
@@ -311,6 +392,46 @@ impl<'a> Lives<'a> {
             }
         };
         tokio::time::timeout(PATIENCE, saying).await.with_context(|| format!("it did not say: {words}"))
+    }
+
+    /// Each process has said of each part of Redis that it was lost.
+    async fn told_by_all(&self, from: u64) -> anyhow::Result<()> {
+        let saying = async {
+            while !cache::is_told_by_all(&self.site.log_from(from), self.running.len()) {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, saying).await.context("not all of them told that all of Redis may be lost")
+    }
+
+    /// What was lost on purpose, with what the processes said of it.
+    ///
+    /// # Errors
+    /// Where they said so of anything else.
+    fn losses(&mut self) -> anyhow::Result<Vec<history::Loss>> {
+        let quarantine_us = self.backing.cache().map_or(0, |cache| cache.quarantine_us());
+        let ends = self.struck.iter().skip(1).map(|next| next.log).chain([u64::MAX]).collect::<Vec<_>>();
+        let first = self.struck.first().map_or(u64::MAX, |first| first.log);
+        let told = cache::told(&self.site.log_between(0, first));
+        ensure!(told.is_empty(), "nothing had been lost, and they said: {told:?}");
+        let mut losses = Vec::new();
+        let mut lost_before_us = 0;
+        for (Struck { log, from_us, begun_us, over_us, only }, end) in self.struck.drain(..).zip(ends) {
+            let told = cache::told(&self.site.log_between(log, end));
+            ensure!(only.is_none() || told.is_empty(), "a record was deleted by hand, and they said: {told:?}");
+            let (gone, told) = match (only, from_us) {
+                (Some(only), _) => ([only].into(), None),
+                (None, Some(from_us)) => {
+                    let written = self.traffic.written_between(lost_before_us, from_us, over_us);
+                    lost_before_us = over_us;
+                    (written.into_iter().collect(), Some(told))
+                }
+                (None, None) => (BTreeSet::new(), Some(told)),
+            };
+            let from_us = from_us.unwrap_or(begun_us);
+            losses.push(history::Loss { from_us, begun_us, over_us, gone, told, quarantine_us });
+        }
+        Ok(losses)
     }
 
     /// Waits for duplicates under way, and counts them.

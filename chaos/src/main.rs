@@ -5,11 +5,12 @@
 //!
 //! [`plan`] what a seed means · [`round`] one plan carried out · [`lives`] faults, life by life, with
 //! [`damage`], [`disk`] and [`clock`] · [`gateway`] a process
-//! under test · [`backing`] what is behind it: a folder, or a [`database`] behind a relay · [`ledger`] the upstream, which knows the truth · [`clients`], [`traffic`] who asks, and what all of them
+//! under test · [`backing`] what is behind it: a folder, or a [`database`] or a [`cache`] behind a relay · [`ledger`] the upstream, which knows the truth · [`clients`], [`traffic`] who asks, and what all of them
 //! saw · [`history`] what is judged · [`judge`] the rules · [`mutants`] the product
 //! without one of its safeties
 
 mod backing;
+mod cache;
 mod clients;
 mod clock;
 mod damage;

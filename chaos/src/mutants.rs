@@ -60,6 +60,8 @@ fn is_of(mutant: Mutant, store: Store) -> bool {
         // A claim is one commit of the server, whose `synchronous_commit` the store looks at; and no process knows
         // that the session of another is over.
         Mutant::ClaimNotDurable | Mutant::StaleSession => store == Store::Embedded,
+        // Its scripts do both, and have no mutants.
+        Mutant::FenceNotCompared | Mutant::LeaseDeletes => store != Store::Redis,
         _ => true,
     }
 }

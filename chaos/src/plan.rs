@@ -30,6 +30,18 @@ pub(crate) enum Blow {
     Cut,
     /// The same once some of its answers were withheld.
     Unanswered,
+    /// Everything is taken out of it.
+    Flushed,
+    /// `kill -9`, and started again without what it had.
+    Emptied,
+    /// `kill -9` for good, and a replica that was left behind takes its place.
+    LeftBehind,
+    /// `kill -9`, and started again from a snapshot of before.
+    SetBack,
+    /// One record is deleted by hand.
+    Deleted,
+    /// Stopped for three seconds (SIGSTOP).
+    Stopped,
 }
 
 impl Blow {
@@ -42,6 +54,12 @@ impl Blow {
             Self::FailedOver => "failed over",
             Self::Cut => "connections cut",
             Self::Unanswered => "answers withheld",
+            Self::Flushed => "flushed",
+            Self::Emptied => "started again without data",
+            Self::LeftBehind => "failed over to a replica left behind",
+            Self::SetBack => "started again from a snapshot",
+            Self::Deleted => "record deleted",
+            Self::Stopped => "database stopped",
         }
     }
 }
@@ -144,6 +162,21 @@ pub(crate) fn names(store: Store) -> &'static [&'static str] {
         Store::Postgres => {
             &["kills", "database", "failover", "connections", "stops", "failpoints", "overtaken", "unconfirmed"]
         }
+        Store::Redis => &[
+            "kills",
+            "flush",
+            "failover",
+            "connections",
+            "database",
+            "emptied",
+            "snapshot",
+            "quarantine",
+            "deleted",
+            "stops",
+            "failpoints",
+            "overtaken",
+            "unconfirmed",
+        ],
     }
 }
 
@@ -179,12 +212,27 @@ impl Plan {
         let mut rng = Rng::with_seed(seed);
         let mut lives = match (store, name) {
             (Store::Embedded, "kills") => kills(&mut rng),
-            (Store::Postgres, "kills") => kills_of_several(&mut rng),
+            (_, "kills") => kills_of_several(&mut rng),
             (_, "failpoints") => failpoints(&mut rng),
             (_, "pauses") => pauses(&mut rng),
             (Store::Embedded, "stops") => stops(&mut rng, 500, 900),
             // Another process may take over what is sent late only where the upstream does not look at the fence.
             (Store::Postgres, "stops") => stops(&mut rng, 700, 1500),
+            (Store::Redis, "stops") => {
+                let mut lives = stops(&mut rng, 700, 1500);
+                lives.push(struck_by(&mut rng, Blow::Stopped));
+                lives
+            }
+            (_, "flush") => struck(&mut rng, &[Blow::Flushed, Blow::Flushed]),
+            (_, "emptied") => struck(&mut rng, &[Blow::Emptied, Blow::Emptied]),
+            // Whoever is started within the time does not know of the loss: nobody is killed.
+            (_, "snapshot") => struck(&mut rng, &[Blow::SetBack, Blow::SetBack]),
+            (_, "deleted") => struck(&mut rng, &[Blow::Deleted, Blow::Deleted]),
+            (_, "quarantine") => vec![struck_by(&mut rng, Blow::Flushed), struck_by(&mut rng, Blow::LeftBehind)],
+            (Store::Redis, "database") => struck(&mut rng, &[Blow::Killed, Blow::Killed]),
+            (Store::Redis, "failover") => {
+                vec![struck_by(&mut rng, Blow::LeftBehind), struck_by(&mut rng, Blow::LeftBehind)]
+            }
             (_, "overtaken") => vec![Life::Unrenewed { after: rng.u32(80..160) }],
             (_, "unconfirmed") => vec![Life::Unconfirmed { after: rng.u32(30..60) }],
             (_, "clock") => clock(&mut rng),

@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::backing::{Backing, Store};
+use crate::cache::{self, Cache, Wanted};
 use crate::clients::{self, Story};
 use crate::database::Database;
 use crate::disk::SmallDisk;
@@ -19,7 +20,7 @@ use crate::history::{self, Seen};
 use crate::judge::{self, Broken};
 use crate::ledger::Ledger;
 use crate::lives::{Done, Lives};
-use crate::plan::Plan;
+use crate::plan::{Blow, Life, Plan};
 use crate::traffic::Traffic;
 
 /// Stories that are played at a time.
@@ -54,6 +55,8 @@ pub(crate) struct Counts {
     pub(crate) unknowns: usize,
     /// Keys within an interval that the process listed as lost.
     pub(crate) given_up: usize,
+    /// Keys that ran again because their records were lost.
+    pub(crate) again: usize,
     /// Keys that took effect once too often.
     pub(crate) duplicates: usize,
     /// Other faults that happened, and how often, by name.
@@ -66,7 +69,7 @@ impl Counts {
     pub(crate) fn in_a_line(&self) -> String {
         format!(
             "rounds {}  kills {}  keys {}  requests {}  dispatches {}  replays {}  unknown {}  duplicates in flight {}  \
-             duplicates {}",
+             again {}  duplicates {}",
             self.rounds,
             self.kills,
             self.keys,
@@ -75,6 +78,7 @@ impl Counts {
             self.replays,
             self.unknowns,
             self.duplicates_at_a_kill,
+            self.again,
             self.duplicates
         )
     }
@@ -90,6 +94,7 @@ impl Counts {
         self.replays += other.replays;
         self.unknowns += other.unknowns;
         self.given_up += other.given_up;
+        self.again += other.again;
         self.duplicates += other.duplicates;
         for (name, times) in &other.faults {
             *self.faults.entry(name.clone()).or_default() += times;
@@ -106,8 +111,9 @@ impl std::fmt::Display for Counts {
         )?;
         writeln!(
             f,
-            "dispatches {}  replays {}  unknown at the end {}  given up as lost {}  duplicates {}",
-            self.dispatches, self.replays, self.unknowns, self.given_up, self.duplicates
+            "dispatches {}  replays {}  unknown at the end {}  given up as lost {}  run again after a loss {}  \
+             duplicates {}",
+            self.dispatches, self.replays, self.unknowns, self.given_up, self.again, self.duplicates
         )?;
         let faults: Vec<String> = self.faults.iter().map(|(name, times)| format!("{name} {times}")).collect();
         write!(f, "faults: {}", faults.join(", "))
@@ -159,6 +165,11 @@ async fn carry_out(plan: &Plan, programs: &Programs, folder: &Path) -> anyhow::R
             Backing::Embedded { folder: data, disk }
         }
         Store::Postgres => Backing::Postgres(Box::new(Database::start(&programs.onceward).await?)),
+        Store::Redis => {
+            let fails_over = plan.lives.iter().any(|life| matches!(life, Life::Struck { blow: Blow::LeftBehind, .. }));
+            let wanted = Wanted { is_kept: plan.name == "database", quarantine: plan.name == "quarantine", fails_over };
+            Backing::Redis(Box::new(Cache::start(wanted)?))
+        }
     };
     let site = Site { program: programs.onceward.clone(), mutant: programs.mutant.clone(), folder: folder.to_owned() };
     site.configure(&backing, ledger.address)?;
@@ -184,19 +195,24 @@ async fn carry_out(plan: &Plan, programs: &Programs, folder: &Path) -> anyhow::R
     stop.store(true, Ordering::Relaxed);
     workers.join_all().await;
     audit(&traffic).await;
-    let Done { lives, counts, given_up } = lives.end().await?;
+    let Done { lives, counts, given_up, losses } = lives.end().await?;
     let ledger = ledger.end().await?;
     let log = traffic.take();
     let seen = Seen {
         ledger,
         events: log.events,
-        operations: log.operations,
         lives,
         retries: RETRIES.map(|route| (route.to_owned(), RETRY_MAX)).to_vec(),
         given_up: given_up.into_iter().collect(),
+        parts: log.operations.iter().map(|operation| (operation.clone(), cache::part_of(operation))).collect(),
+        losses,
+        operations: log.operations,
     };
     let counts = counted(&seen, counts);
     ensure!(plan.name != "overtaken" || counts.faults.contains_key(OVERTAKEN), "no holder was overtaken");
+    // Every key is asked for at the end, so that what was lost has run again.
+    let losing = seen.losses.iter().filter(|loss| !loss.gone.is_empty()).count();
+    ensure!(losing == 0 || counts.again > 0, "nothing ran again of what was lost {losing} times");
     ensure!(counts.keys > 0 && counts.dispatches > 0, "no client came through");
     Ok((seen, counts))
 }
@@ -258,6 +274,7 @@ fn counted(seen: &Seen, counts: Counts) -> Counts {
         replays: answers.values().map(|times| times - 1).sum(),
         unknowns: unknowns.len(),
         given_up: seen.given_up.len(),
+        again: judge::ran_again(seen),
         ..counts
     }
 }

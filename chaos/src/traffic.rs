@@ -188,17 +188,39 @@ impl Traffic {
         asked.map(|(at, (operation, bodies))| (at, operation.clone(), bodies.clone())).collect()
     }
 
-    /// Operations that may have been written to the store between two times of the wall clock, in microseconds: those
-    /// that were begun before its end, and of which no answer was known before its beginning.
+    /// Operations that have their answer and that nobody asks for now.
     #[must_use]
-    pub(crate) fn written_between(&self, from_us: u64, to_us: u64) -> Vec<Operation> {
+    pub(crate) fn at_rest(&self) -> Vec<Operation> {
+        let log = self.lock();
+        let mut of: HashMap<usize, usize> = HashMap::new();
+        let mut settled = BTreeSet::new();
+        for event in &log.events {
+            match event {
+                Event::Sent { request, operation, .. } => {
+                    of.insert(*request, *operation);
+                }
+                Event::Ended { request, end } if is_settled(end) => settled.extend(of.get(request)),
+                Event::Ended { .. } => {}
+            }
+        }
+        let at_rest = settled.into_iter().filter(|operation| !log.under_way.contains_key(operation));
+        at_rest.filter_map(|operation| log.operations.get(operation)).cloned().collect()
+    }
+
+    /// Operations that may have been written to the store between two times of the wall clock, in microseconds: those
+    /// that were begun before its end, and of which no answer was known before its beginning. What was asked for before
+    /// `since_us` may have been lost, and says nothing.
+    #[must_use]
+    pub(crate) fn written_between(&self, since_us: u64, from_us: u64, to_us: u64) -> Vec<Operation> {
         let log = self.lock();
         let mut of: HashMap<usize, usize> = HashMap::new();
         let (mut begun, mut known) = (BTreeSet::new(), BTreeSet::new());
         for (event, at) in log.events.iter().zip(&log.times_us) {
             match event {
                 Event::Sent { request, operation, .. } => {
-                    of.insert(*request, *operation);
+                    if *at >= since_us {
+                        of.insert(*request, *operation);
+                    }
                     if *at <= to_us {
                         begun.insert(*operation);
                     }

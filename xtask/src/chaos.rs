@@ -7,16 +7,19 @@ use crate::{install, tree};
 
 /// The plans on Postgres that are part of `cargo xtask test`; the others are for by hand.
 const ON_POSTGRES: &str = "kills,database,failover,connections,stops";
-/// And the safeties that are taken out there.
+/// Those on Redis; the others are for by hand.
+const ON_REDIS: &str = "kills,flush,failover,connections,quarantine,stops";
+/// And the safeties that are taken out on Postgres.
 const TAKEN_OUT_ON_POSTGRES: &str = "completion-not-durable,fence-not-compared,lease-deletes,unknown-as-failed";
 
-/// What `cargo xtask test` runs: every plan and every mutant on the embedded store, and some on Postgres.
+/// What `cargo xtask test` runs: every plan and every mutant on the embedded store, and some plans on Postgres and Redis.
 ///
 /// # Errors
 /// As [`run`].
 pub(crate) fn gate(counts: &mut Counts) -> anyhow::Result<()> {
     run(&["--store", "embedded"], counts)?;
     run(&["--store", "postgres", "--plan", ON_POSTGRES], counts)?;
+    run(&["--store", "redis", "--plan", ON_REDIS], counts)?;
     run(&["--mutants", "--store", "embedded"], counts)?;
     // The build with mutants is still there.
     let mutants = tree::shown(&mutants_binary());

@@ -1,7 +1,7 @@
 //! Each rule meets a history that breaks it, and a history that breaks none.
 
 use super::*;
-use crate::history::{Act, Life, Said};
+use crate::history::{Act, Life, Loss, Said, Told};
 
 const BODY: Digest = 7;
 const OTHER: Digest = 8;
@@ -44,7 +44,8 @@ impl Written {
         let whole = !matches!(act, Act::Cut | Act::CutMid);
         let said = whole.then_some(Said { status: 201, body: number });
         let operation = self.seen.operations[0].clone();
-        self.seen.ledger.push(Dispatch { number, operation, attempt, fence, life: 1, body: BODY, act, said });
+        let at_us = fence + 2;
+        self.seen.ledger.push(Dispatch { number, operation, attempt, fence, at_us, life: 1, body: BODY, act, said });
         self
     }
 
@@ -205,4 +206,123 @@ fn what_the_process_listed_as_lost_is_not_counted() {
     assert!(!twice.breaks().is_empty());
     twice.seen.given_up.insert(twice.seen.operations[0].clone());
     assert_eq!(twice.breaks(), [""; 0]);
+}
+
+/// Which part of the store the key lies in.
+const PART: u16 = 4;
+
+/// Two losses of the key, each told by two processes; the first is of what was written from 5 on, the second of all.
+/// Fences are times.
+fn lossy(route: &str, quarantine_us: u64) -> Written {
+    let mut written = Written::on(route);
+    let key = written.seen.operations[0].clone();
+    let told = |from_us, to_us| Told { parts: [PART].into(), from_us, to_us };
+    let loss = |from_us, begun_us, told| Loss {
+        from_us,
+        begun_us,
+        over_us: begun_us + 2,
+        gone: [key.clone()].into(),
+        told: Some(told),
+        quarantine_us,
+    };
+    let first = loss(5, 20, vec![told(4, 30), told(0, 32)]);
+    let second = loss(0, 60, vec![told(0, 65), told(0, 66)]);
+    written.seen.losses = vec![first, second];
+    written.seen.parts = [(key, PART)].into();
+    written
+}
+
+impl Written {
+    /// Attempts with their fences, each of which took effect; and the answer of the last.
+    fn ran(self, dispatches: &[(u32, u64)]) -> Vec<&'static str> {
+        let run = |written: Self, (attempt, fence): &(u32, u64)| written.dispatch(*attempt, *fence, Act::Ok);
+        dispatches.iter().fold(self, run).audited(answered(dispatches.len() as u64 - 1)).breaks()
+    }
+}
+
+#[test]
+fn a_key_runs_again_once_for_each_loss_of_its_record_and_not_otherwise() {
+    let ran = |fences: &[u64]| lossy("/pay", 0).ran(&fences.iter().map(|fence| (1, *fence)).collect::<Vec<_>>());
+    assert_eq!(ran(&[10, 40]), [""; 0], "it was lost");
+    assert_eq!(ran(&[10, 21]), [""; 0], "before anybody noticed");
+    assert_eq!(ran(&[10, 40, 80]), [""; 0], "it was lost twice");
+    assert!(ran(&[10, 15]).contains(&"one-dispatch"), "it was not lost yet");
+    assert!(ran(&[10, 40, 50]).contains(&"one-dispatch"), "nothing was lost between");
+    assert!(ran(&[24, 40]).contains(&"one-dispatch"), "it was granted after the loss");
+    assert!(ran(&[3, 40]).contains(&"one-dispatch"), "it was written long before");
+    assert!(ran(&[80, 90]).contains(&"one-dispatch"), "no loss came later");
+    assert!(ran(&[41, 40]).contains(&"fences-rise"));
+    let mut other = lossy("/pay", 0);
+    for loss in &mut other.seen.losses {
+        loss.gone.clear();
+    }
+    assert!(other.ran(&[(1, 10), (1, 40)]).contains(&"one-dispatch"), "other keys were lost");
+}
+
+#[test]
+fn what_is_lost_under_retry_does_not_count_and_what_is_not_does() {
+    let ran = |dispatches: &[(u32, u64)]| lossy("/again", 0).ran(dispatches);
+    assert_eq!(ran(&[(1, 3), (2, 10), (2, 40)]), [""; 0], "the second attempt was lost, the first is there");
+    assert_eq!(ran(&[(1, 3), (1, 40)]), ["fences-and-attempts-rise"], "the first is there");
+    let unknown = |written: Written| written.dispatch(1, 10, Act::Cut).dispatch(2, 12, Act::Ok).asked(answered(1));
+    let after =
+        |attempt, fence| unknown(lossy("/again", 0)).dispatch(attempt, fence, Act::Ok).audited(answered(2)).breaks();
+    assert_eq!(after(3, 40), [""; 0], "the answer was lost, the claim is there");
+    assert_eq!(after(3, 15), ["answered-is-last"]);
+    assert_eq!(after(1, 40), [""; 0], "all was lost");
+    let counted = lossy("/again", 0).dispatch(1, 3, Act::Cut).dispatch(2, 10, Act::Limited).dispatch(2, 40, Act::Ok);
+    assert_eq!(counted.audited(answered(2)).breaks(), [""; 0], "a release frees nothing, and was lost");
+}
+
+#[test]
+fn a_record_that_was_made_anew_after_a_loss_can_be_lost_again() {
+    let ran = |change: fn(&mut Loss)| {
+        let mut lossy = lossy("/again", 0);
+        change(&mut lossy.seen.losses[1]);
+        lossy.ran(&[(1, 10), (2, 50), (1, 80)])
+    };
+    let later = |loss: &mut Loss| {
+        loss.from_us = 45;
+        loss.told.as_mut().unwrap()[0].from_us = 45;
+    };
+    assert_eq!(ran(later), [""; 0], "the second loss is of what was written from 45 on");
+    let not_at_all = |loss: &mut Loss| loss.gone.clear();
+    assert_eq!(ran(not_at_all), ["fences-and-attempts-rise"], "it was there");
+}
+
+#[test]
+fn a_claim_that_is_there_without_its_dispatch_lets_a_key_run_again() {
+    let ran = |fence| lossy("/two", 0).ran(&[(1, fence), (2, 40)]);
+    assert_eq!(ran(4), [""; 0], "the dispatch came within the time");
+    assert!(ran(1).contains(&"one-dispatch"));
+}
+
+#[test]
+fn what_was_lost_and_not_told_is_found() {
+    let rule = "what-was-lost-was-told";
+    let ran = |change: fn(&mut Loss)| {
+        let mut lossy = lossy("/pay", 0);
+        change(&mut lossy.seen.losses[0]);
+        lossy.ran(&[(1, 10), (1, 40)])
+    };
+    assert_eq!(ran(|loss| loss.told = Some(Vec::new())), [rule], "nobody did");
+    assert_eq!(ran(|loss| loss.told.as_mut().unwrap()[0].from_us = 11), [rule], "one did too little");
+    assert_eq!(ran(|loss| loss.told.as_mut().unwrap()[1].to_us = 9), [rule]);
+    let elsewhere = |loss: &mut Loss| {
+        for told in loss.told.as_mut().unwrap() {
+            told.parts = [PART + 1].into();
+        }
+    };
+    assert_eq!(ran(elsewhere), [rule], "of another part");
+    assert_eq!(ran(|loss| loss.told = None), [""; 0], "nobody can");
+}
+
+#[test]
+fn a_new_key_does_not_run_in_quarantine() {
+    let rule = "nothing-new-ran-in-quarantine";
+    assert_eq!(lossy("/pay", 10).ran(&[(1, 10), (1, 35)]), [rule], "it was lost");
+    assert_eq!(lossy("/pay", 10).ran(&[(1, 35)]), [rule], "or not");
+    assert_eq!(lossy("/pay", 10).ran(&[(1, 10), (1, 25)]), [""; 0], "nobody had noticed");
+    assert_eq!(lossy("/pay", 10).ran(&[(1, 10), (1, 41)]), [""; 0], "it is over");
+    assert_eq!(lossy("/again", 10).ran(&[(1, 3), (2, 35)]), [""; 0], "it was there");
 }

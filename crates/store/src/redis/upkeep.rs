@@ -206,8 +206,9 @@ async fn mark_all(shared: &Shared, servers: &Servers) -> Result<Vec<(u16, Marked
 /// Notes evictions as losses, where they are taken for such.
 fn tell_evicted(shared: &Shared, servers: &Servers) {
     if shared.options.evictions == Evictions::Inline {
-        let is_more =
-            |partition: &u16| servers.evicted(*partition).is_some_and(|count| count > shared.incarnations.evicted(*partition));
+        let is_more = |partition: &u16| {
+            servers.evicted(*partition).is_some_and(|count| count > shared.incarnations.evicted(*partition))
+        };
         let more: Vec<u16> = key::partitions().filter(is_more).collect();
         if !more.is_empty() {
             shared.incarnations.lost(&more, Micros::ZERO, shared.floor(), Lost::Evicted);
