@@ -5,7 +5,7 @@
 //! [`checks`] the steps of `cargo xtask test`, [`step`] one command that is shown, timed and
 //! counted, [`install`] what the steps need from outside, [`contract`] the contract's rows with their
 //! tests, [`tidy`] the rules of the tree that no compiler knows, [`codegen`] what is generated from `proto/`, [`mod@bench`] the measurements,
-//! [`chaos`] the crash checker, [`fuzz`] what comes from outside.
+//! [`chaos`] the crash checker, [`fuzz`] what comes from outside, [`rolling`] two builds on one store.
 
 mod bench;
 mod chaos;
@@ -15,6 +15,7 @@ mod conformance;
 mod contract;
 mod fuzz;
 mod install;
+mod rolling;
 mod step;
 mod tidy;
 mod tree;
@@ -42,7 +43,9 @@ usage: cargo xtask TASK
   chaos --mutants [--store embedded|postgres] [--seed N] [--only NAME,…]
                          the same on builds with one safety taken out: each must be found red
   fuzz [--seconds N] [--seed N] [--guided] [TARGET…]
-                         what comes from outside, in forms that nobody thought of; --guided is led by coverage";
+                         what comes from outside, in forms that nobody thought of; --guided is led by coverage
+  rolling [--other FILE] two builds on one Redis, each taking the other's place under load; without --other one is
+                         built that differs in what it says of itself";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         ["bench", rest @ ..] => bench::run(rest),
         ["chaos", rest @ ..] => chaos::run(rest, &mut step::Counts::default()),
         ["fuzz", rest @ ..] => fuzz::run(rest),
+        ["rolling", rest @ ..] => rolling::run(rest),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);

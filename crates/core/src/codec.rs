@@ -17,6 +17,8 @@ use crate::{
 
 /// The version that this build writes.
 pub const VERSION: u8 = 1;
+/// The oldest that this build reads.
+pub const OLDEST: u8 = 1;
 /// Bytes before the field digests.
 pub const HEADER_BYTES: usize = 160;
 /// Where the store's block lies: fence, revision, lease, keep-until, written-at, eight bytes each.

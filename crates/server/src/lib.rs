@@ -8,6 +8,12 @@
 //! questions to others · [`admin`] metrics, health and records · [`reconcile`] records
 //! held against effects, and what undoes them · [`demo`] the sample API of `proxy --demo`.
 
+/// What this build says that it is: `ONCEWARD_VERSION` at its build, else that of the package.
+pub const VERSION: &str = match option_env!("ONCEWARD_VERSION") {
+    Some(version) => version,
+    None => env!("CARGO_PKG_VERSION"),
+};
+
 pub mod admin;
 pub mod ask;
 pub mod assemble;

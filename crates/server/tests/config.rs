@@ -516,11 +516,28 @@ fn what_is_not_available_is_refused_by_name_and_place() {
     }
 }
 
+#[test]
+fn a_window_is_a_time_in_utc_and_of_no_use_to_redis() {
+    let told = complaint(with_upstream("[maintenance]\nwindow = \"02:00-05:00 CET\"\n"));
+    assert!(told.contains("onceward.toml:5:10:") && told.contains("the only zone that is taken"), "{told}");
+    let config = with_upstream("[maintenance]\nwindow = \"23:30-00:30 UTC\"\n").unwrap();
+    assert!(config.maintenance.window.is_some_and(|window| window.contains(0) && !window.contains(3600)));
+    let redis = "[identity]\nsecret = \"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=\"\n[store]\nkind = \"redis\"\n\
+                 [store.redis]\nurl = \"redis://localhost\"\n[defaults]\ndurability = \"cache\"\nscope.env = \"fixed:x\"\n";
+    let text = format!("{UPSTREAM}{redis}[maintenance]\nwindow = \"02:00-05:00 UTC\"\n");
+    let report = report::check_text("onceward.toml", &text, &Environment::default());
+    assert!(
+        report.errors.is_empty() && report.text().contains("Redis removes what has ended by itself"),
+        "{}",
+        report.text()
+    );
+}
+
 /// Every key of the tables and the text of PROTOCOL section 5.
 const PROTOCOL_KEYS: &str = "
     default_upstream identity.secret identity.previous
     listen.address listen.tls listen.trusted listen.drain admin.address admin.token
-    store.kind store.path store.deadline store.breaker store.reserve
+    store.kind store.path store.deadline store.breaker store.reserve store.write_version
     store.redis.url store.redis.username store.redis.password store.redis.strategy store.redis.sentinel_username
     store.redis.detect_evictions store.redis.wait
     store.redis.sentinel_password store.redis.ca store.redis.cert store.redis.key

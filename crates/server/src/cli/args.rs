@@ -16,7 +16,7 @@ use crate::config::{Flags, secret::Secret, units};
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "onceward",
-    version,
+    version = crate::VERSION,
     propagate_version = true,
     subcommand_required = true,
     arg_required_else_help = true

@@ -25,6 +25,7 @@ pub(super) const ABOUT: &[(&str, &str, &str)] = &[
     ("store.breaker.open", "1s", "So long operations fail at once then, give or take a fifth; one more decides."),
     ("store.reserve", "64MiB", "Room that is kept for answers of running requests: below it new claims are refused."),
     ("store.max_records", "10000000", "New claims are refused at so many records."),
+    ("store.write_version", "1", "The version of records that are written, while some processes do not read the next."),
     (
         "store.postgres.url",
         "",

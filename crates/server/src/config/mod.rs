@@ -153,6 +153,8 @@ pub struct Store {
     pub reserve: u64,
     /// How many records there may be; the store's own bound where `None`.
     pub max_records: Option<u64>,
+    /// The version of records that are written: one of those that this build writes.
+    pub write_version: u8,
     /// The records are in a database instead of the folder.
     pub postgres: Option<PostgresStore>,
     /// The records are in Redis instead of the folder.

@@ -9,6 +9,8 @@ use onceward::store::{
     postgres::address::{Address, InvalidAddress},
 };
 
+use onceward_core::codec;
+
 use super::{
     Admin, Config, Database, Identity, Inputs, Limits, Listen, Maintenance, PostgresStore, Reconcile, Store, Telemetry,
     Upstream, forms,
@@ -138,6 +140,7 @@ pub(super) fn config(root: &Node, inputs: &Inputs<'_>, problems: &mut Problems<'
             Breaker { failures, open: said.duration("open", default.open) }
         },
         reserve: store.size("reserve", 64 << 20),
+        write_version: write_version(store, problems),
         max_records: store.node("max_records").map(|_| store.integer("max_records", u64::MAX)),
     };
     let identity = identity(section("identity"), inputs, problems);
@@ -233,6 +236,19 @@ fn identity(section: Layers<'_>, inputs: &Inputs<'_>, problems: &mut Problems<'_
         );
     }
     Identity { secret, previous }
+}
+
+/// One that this build writes, which today is one alone.
+fn write_version(store: Layers<'_>, problems: &mut Problems<'_>) -> u8 {
+    let said = store.integer("write_version", codec::VERSION);
+    if said != codec::VERSION {
+        let (ours, oldest) = (codec::VERSION, codec::OLDEST);
+        let why = format!(
+            r#""write_version" in [store] is {said}: this build writes version {ours} of records and reads {oldest} to {ours}; say {ours}, or leave it out"#
+        );
+        problems.error(store.at("write_version").unwrap_or(&Origin::Whole), why);
+    }
+    codec::VERSION
 }
 
 /// `[store.postgres]`, where the records are there.

@@ -147,6 +147,7 @@ pub(super) const ROOT: &[Key] = &[
             ),
             key("reserve", Kind::Size(MIB, 1024 * GIB)),
             key("max_records", Kind::Integer(1, 1_000_000_000)),
+            key("write_version", Kind::Integer(1, 255)),
             key(
                 "redis",
                 Kind::Table(&[

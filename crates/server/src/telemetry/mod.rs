@@ -110,7 +110,7 @@ impl Exporter {
         let at = |path: &str| format!("{}{path}", base.trim_end_matches('/')).parse().unwrap_or_default();
         let attributes = vec![
             text("service.name", "onceward"),
-            text("service.version", env!("CARGO_PKG_VERSION")),
+            text("service.version", crate::VERSION),
             text("service.instance.id", &uuid::Uuid::new_v4().to_string()),
         ];
         Self {
@@ -140,7 +140,7 @@ impl Exporter {
 }
 
 fn scope() -> InstrumentationScope {
-    InstrumentationScope { name: "onceward".into(), version: env!("CARGO_PKG_VERSION").into(), ..Default::default() }
+    InstrumentationScope { name: "onceward".into(), version: crate::VERSION.into(), ..Default::default() }
 }
 
 fn text(key: &str, value: &str) -> KeyValue {

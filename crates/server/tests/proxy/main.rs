@@ -54,6 +54,8 @@ mod redis_losses;
 #[cfg(test)]
 mod redis_outages;
 #[cfg(test)]
+mod redis_rolling;
+#[cfg(test)]
 mod reload;
 #[cfg(test)]
 mod replays;

@@ -66,13 +66,23 @@ pub(crate) struct Start {
     env: Vec<(String, String)>,
     args: Vec<String>,
     by_file_only: bool,
+    binary: Option<String>,
 }
 
 impl Start {
     /// On a new data folder.
     pub(crate) fn new() -> Self {
         let (folder, database) = (Arc::new(tempfile::tempdir().unwrap()), Arc::default());
-        Self { upstream: None, config: None, folder, database, env: Vec::new(), args: Vec::new(), by_file_only: false }
+        Self {
+            upstream: None,
+            config: None,
+            folder,
+            database,
+            env: Vec::new(),
+            args: Vec::new(),
+            by_file_only: false,
+            binary: None,
+        }
     }
 
     pub(crate) fn before(upstream: &Upstream) -> Self {
@@ -92,6 +102,12 @@ impl Start {
     /// Without flags for what the file can say.
     pub(crate) fn by_file_only(mut self) -> Self {
         self.by_file_only = true;
+        self
+    }
+
+    /// Another build.
+    pub(crate) fn binary(mut self, file: String) -> Self {
+        self.binary = Some(file);
         self
     }
 
@@ -120,7 +136,7 @@ impl Start {
     }
 
     fn command(&self) -> Command {
-        let mut command = onceward();
+        let mut command = self.binary.as_deref().map_or_else(onceward, program);
         command.arg("proxy");
         if !self.by_file_only {
             command.arg("--data").arg(self.data());
@@ -206,7 +222,11 @@ impl Start {
 
 /// The binary, without a setting of whoever runs the tests.
 pub(crate) fn onceward() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_onceward"));
+    program(env!("CARGO_BIN_EXE_onceward"))
+}
+
+fn program(file: &str) -> Command {
+    let mut command = Command::new(file);
     for (name, _) in std::env::vars() {
         if name.starts_with("ONCEWARD_") {
             command.env_remove(name);

@@ -28,6 +28,8 @@ pub mod address;
 mod behind;
 pub mod doctor;
 mod error;
+#[cfg(test)]
+mod golden;
 mod incarnation;
 mod info;
 mod key;
