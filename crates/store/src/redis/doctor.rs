@@ -15,6 +15,7 @@ use super::{
     key,
     link::{CallError, Link},
     upkeep::every_info,
+    value,
 };
 use crate::{
     StoreError,
@@ -29,8 +30,20 @@ const TOLD_WITHIN: Duration = Duration::from_secs(2);
 const CLOCKS_APART: Duration = Duration::from_secs(2);
 /// How many keys are looked at.
 const KEYS_LOOKED_AT: usize = 1_000;
-/// What a completed record with a short JSON answer takes where none is there to be measured.
-const RECORD_BYTES: u64 = 550;
+/// How many records among them are measured.
+const RECORDS_LOOKED_AT: usize = 100;
+/// What a completed record with an answer of 300 bytes of JSON takes where none is there to be measured, by the bench.
+const RECORD: Taken = Taken { bytes: 800, body: 300 };
+/// What `retention_body` is reckoned with.
+const BODY_KEPT: Duration = Duration::from_secs(3600);
+
+/// What a completed record takes on average.
+#[derive(Clone, Copy)]
+struct Taken {
+    bytes: u64,
+    /// Of them, what goes with the answer's body.
+    body: u64,
+}
 
 /// Looks at the servers; `retention` is the longest that is configured, for the memory that records will take. Writes
 /// nothing.
@@ -55,8 +68,8 @@ pub async fn examine(address: &Address, strategy: Strategy, retention: Duration)
     steps(&link, strategy, &mut findings).await;
     clock(&link, &mut findings).await;
     published(address, &link, &mut findings).await;
-    let bytes = keys(&link, &mut findings).await;
-    budget(bytes, retention, &infos, &mut findings);
+    let taken = keys(&link, &mut findings).await;
+    budget(taken, retention, &infos, &mut findings);
     findings.0
 }
 
@@ -173,7 +186,7 @@ async fn published(address: &Address, link: &Link, findings: &mut Findings) {
 }
 
 /// Looks at some keys, whose they are; what one of our records takes, where there are any.
-async fn keys(link: &Link, findings: &mut Findings) -> Option<u64> {
+async fn keys(link: &Link, findings: &mut Findings) -> Option<Taken> {
     let mut scan = redis::cmd("SCAN");
     scan.arg(0).arg("COUNT").arg(KEYS_LOOKED_AT);
     let found = match link.call(&scan).await.map_err(CallError::read) {
@@ -191,42 +204,65 @@ async fn keys(link: &Link, findings: &mut Findings) -> Option<u64> {
             _ => None,
         })
         .collect();
-    let foreign = names.iter().filter(|name| !name.starts_with(b"idemp:")).count();
+    let foreign = names.iter().filter(|name| !name.starts_with(key::OURS)).count();
     let shared = format!(
         "{foreign} of {} keys are somebody else's: their memory and their FLUSHALL are this store's; give it a server of \
          its own",
         names.len()
     );
     findings.either("foreign keys", foreign == 0, "none", Grade::Doubtful, &shared);
-    let ours: Vec<&Vec<u8>> = names.iter().filter(|name| key::id_of(name).is_some()).take(100).collect();
-    let mut sizes = Vec::new();
-    for name in ours {
-        let usage = redis::cmd("MEMORY").arg("USAGE").arg(name).take();
-        if let Ok(Value::Int(bytes)) = link.call(&usage).await {
-            sizes.push(u64::try_from(bytes).unwrap_or_default());
+    let mut sum = Taken { bytes: 0, body: 0 };
+    let mut count = 0;
+    for name in names.iter().filter(|name| key::id_of(name).is_some()).take(RECORDS_LOOKED_AT) {
+        if let Some(Taken { bytes, body }) = taken(link, name).await {
+            sum = Taken { bytes: sum.bytes + bytes, body: sum.body + body };
+            count += 1;
         }
     }
-    let count = u64::try_from(sizes.len()).ok().filter(|count| *count > 0)?;
-    Some(sizes.iter().sum::<u64>() / count)
+    (count > 0).then(|| Taken { bytes: sum.bytes / count, body: sum.body / count })
 }
 
-/// How much memory completed records will take, for some rates and windows.
-fn budget(bytes: Option<u64>, retention: Duration, infos: &[Info], findings: &mut Findings) {
-    let each = bytes.unwrap_or(RECORD_BYTES);
-    let from = if bytes.is_some() { "measured here" } else { "a 300 byte answer, since there is none here" };
+/// What a completed record takes; `None` where it is none.
+async fn taken(link: &Link, name: &[u8]) -> Option<Taken> {
+    let memory = async |name: &[u8]| {
+        let usage = redis::cmd("MEMORY").arg("USAGE").arg(name).take();
+        match link.call(&usage).await {
+            Ok(Value::Int(bytes)) => u64::try_from(bytes).unwrap_or_default(),
+            _ => 0,
+        }
+    };
+    let Ok(Value::BulkString(value)) = link.call(&redis::cmd("GET").arg(name).take()).await else { return None };
+    let apart = if value::is_apart(&value) { memory(&[name, b":b"].concat()).await } else { 0 };
+    let within = value::body_bytes(value)?;
+    let bytes = memory(name).await;
+    (bytes > 0).then(|| Taken { bytes: bytes + apart, body: apart + u64::try_from(within).unwrap_or_default() })
+}
+
+/// How much memory completed records will take, for some rates and windows, and what it is with `retention_body`.
+fn budget(measured: Option<Taken>, retention: Duration, infos: &[Info], findings: &mut Findings) {
+    let each = measured.unwrap_or(RECORD);
+    let from = if measured.is_some() { "measured here" } else { "a 300 byte answer, since there is none here" };
     let most: u64 = infos.iter().map(|info| info.number("maxmemory")).sum();
     let hour = Duration::from_secs(3600);
     let mut windows = vec![(format!("{} h", retention.as_secs().div_ceil(3600)), retention)];
     windows.extend([("1 h".to_owned(), hour), ("24 h".to_owned(), hour * 24), ("7 d".to_owned(), hour * 24 * 7)]);
-    let need = |rate: u64, window: Duration| each.saturating_mul(rate).saturating_mul(window.as_secs());
+    let need = |rate: u64, window: Duration| each.bytes.saturating_mul(rate).saturating_mul(window.as_secs());
     let row = |(name, window): &(String, Duration)| {
         format!("{name}: {} at 10 keys a second, {} at 100", size(need(10, *window)), size(need(100, *window)))
     };
     let table: Vec<String> = windows.iter().map(row).collect();
+    // What is left of it stays for the whole window.
+    let less = each.body.saturating_mul(retention.saturating_sub(BODY_KEPT).as_secs());
+    let with = |rate: u64| size(need(rate, retention).saturating_sub(less.saturating_mul(rate)));
     let said = format!(
-        "a completed record takes {each} bytes ({from}); kept for {}. With `retention_body` the answer's own bytes go before \
-         that",
-        table.join("; ")
+        "a completed record takes {} bytes ({from}), {} of them its answer's body; kept for {}. With retention_body = \"1h\" \
+         it is for {} h: {} at 10 keys a second, {} at 100",
+        each.bytes,
+        each.body,
+        table.join("; "),
+        retention.as_secs().div_ceil(3600),
+        with(10),
+        with(100)
     );
     let short = most > 0 && need(10, retention) > most;
     let warned = format!("{said}. The server has {}: less than ten keys a second need", size(most));

@@ -9,6 +9,8 @@ use onceward_core::key::{PARTITIONS, RecordId};
 
 /// What every key begins with.
 pub(super) const NAMESPACE: &str = "idemp:v1:";
+/// What the keys of every version begin with.
+pub(super) const OURS: &[u8] = b"idemp:";
 /// What processes remember together: a hash.
 pub(super) const META: &str = "idemp:v1:meta";
 /// Fingerprint rules by policy: a hash.

@@ -21,13 +21,14 @@
 //! [`address`] where the servers are, `link` a connection to them, `info` what they say of themselves; `key` names,
 //! `value` a record's bytes; `step` what a step is, `script` and `watch` the two ways to take it; `incarnation` markers
 //! and losses, `upkeep` what goes on beside, `replicas` writes that are waited for there, `waiting` waiters, [`doctor`]
-//! whether the servers are fit, `scan` lists, `shared` what processes remember together.
+//! whether the servers are fit, `foreign` keys of others, `scan` lists, `shared` what processes remember together.
 
 pub mod address;
 #[cfg(any(test, feature = "conformance"))]
 mod behind;
 pub mod doctor;
 mod error;
+mod foreign;
 #[cfg(test)]
 mod golden;
 mod incarnation;
@@ -66,6 +67,7 @@ use tokio::{
 
 use self::{
     address::Address,
+    foreign::Foreign,
     incarnation::{Incarnations, Mark, Marked},
     key::Keys,
     link::Link,
@@ -199,6 +201,7 @@ struct Shared {
     forgotten: Forgotten,
     figures: Figures,
     health: Health,
+    foreign: Foreign,
     remembered: shared::Remembered,
 }
 
@@ -307,6 +310,7 @@ impl Redis {
             forgotten,
             figures: Figures::default(),
             health: Health::default(),
+            foreign: Foreign::default(),
             remembered: shared::Remembered::default(),
             options,
         });
@@ -456,7 +460,8 @@ impl Store for Redis {
     }
 
     fn stats(&self) -> Stats {
-        let (figures, concerns) = self.shared.health.shown();
+        let (figures, mut concerns) = self.shared.health.shown();
+        concerns.extend(self.shared.foreign.concern());
         let (losses, last) = self.shared.incarnations.shown();
         let counted = self.shared.figures.total().unwrap_or(Usage { records: figures.keys, bytes: figures.memory });
         Stats {

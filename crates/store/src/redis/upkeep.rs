@@ -162,6 +162,7 @@ async fn once(shared: &Shared, counts: bool) -> Result<(), StoreError> {
     if counts {
         let open = count_open(shared).await?.into_iter().map(|(_, count)| count).sum();
         shared.health.lock().figures.open = open;
+        super::foreign::look(shared).await?;
     }
     Ok(())
 }

@@ -159,6 +159,15 @@ pub(super) fn unpack(value: Vec<u8>, apart: Option<&[u8]>) -> Result<Record, Sto
     Ok(record)
 }
 
+/// How many bytes less a record's value is once its answer's body has ended, 0 where that lies apart; `None` where it has no
+/// answer.
+pub(super) fn body_bytes(value: Vec<u8>) -> Option<usize> {
+    let len = value.len();
+    let mut facts = unpack(value, None).ok()?.facts;
+    facts.outcome = Some(facts.outcome?.bare());
+    Some(len.saturating_sub(pack(&facts).len()))
+}
+
 /// Whether its answer's body lies under a key of its own.
 pub(super) fn is_apart(value: &[u8]) -> bool {
     value.starts_with(b"OW\x01") && value.get(FLAGS_LOW).is_some_and(|flags| flags & APART != 0)
@@ -204,6 +213,17 @@ mod tests {
     };
 
     use super::*;
+
+    #[test]
+    fn what_goes_with_the_body_of_an_answer_is_told() {
+        let mut body = vec![0; 5_000];
+        getrandom::fill(&mut body).unwrap();
+        let gone = |body: &[u8], until| body_bytes(pack(&facts(body, until)).with(&Stored::default()));
+        assert!(gone(&body, Micros::ZERO).is_some_and(|gone| (4_990..5_020).contains(&gone)));
+        assert_eq!(gone(&body, Micros(1)), Some(0), "it lies apart");
+        let open = transition::place(ClaimId([1; 16]), SessionId([2; 16]));
+        assert_eq!(body_bytes(pack(&open).with(&Stored::default())), None);
+    }
 
     fn facts(body: &[u8], body_until: Micros) -> Facts {
         let headers = vec![Field { name: "content-type".into(), value: "application/json".into() }];
