@@ -41,14 +41,15 @@ impl Guarded {
     }
 }
 
-async fn within<T>(
+/// `call` is made once it is let through: a store may take its step before anybody waits for the answer.
+async fn within<T, F: Future<Output = Result<T, StoreError>>>(
     gate: &Gate,
     deadline: Duration,
     late: fn(Kind) -> StoreError,
-    call: impl Future<Output = Result<T, StoreError>>,
+    call: impl FnOnce() -> F,
 ) -> Result<T, StoreError> {
     let pass = gate.pass()?;
-    let answer = timely(deadline, late, call).await;
+    let answer = timely(deadline, late, call()).await;
     pass.ended(&answer);
     answer
 }
@@ -70,32 +71,34 @@ impl Store for Guarded {
     }
 
     fn insert<'a>(&'a self, id: RecordId, facts: &'a Facts, lease: Duration) -> Answer<'a, Insert> {
-        Box::pin(within(&self.gate, self.deadline, StoreError::unknown, self.inner.insert(id, facts, lease)))
+        Box::pin(within(&self.gate, self.deadline, StoreError::unknown, move || self.inner.insert(id, facts, lease)))
     }
 
     fn replace<'a>(&'a self, id: RecordId, write: &'a Replacement) -> Answer<'a, Write> {
-        Box::pin(within(&self.gate, self.deadline, StoreError::unknown, self.inner.replace(id, write)))
+        Box::pin(within(&self.gate, self.deadline, StoreError::unknown, move || self.inner.replace(id, write)))
     }
 
     fn extend(&self, id: RecordId, holder: Fence, lease: Duration) -> Answer<'_, Write> {
-        Box::pin(within(&self.gate, self.deadline, StoreError::unknown, self.inner.extend(id, holder, lease)))
+        Box::pin(within(&self.gate, self.deadline, StoreError::unknown, move || self.inner.extend(id, holder, lease)))
     }
 
     fn remove(&self, id: RecordId, expect: Expect) -> Answer<'_, Write> {
-        Box::pin(within(&self.gate, self.deadline, StoreError::unknown, self.inner.remove(id, expect)))
+        Box::pin(within(&self.gate, self.deadline, StoreError::unknown, move || self.inner.remove(id, expect)))
     }
 
     fn get(&self, id: RecordId) -> Answer<'_, Read> {
-        Box::pin(within(&self.gate, self.deadline, StoreError::not_applied, self.inner.get(id)))
+        Box::pin(within(&self.gate, self.deadline, StoreError::not_applied, move || self.inner.get(id)))
     }
 
     fn scan(&self, after: Option<RecordId>, limit: usize, filter: Filter) -> Answer<'_, Page> {
         let deadline = self.deadline * MANY_STEPS;
-        Box::pin(within(&self.gate, deadline, StoreError::not_applied, self.inner.scan(after, limit, filter)))
+        Box::pin(within(&self.gate, deadline, StoreError::not_applied, move || self.inner.scan(after, limit, filter)))
     }
 
     fn sweep(&self, limit: usize, waits: Duration) -> Answer<'_, Swept> {
-        Box::pin(within(&self.gate, self.deadline * MANY_STEPS, StoreError::unknown, self.inner.sweep(limit, waits)))
+        Box::pin(within(&self.gate, self.deadline * MANY_STEPS, StoreError::unknown, move || {
+            self.inner.sweep(limit, waits)
+        }))
     }
 
     fn watch(&self, id: RecordId) -> Watch {
@@ -130,8 +133,13 @@ impl Store for Guarded {
 
 #[cfg(test)]
 mod tests {
+    use onceward_core::{
+        record::{ClaimId, SessionId},
+        transition,
+    };
+
     use super::*;
-    use crate::Applied;
+    use crate::{Applied, memory::Memory};
 
     async fn hung<T>() -> Result<T, StoreError> {
         std::future::pending().await
@@ -141,9 +149,23 @@ mod tests {
     async fn a_write_that_is_late_is_unknown_and_a_read_that_is_late_is_not() {
         let second = Duration::from_secs(1);
         let gate = Gate::new(Breaker::default());
-        let write = within(&gate, second, StoreError::unknown, hung::<Write>()).await.unwrap_err();
+        let write = within(&gate, second, StoreError::unknown, hung::<Write>).await.unwrap_err();
         assert_eq!((write.kind, write.applied), (Kind::Unavailable, Applied::Unknown));
-        let read = within(&gate, second, StoreError::not_applied, hung::<Read>()).await.unwrap_err();
+        let read = within(&gate, second, StoreError::not_applied, hung::<Read>).await.unwrap_err();
         assert_eq!((read.kind, read.applied), (Kind::Unavailable, Applied::No));
+    }
+
+    #[tokio::test]
+    async fn what_an_open_circuit_refuses_is_not_done_by_a_store_that_takes_its_step_at_once() {
+        let (memory, id) = (Memory::default(), RecordId([1; 32]));
+        let breaker = Breaker { failures: 1, open: Duration::from_secs(3600) };
+        let guarded = Guarded::new(Arc::new(memory.clone()), Duration::from_secs(1), breaker);
+        memory.set_replica(true);
+        assert!(guarded.get(id).await.is_err());
+        memory.set_replica(false);
+        let facts = transition::place(ClaimId([1; 16]), SessionId([1; 16]));
+        let refused = guarded.insert(id, &facts, Duration::from_secs(60)).await.unwrap_err();
+        assert_eq!(refused.applied, Applied::No);
+        assert_eq!(memory.get(id).await.unwrap().record, None);
     }
 }
