@@ -348,14 +348,21 @@ pub fn lost(there: Option<&Record>, fence: Fence, claim_id: ClaimId, wanted: Opt
     }
     if record.stored.fence == fence && record.facts.claim_id == claim_id {
         let same = |wanted: &Facts| {
-            let (there, wanted_outcome) = (&record.facts.outcome, &wanted.outcome);
-            // Its body may have ended since.
-            let bare = |outcome: &Outcome| outcome.body_until != Micros::ZERO && *there == Some(outcome.clone().bare());
-            record.facts.state == wanted.state && (there == wanted_outcome || wanted_outcome.as_ref().is_some_and(bare))
+            let same = match (&record.facts.outcome, &wanted.outcome) {
+                (Some(there), Some(wanted)) => is_same_answer(there, wanted),
+                (there, wanted) => there == wanted,
+            };
+            record.facts.state == wanted.state && same
         };
         return if wanted.is_some_and(same) { Lost::Already } else { Lost::Conflict };
     }
     Lost::Fenced
+}
+
+/// Whether it is the answer that is wanted, whenever either's body ends; the one that is there may have ended since.
+fn is_same_answer(there: &Outcome, wanted: &Outcome) -> bool {
+    let whole = |outcome: &Outcome| Outcome { body_until: Micros::ZERO, ..outcome.clone() };
+    whole(there) == whole(wanted) || (wanted.body_until != Micros::ZERO && *there == wanted.clone().bare())
 }
 
 fn holder(facts: Facts, fence: Fence, lease: Lease, keep: Keep) -> Write {
@@ -513,6 +520,13 @@ pub(crate) mod tests {
         let mut wanted = there.facts.clone();
         let lost = |there: &Record, wanted: &Facts| lost(Some(there), fence, claim_id, Some(wanted));
         assert_eq!(lost(&there, &wanted), Lost::Already);
+        let ends = Outcome { body_until: Micros(7), ..outcome() };
+        there.facts.outcome = Some(ends.clone());
+        assert_eq!(lost(&there, &wanted), Lost::Already, "when its body ends is none of the answer");
+        there.facts.outcome = Some(ends.clone().bare());
+        assert_eq!(lost(&there, &wanted), Lost::Conflict, "a body that was never kept");
+        wanted.outcome = Some(ends);
+        assert_eq!(lost(&there, &wanted), Lost::Already, "its body has ended");
         wanted.state = State::Failed;
         assert_eq!(lost(&there, &wanted), Lost::Conflict, "the same answer in another state is another end");
         wanted.state = State::Completed;
