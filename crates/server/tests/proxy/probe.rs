@@ -233,7 +233,8 @@ async fn an_operator_who_settles_it_meanwhile_wins() {
     assert_eq!(upstream.effects("k-1"), 1, "what the probe found came too late");
     let metrics = gateway.metrics().await;
     assert!(
-        metrics.contains(r#"{route="default",settled_by="operator"} 1"#) && !metrics.contains("settled_by=\"probe\"")
+        metrics.contains(r#"{route="default",settled_by="operator"} 1"#)
+            && !metrics.contains("settled_by=\"probe\"} 1")
     );
 }
 

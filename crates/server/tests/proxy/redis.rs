@@ -115,7 +115,8 @@ async fn two_hundred_duplicates_over_two_gateways_are_one_call_and_have_one_answ
     looked(&one, 1 + DUPLICATES).await;
     looked(&two, 2 * DUPLICATES).await;
     let channels = server.command(&["PUBSUB", "CHANNELS", "idemp:*"]).unwrap();
-    assert_eq!(channels.lines().count(), 1, "{channels}");
+    let of_keys = channels.lines().filter(|channel| channel.contains("{p"));
+    assert_eq!(of_keys.count(), 1, "{channels}");
     gate.open();
     let mut answers: Vec<Answer> = Vec::new();
     for client in &mut clients {

@@ -142,6 +142,11 @@ impl Incarnations {
         is_new
     }
 
+    /// Whether all of these histories are known.
+    pub(super) fn knows(&self, tags: &BTreeSet<Tag>) -> bool {
+        !tags.is_empty() && tags.is_subset(&self.lock().tags)
+    }
+
     /// The servers had the histories that are known now at this time, or after it.
     pub(super) fn is_well(&self, at: Micros) {
         let mut state = self.lock();

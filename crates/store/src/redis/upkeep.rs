@@ -113,6 +113,7 @@ pub(super) async fn start(shared: &Shared) -> Result<(), StoreError> {
     // A clock that is not behind goes on; one that is may have been set back from what was not written down yet.
     shared.time(if wall < written { written.plus(UNWRITTEN) } else { wall });
     tell(shared, &servers, &marked, true);
+    are_well(shared).await;
     for partition in key::partitions() {
         shared.incarnations.learn_evicted(partition, servers.evicted(partition));
     }
@@ -157,6 +158,7 @@ async fn once(shared: &Shared, counts: bool) -> Result<(), StoreError> {
     }
     tell(shared, &servers, &marked?, false);
     tell_evicted(shared, &servers);
+    are_well(shared).await;
     drop(looking);
     super::shared::say_again(shared).await?;
     if counts {
@@ -165,6 +167,15 @@ async fn once(shared: &Shared, counts: bool) -> Result<(), StoreError> {
         super::foreign::look(shared).await?;
     }
     Ok(())
+}
+
+/// Asks once more, after markers were raised: where the servers are the same still, these tell up to when all is there.
+async fn are_well(shared: &Shared) {
+    if let Ok(servers) = ask(shared).await
+        && shared.incarnations.knows(&servers.tags())
+    {
+        shared.incarnations.is_well(servers.asked_at);
+    }
 }
 
 /// A step met a marker that is gone or another's: all are looked at, once for all who met it.
