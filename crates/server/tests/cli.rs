@@ -129,6 +129,7 @@ match = { path = "/breaks" }
         let (folder_of_other, admin_of_other) = (data(&other), format!("http://{}", other.admin));
         let nowhere = "/nonexistent/onceward";
         let id = "A".repeat(43);
+        let begins = |with: &str| format!("{with}{}", "A".repeat(41));
         gateway.post("/pay", "k-1", "{}").await;
         let there = gateway.records().await[0]["record_id"].as_str().unwrap().to_owned();
         for (code, args, told) in [
@@ -140,6 +141,10 @@ match = { path = "/breaks" }
             (2, vec!["keys", "get", "short", "--data", &folder], "43 characters"),
             (2, vec!["keys", "get", "--key", "k", "--route", "default", "--data", &folder], "default POST"),
             (1, vec!["keys", "get", &id, "--data", &folder], "no such record"),
+            (1, vec!["keys", "get", &begins("-v"), "--data", &folder], "no such record"),
+            (1, vec!["keys", "get", &begins("--"), "--data", &folder], "no such record"),
+            (1, vec!["keys", "get", "--data", &folder, &begins("-h")], "no such record"),
+            (2, vec!["keys", "get", "--dat", &folder], "unexpected argument"),
             (1, vec!["keys", "get", "--key", "k-9", "--data", &folder_of_other], "no record"),
             (1, vec!["keys", "list", "--admin", "http://127.0.0.1:1"], "does not answer"),
             (2, vec!["keys", "resolve", &id, "--as", "maybe", "--data", &folder], "maybe"),

@@ -339,7 +339,8 @@ pub struct NameArgs {
 #[derive(Args, Clone, Debug, Default)]
 pub struct NameOrNone {
     /// The record's id, in base64url
-    #[arg(value_name = "RECORD_ID", conflicts_with_all = ["key", "tenant", "authorization"])]
+    // One in 64 begins with a hyphen.
+    #[arg(value_name = "RECORD_ID", allow_hyphen_values = true, conflicts_with_all = ["key", "tenant", "authorization"])]
     pub record_id: Option<String>,
     /// The client's key
     #[arg(long, value_name = "KEY")]
