@@ -361,8 +361,8 @@ pub fn lost(there: Option<&Record>, fence: Fence, claim_id: ClaimId, wanted: Opt
 
 /// Whether it is the answer that is wanted, whenever either's body ends; the one that is there may have ended since.
 fn is_same_answer(there: &Outcome, wanted: &Outcome) -> bool {
-    let whole = |outcome: &Outcome| Outcome { body_until: Micros::ZERO, ..outcome.clone() };
-    whole(there) == whole(wanted) || (wanted.body_until != Micros::ZERO && *there == wanted.clone().bare())
+    Outcome { body_until: wanted.body_until, ..there.clone() } == *wanted
+        || (wanted.body_until != Micros::ZERO && *there == wanted.clone().bare())
 }
 
 fn holder(facts: Facts, fence: Fence, lease: Lease, keep: Keep) -> Write {

@@ -184,11 +184,7 @@ pub(super) async fn unmarked(shared: &Shared, partition: u16, met: super::step::
     if shared.incarnations.epoch(partition) != met {
         return Ok(());
     }
-    let servers = ask(shared).await?;
-    shared.incarnations.see(servers.tags());
-    let marked = mark_all(shared, &servers).await?;
-    tell(shared, &servers, &marked, false);
-    super::shared::say_again(shared).await
+    look_at_all(shared).await
 }
 
 /// A grant met evictions: they are looked at, once for all who met them, and told.
@@ -197,22 +193,20 @@ pub(super) async fn evicted(shared: &Shared, partition: u16, met: u64) -> Result
     if shared.incarnations.evicted(partition) != met {
         return Ok(());
     }
-    let servers = ask(shared).await?;
-    // One that was started again counts from nothing.
-    shared.incarnations.see(servers.tags());
-    let marked = mark_all(shared, &servers).await?;
-    tell(shared, &servers, &marked, false);
-    tell_evicted(shared, &servers);
-    super::shared::say_again(shared).await
+    look_at_all(shared).await
 }
 
-/// Marks every partition; what could not be is marked at the next look.
-async fn mark_all(shared: &Shared, servers: &Servers) -> Result<Vec<(u16, Marked)>, StoreError> {
-    let marked = mark(shared, servers, &key::partitions().collect::<Vec<_>>()).await;
+/// Marks every partition and tells what that shows, with `looking` held; what could not be marked is at the next look.
+async fn look_at_all(shared: &Shared) -> Result<(), StoreError> {
+    let servers = ask(shared).await?;
+    shared.incarnations.see(servers.tags());
+    let marked = mark(shared, &servers, &key::partitions().collect::<Vec<_>>()).await;
     if marked.is_err() {
         key::partitions().for_each(|partition| shared.health.touch(partition));
     }
-    marked
+    tell(shared, &servers, &marked?, false);
+    tell_evicted(shared, &servers);
+    super::shared::say_again(shared).await
 }
 
 /// Notes evictions as losses, where they are taken for such.
