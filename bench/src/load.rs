@@ -58,6 +58,20 @@ pub(crate) fn run(server: &Server, round: Round<'_>) -> anyhow::Result<Figures> 
     Ok(Figures { per_second: requests * 1e6 / duration_us, cpu_us: cpu_us / requests, p50_us, p99_us, failed })
 }
 
+/// Asks Onceward, and holds its answers to what the keys say: what is measured then is what the row says.
+///
+/// # Errors
+/// As `run`, and where they are others.
+pub(crate) fn warm_up(server: &Server, round: Round<'_>) -> anyhow::Result<()> {
+    let (executed, replayed) = look(server, round)?;
+    let right = match round.keys {
+        Keys::Same(_) => executed <= 1.0 && replayed > 0.0,
+        Keys::Fresh | Keys::None => replayed == 0.0,
+    };
+    ensure!(right, "{executed} answers were first ones and {replayed} were replays");
+    Ok(())
+}
+
 /// Asks `server`, and says how many answers were no replays and how many were.
 ///
 /// # Errors

@@ -15,6 +15,7 @@ use onceward::{
         redis::{self, Redis},
     },
 };
+use onceward_core::record::SessionId;
 
 use crate::{
     config::{Config, Database, PostgresStore, RedisStore, secret::Secret},
@@ -60,28 +61,17 @@ impl Opened {
         }
     }
 
-    /// Whether it is this process's turn to do what one does for all, by its `name`: then nobody else's for `span`.
+    /// Whether this process is the one that does for all what goes by this name: from now on for `span`, and longer where
+    /// it asks again before that is over.
     ///
     /// # Errors
     /// Where the store does not answer.
-    pub async fn take_turn(&self, name: &str, span: Duration) -> Result<bool, StoreError> {
+    pub async fn keep_turn(&self, name: &str, process: SessionId, span: Duration) -> Result<bool, StoreError> {
+        let process = format!("{process:?}");
         match self {
             Self::Embedded(_) => Ok(true),
-            Self::Postgres(store) => store.take_turn(name, span).await,
-            Self::Redis(store) => store.take_turn(name, span).await,
-        }
-    }
-
-    /// Whether this process, by a name that no other has, is the one that does something for all: from now on for `span`,
-    /// and longer where it asks again before that is over.
-    ///
-    /// # Errors
-    /// Where the store does not answer.
-    pub async fn keep_turn(&self, name: &str, process: &str, span: Duration) -> Result<bool, StoreError> {
-        match self {
-            Self::Embedded(_) => Ok(true),
-            Self::Postgres(store) => store.keep_turn(name, process, span).await,
-            Self::Redis(store) => store.keep_turn(name, process, span).await,
+            Self::Postgres(store) => store.keep_turn(name, &process, span).await,
+            Self::Redis(store) => store.keep_turn(name, &process, span).await,
         }
     }
 

@@ -116,7 +116,7 @@ impl Reconciler {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            match self.store.take_turn(TURN, every).await {
+            match self.store.keep_turn(TURN, self.engine.session(), every).await {
                 Ok(true) => {}
                 Ok(false) => continue,
                 Err(error) => {

@@ -432,12 +432,11 @@ impl Background {
 
 /// Unknown outcomes are looked through by every process, for its gauges, and settled by one at a time.
 async fn settle(engine: Engine, store: Opened) {
-    let process = format!("{:?}", engine.session());
     let mut tick = tokio::time::interval(SETTLE_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        let looked = match store.keep_turn(SETTLE_TURN, &process, SETTLE_TURN_LASTS).await {
+        let looked = match store.keep_turn(SETTLE_TURN, engine.session(), SETTLE_TURN_LASTS).await {
             Ok(true) => engine.settle_unattended().await,
             Ok(false) => engine.count_unattended().await.map(|()| 0),
             Err(error) => Err(error),

@@ -234,17 +234,6 @@ impl Postgres {
         }
     }
 
-    /// Whether it is this process's turn to do what one does for all, by its `name`: then nobody else's for `span`.
-    ///
-    /// # Errors
-    /// Where the database does not answer.
-    pub async fn take_turn(&self, name: &str, span: Duration) -> Result<bool, StoreError> {
-        let sql = "SELECT onceward.store_turn($1, $2)";
-        let parameters = [(&name as _, Type::TEXT), (&row::span(span) as _, Type::INT8)];
-        let rows = self.shared.plain()?.write(sql, &parameters).await.map_err(|failed| failed.error)?;
-        Ok(rows.first().is_some_and(|row| row.get(0)))
-    }
-
     /// Tells others, where a write that forgets was applied.
     async fn forgot(&self, forgets: bool, id: &RecordId, written: &Result<Write, StoreError>) {
         if forgets && matches!(written, Ok(Write::Applied { .. })) {

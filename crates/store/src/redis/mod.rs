@@ -340,14 +340,6 @@ impl Redis {
         shared::replace(&self.shared, name, value).await
     }
 
-    /// Whether it is this process's turn to do what one does for all, by its `name`: then nobody else's for `span`.
-    ///
-    /// # Errors
-    /// Where Redis does not answer.
-    pub async fn take_turn(&self, name: &str, span: Duration) -> Result<bool, StoreError> {
-        shared::take_turn(&self.shared, name, span).await
-    }
-
     /// Whether `process` is the one that does for all what goes by this name: from now on for `span`, and longer where
     /// it asks again before that is over. Two may take themselves for it for a moment.
     ///

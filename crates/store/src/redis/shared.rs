@@ -66,12 +66,6 @@ pub(super) async fn replace(shared: &Shared, name: &str, value: &str) -> Result<
     Ok(())
 }
 
-pub(super) async fn take_turn(shared: &Shared, name: &str, span: Duration) -> Result<bool, StoreError> {
-    let key = format!("{}turn:{name}", key::NAMESPACE);
-    let span = span.as_millis().max(1).to_string();
-    call(shared, &command("SET", &[&key, "1", "NX", "PX", &span])).await.map(|set| set == Value::Okay)
-}
-
 /// Not as one step: a turn that ends between the look and the renewal may be two processes' for its length.
 pub(super) async fn keep_turn(shared: &Shared, name: &str, process: &str, span: Duration) -> Result<bool, StoreError> {
     let key = format!("{}turn:{name}", key::NAMESPACE);
