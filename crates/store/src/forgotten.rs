@@ -7,7 +7,7 @@ use std::{
 
 use onceward_core::key::RecordId;
 
-use crate::HearsForgotten;
+use crate::{Applied, HearsForgotten, StoreError, Write};
 
 /// The one who asked first, or nobody yet.
 #[derive(Clone, Default)]
@@ -23,6 +23,15 @@ impl Forgotten {
         if let Some(hears) = self.0.get() {
             hears(id);
         }
+    }
+}
+
+/// Whether others are to be told of a write that forgets: it was applied, or may have been.
+pub(crate) fn is_to_be_told(written: &Result<Write, StoreError>) -> bool {
+    match written {
+        Ok(Write::Applied { .. }) => true,
+        Ok(Write::Lost { .. }) => false,
+        Err(error) => error.applied == Applied::Unknown,
     }
 }
 

@@ -9,6 +9,7 @@ use std::{sync::Arc, time::Duration};
 use onceward_core::{
     cas::Expect,
     record::{Fence, Seen},
+    transition::{self, Forget, Write as Transition},
 };
 use onceward_store::{
     Applied, Filter, Insert, Kind, Store, StoreError, Write,
@@ -226,6 +227,28 @@ async fn a_write_counts_once_as_many_replicas_have_it_as_are_asked_for() {
         until(async || hasty.insert(id(number + 1), &facts(number + 1), LEASE).await.is_ok()).await;
         assert_eq!(has(number + 1), "\u{1}");
     }
+}
+
+#[tokio::test]
+async fn others_are_told_of_an_erasure_of_which_nobody_knows_whether_it_counts() {
+    let server = Server::start(&[]).unwrap();
+    let (here, there) = (opened(&server).await, opened(&server).await);
+    let wait = Some(Wait { replicas: 1, timeout: Duration::from_millis(50) });
+    let waits = Redis::open(Options { wait, ..options(&server.url()) }).await.unwrap();
+    let (heard, mut hears) = tokio::sync::mpsc::unbounded_channel();
+    there.tell_forgotten(Arc::new(move |id| {
+        let _told = heard.send(id);
+    }));
+    until(async || server.command(&["PUBSUB", "NUMSUB", "idemp:v1:forgotten"]).unwrap().ends_with('3')).await;
+    let fence = claim(&here, 1).await.unwrap();
+    complete(&here, 1, fence, LEASE).await;
+    let record = here.get(id(1)).await.unwrap().record.unwrap();
+    let erased = transition::forget(&record, Forget::Erase, false, "", LEASE, record.stored.written_at).unwrap();
+    let Transition::Replace(write) = erased else { panic!("an erasure replaces") };
+    let unsure = waits.replace(id(1), &write).await.unwrap_err();
+    assert_eq!(unsure.applied, Applied::Unknown, "it is at the primary, and at no replica: {unsure:?}");
+    let told = async { while hears.recv().await.unwrap() != Some(id(1)) {} };
+    tokio::time::timeout(Duration::from_secs(20), told).await.unwrap();
 }
 
 /// A claim and a completion of ten thousand bytes.

@@ -56,7 +56,10 @@ use self::{address::Address, batch::Batcher, lane::Lane, migrate::SchemaError, r
 pub use self::{effects::PostgresEffects, error::Failure};
 use crate::{
     Answer, Filter, HearsForgotten, Insert, Kind, Page, RULES_BYTES_MAX, Read, Stats, Store, StoreError, Swept, Usage,
-    Watch, Write, figures::Figures, forgotten::Forgotten, watch::Watchers,
+    Watch, Write,
+    figures::Figures,
+    forgotten::{self, Forgotten},
+    watch::Watchers,
 };
 
 /// The most rows of one page of a scan.
@@ -234,9 +237,9 @@ impl Postgres {
         }
     }
 
-    /// Tells others, where a write that forgets was applied.
+    /// Tells others of a write that forgets.
     async fn forgot(&self, forgets: bool, id: &RecordId, written: &Result<Write, StoreError>) {
-        if forgets && matches!(written, Ok(Write::Applied { .. })) {
+        if forgets && forgotten::is_to_be_told(written) {
             waiting::tell_forgotten(&self.shared, id).await;
         }
     }

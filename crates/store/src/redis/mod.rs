@@ -80,7 +80,10 @@ use self::{
 pub use self::{error::Failure, replicas::Wait};
 use crate::{
     Answer, Cache, Filter, HearsForgotten, Insert, Kind, Page, RULES_BYTES_MAX, Read, Stats, Store, StoreError, Swept,
-    Usage, Watch, Write, figures::Figures, forgotten::Forgotten, watch::Watchers,
+    Usage, Watch, Write,
+    figures::Figures,
+    forgotten::{self, Forgotten},
+    watch::Watchers,
 };
 
 /// The most records of one page of a scan.
@@ -367,8 +370,8 @@ impl Redis {
             What::Remove(Expect::Seen(..)) => true,
             _ => false,
         };
-        let written = self.within(StoreError::unknown, self.shared.step(id, what)).await?.into_write();
-        if forgets && matches!(written, Ok(Write::Applied { .. })) {
+        let written = self.within(StoreError::unknown, self.shared.step(id, what)).await.and_then(Stepped::into_write);
+        if forgets && forgotten::is_to_be_told(&written) {
             // Those who do not hear of it learn it when they look, at the latest when what they remember is over.
             let tell = redis::cmd("PUBLISH").arg(key::FORGOTTEN).arg(&id.0[..]).take();
             if let Err(failed) = self.shared.side.call(&tell).await {
