@@ -631,7 +631,7 @@ impl Claim {
 
     fn outage(&mut self) -> Action {
         match self.policy.on_store_outage {
-            Outage::Deny => self.refuse(Refusal::StoreUnavailable, None),
+            Outage::Deny | Outage::Fallback => self.refuse(Refusal::StoreUnavailable, None),
             Outage::Bypass => {
                 self.at = At::Done;
                 Action::PassThrough { abandon: self.may_hold }

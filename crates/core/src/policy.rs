@@ -81,6 +81,8 @@ pub enum Outage {
     Deny,
     /// Forward it unprotected, and say so.
     Bypass,
+    /// Claim it in the store's fallback. Where that does not answer either, refuse it.
+    Fallback,
 }
 
 /// What an upstream's answer means for the key.

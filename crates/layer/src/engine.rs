@@ -1,7 +1,7 @@
 //! What all requests of a process share: the store, the routes, the limits.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -14,7 +14,7 @@ use onceward_core::{
     claim::SettledBy,
     fingerprint::Fingerprinter,
     key::{RecordId, Scope, Secret},
-    policy::Policy,
+    policy::{Outage, Policy},
     record::{ClaimId, Micros, SessionId},
 };
 use onceward_store::Store;
@@ -29,7 +29,7 @@ use crate::{
     remember::Remembered,
     remembering::Remembering,
     request::earlier::{self, Before, Earlier},
-    route::Routes,
+    route::{Route, Routes},
     settle::Settling,
     spool::SpoolBudget,
     told::{Teller, Told},
@@ -91,6 +91,8 @@ pub(crate) struct Shared {
     pub(crate) quotas: Gate,
     /// What `store` said of settled keys lately.
     pub(crate) remembered: Arc<Remembered>,
+    /// The routes whose claims go to the store's fallback.
+    falling_back: Arc<ArcSwap<HashSet<String>>>,
     pub(crate) flights: Arc<Flights>,
     pub(crate) tracker: TaskTracker,
     pub(crate) spool: SpoolBudget,
@@ -145,13 +147,22 @@ impl Engine {
             Some(id) => of_others.forget(&id),
             None => of_others.forget_all(),
         }));
+        let falling_back = Arc::new(ArcSwap::from_pointee(falling_back(&routes)));
+        let flights = Arc::new(Flights::default());
+        let (remembers, names, runs) = (Arc::clone(&remembered), Arc::clone(&falling_back), Arc::clone(&flights));
+        // What this process remembers is an answer, and what it executes will be one: both are better than a second
+        // execution.
+        store.fall_back(Arc::new(move |id, route| {
+            names.load().contains(route) && !runs.is_owned(id) && remembers.recall(id).is_none()
+        }));
         let store: Arc<dyn Store> = Arc::new(Remembering::new(store, Arc::clone(&remembered), dropped));
         let quotas = Gate::default();
         quotas.set(Quotas::default(), &routes, &*store);
         Self(Arc::new(Shared {
             quotas,
             remembered,
-            flights: Arc::new(Flights::default()),
+            falling_back,
+            flights,
             tracker: TaskTracker::new(),
             spool: SpoolBudget::new(limits.spool_bytes),
             canonical_memory: Arc::new(Semaphore::new(limits.canonical_memory_bytes)),
@@ -207,6 +218,7 @@ impl Engine {
     /// canonical forms (`spool_bytes`, `canonical_memory_bytes`) stays what it was made with.
     pub fn reconfigure(&self, routes: Routes, limits: Limits) {
         self.0.metrics.know(&routes);
+        self.0.falling_back.store(Arc::new(falling_back(&routes)));
         self.0.remembered.set_bytes_max(limits.replay_cache_bytes);
         self.0.limits.store(Arc::new(limits));
         self.0.quotas.set(self.0.quotas.quotas(), &routes, &*self.0.store);
@@ -328,6 +340,11 @@ impl Engine {
         self.0.executing.fetch_add(1, Ordering::Relaxed);
         Executing { _drained: self.0.tracker.token(), shared: Arc::clone(&self.0) }
     }
+}
+
+fn falling_back(routes: &Routes) -> HashSet<String> {
+    let falls_back = |route: &&Arc<Route>| route.policy.on_store_outage == Outage::Fallback;
+    routes.all().filter(falls_back).map(|route| route.name.clone()).collect()
 }
 
 /// One execution that runs or is being recorded.

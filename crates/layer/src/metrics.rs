@@ -27,10 +27,11 @@ pub(crate) enum Outcome {
     Rejected,
     Unprotected,
     Bypassed,
+    Degraded,
 }
 
 impl Outcome {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Executed,
         Self::Replayed,
         Self::Waited,
@@ -40,6 +41,7 @@ impl Outcome {
         Self::Rejected,
         Self::Unprotected,
         Self::Bypassed,
+        Self::Degraded,
     ];
 
     pub(crate) fn as_str(self) -> &'static str {
@@ -53,6 +55,7 @@ impl Outcome {
             Self::Rejected => "rejected",
             Self::Unprotected => "unprotected",
             Self::Bypassed => "bypassed",
+            Self::Degraded => "degraded",
         }
     }
 }

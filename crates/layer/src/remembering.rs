@@ -8,7 +8,9 @@ use onceward_core::{
     key::RecordId,
     record::{Facts, Fence, Micros, Record, Stored},
 };
-use onceward_store::{Answer, Filter, Insert, Page, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write};
+use onceward_store::{
+    Answer, FallsBack, Filter, Insert, Page, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write,
+};
 use tokio::time::Instant;
 
 use crate::remember::{Remembered, Said, Ticket};
@@ -192,6 +194,14 @@ impl Store for Remembering {
 
     fn watch(&self, id: RecordId) -> Watch {
         self.inner.watch(id)
+    }
+
+    fn fall_back(&self, when: FallsBack) {
+        self.inner.fall_back(when);
+    }
+
+    fn is_in_fallback(&self, id: &RecordId) -> bool {
+        self.inner.is_in_fallback(id)
     }
 
     fn keep_rules<'a>(&'a self, policy: u32, rules: &'a str) -> Answer<'a, ()> {

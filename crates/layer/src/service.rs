@@ -241,6 +241,7 @@ where
     if claim.unverified() {
         engine.0.metrics.fingerprint_unverified.increment(1);
     }
+    let degraded = engine.store().is_in_fallback(&id);
     let caller = Caller::of(&request);
     let trace_parent = if engine.0.teller.is_heard() { request.headers().get(TRACE_PARENT).cloned() } else { None };
     let (upstream, fenced) = (AtomicU64::new(0), AtomicBool::new(false));
@@ -252,13 +253,14 @@ where
             announce(&mut request, route, &grant, &id, &key);
             let (fence, attempt) = (grant.fence.0, grant.attempt);
             // On the heap, so that a replay does not carry the room of an execution.
-            let response = Box::pin(exchange.run(claim, grant, inner, request, &handoff)).await;
+            let mut response = Box::pin(exchange.run(claim, grant, inner, request, &handoff)).await;
+            let outcome = if degraded { mark_degraded(&mut response) } else { Outcome::Executed };
             let upstream = Duration::from_micros(exchange.upstream.load(Ordering::Relaxed));
             let overhead = started.elapsed().saturating_sub(upstream);
-            engine.0.metrics.request(&route.name, Outcome::Executed);
+            engine.0.metrics.request(&route.name, outcome);
             engine.0.metrics.overhead(&route.name, overhead);
             tracing::info!(
-                route = %route.name, record = %id.short(), key = %key.tail(), decision = "executed",
+                route = %route.name, record = %id.short(), key = %key.tail(), decision = outcome.as_str(),
                 attempt, fence, status = response.status().as_u16(),
                 claim_us = micros(claimed_in), upstream_us = micros(upstream), overhead_us = micros(overhead),
                 "request"
@@ -270,14 +272,14 @@ where
                 upstream: Some(upstream),
                 fenced: exchange.fenced.load(Ordering::Relaxed),
                 trace_parent: trace_parent.as_ref(),
-                ..plain(route, "executed", started.elapsed())
+                ..plain(route, outcome.as_str(), started.elapsed())
             });
             // From here on there is nothing left that must be finished.
             handoff.must_finish().store(false, Ordering::Relaxed);
             return response;
         }
         Obtained::Replay { record, waited, now } => {
-            let outcome = if waited { Outcome::Waited } else { Outcome::Replayed };
+            let mut outcome = if waited { Outcome::Waited } else { Outcome::Replayed };
             if !waited {
                 engine.0.metrics.overhead(&route.name, started.elapsed());
             }
@@ -287,6 +289,9 @@ where
             extend_retention(engine, route, id, &record, now);
             let mut response = replay::response(&record, route, &exchange.request_id, now, &exchange.caller);
             exchange.mark_derived(response.headers_mut());
+            if degraded && record.stored.revision != REMEMBERED {
+                outcome = mark_degraded(&mut response);
+            }
             (outcome, response)
         }
         Obtained::Refused { refusal, record } => {
@@ -344,6 +349,12 @@ where
         ..plain(route, outcome.as_str(), started.elapsed())
     });
     response
+}
+
+/// Says that the answer's record is in the store's fallback, which does not know what the store had before.
+fn mark_degraded(response: &mut Response<Body>) -> Outcome {
+    response.headers_mut().entry(STATUS).or_insert(HeaderValue::from_static("degraded"));
+    Outcome::Degraded
 }
 
 /// What there is to tell of any request.

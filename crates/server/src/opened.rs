@@ -7,6 +7,8 @@ use onceward::{
     store::{
         Store, StoreError,
         embedded::{self, Embedded},
+        fallback::Fallback,
+        guarded::Guarded,
         log::{self, Keeps},
         postgres::{
             self, Postgres,
@@ -176,9 +178,9 @@ async fn embedded(config: &Config, accept_loss: bool) -> Result<(Opened, Vec<Str
 ///
 /// # Errors
 /// [`StartError::Address`].
-pub fn addresses(said: &PostgresStore) -> Result<(Address, Option<Address>), StartError> {
+pub fn addresses(said: &PostgresStore, section: &'static str) -> Result<(Address, Option<Address>), StartError> {
     let listen = said.listen_url.as_ref().map(|url| Database { url: url.clone(), ..said.database.clone() });
-    let wrong = |error: AddressError| StartError::Address { section: "store.postgres", what: error.to_string() };
+    let wrong = |error: AddressError| StartError::Address { section, what: error.to_string() };
     let address = address(&said.database).map_err(wrong)?;
     Ok((address, listen.as_ref().map(self::address).transpose().map_err(wrong)?))
 }
@@ -215,7 +217,27 @@ pub fn tls(ca: Option<&Path>) -> Result<Arc<rustls::ClientConfig>, proxy::TlsErr
 }
 
 async fn in_postgres(config: &Config, said: &PostgresStore) -> Result<(Opened, Vec<String>), StartError> {
-    let (address, listen) = addresses(said)?;
+    Ok((database(config, said, "store.postgres").await?, Vec::new()))
+}
+
+/// `inner` with its deadline and its circuit, and with the fallback that the configuration names.
+///
+/// # Errors
+/// [`StartError`].
+pub async fn guarded(
+    config: &Config,
+    inner: Arc<dyn Store>,
+) -> Result<(Arc<Guarded>, Option<Arc<Fallback>>), StartError> {
+    let guard = |store| Arc::new(Guarded::new(store, config.store.deadline, config.store.breaker));
+    let first = guard(inner);
+    let Some(said) = &config.store.fallback else { return Ok((first, None)) };
+    let second = database(config, said, "store.fallback").await?;
+    let fallback = Fallback::new(Arc::clone(&first), guard(second.store()));
+    Ok((first, Some(Arc::new(fallback))))
+}
+
+async fn database(config: &Config, said: &PostgresStore, section: &'static str) -> Result<Opened, StartError> {
+    let (address, listen) = addresses(said, section)?;
     let folder = &config.store.path;
     fs::create_dir_all(folder).map_err(|source| StartError::System { what: "make the data folder", source })?;
     let mut options = postgres::Options::new(address);
@@ -227,7 +249,7 @@ async fn in_postgres(config: &Config, said: &PostgresStore) -> Result<(Opened, V
     let store = Postgres::open(options).await.map_err(StartError::Postgres)?;
     let store = Opened::Postgres(Arc::new(store));
     bind(config, &store).await?;
-    Ok((store, Vec::new()))
+    Ok(store)
 }
 
 async fn in_redis(config: &Config, said: &RedisStore) -> Result<(Opened, Vec<String>), StartError> {

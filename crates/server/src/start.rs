@@ -11,7 +11,7 @@ use std::{
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use onceward::{
     Engine, Layer,
-    store::{embedded, guarded::Guarded, postgres, redis},
+    store::{Store, embedded, fallback::Fallback, guarded::Guarded, postgres, redis},
 };
 use tokio::net::TcpListener;
 use tower::Layer as _;
@@ -197,11 +197,12 @@ pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
     if onceward::failpoint::is_in_store() {
         inner = Arc::new(onceward::failing_store::FailingStore::new(inner));
     }
-    let guarded = Arc::new(Guarded::new(inner, config.store.deadline, config.store.breaker));
+    let (guarded, fallback) = opened::guarded(&config, inner).await?;
+    let both = fallback.clone().map_or_else(|| guarded.clone() as Arc<dyn Store>, |fallback| fallback as _);
     let upstreams = Upstreams::new(&config, &Upstreams::default())?;
     let tls = listener_tls(&config, upstreams.certificates())?;
     let purpose = Purpose::Serve { accept_rekey: args.accept_rekey };
-    let engine = engine(&config, &upstreams, guarded.clone(), purpose)?;
+    let engine = engine(&config, &upstreams, both, purpose)?;
     let listener = listen("requests", config.listen.address, "--listen").await?;
     let admin_listener = listen("admin", config.admin.address, "--admin").await?;
     let system = |what| move |source| StartError::System { what, source };
@@ -220,8 +221,9 @@ pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
     let sample_api = flags.upstream.clone().filter(|_| demo.is_some());
     let reload = Reload::new(file, flags, environment, running, upstreams, engine.clone(), admin.clone());
     let telemetry = telemetry::start(&config.telemetry, &engine, metrics.clone());
+    let guarded = (&guarded, fallback);
     let mut background =
-        Background::start(&engine, &store, &guarded, metrics, admin_listener, &admin, config.maintenance.window);
+        Background::start(&engine, &store, guarded, metrics, admin_listener, &admin, config.maintenance.window);
     background.0.push(tokio::spawn(reload.run(hangup)));
     background.0.push(tokio::spawn(certificates.watch(CERTIFICATES_EVERY)));
     background.0.extend(telemetry);
@@ -293,7 +295,7 @@ fn mutate() -> Result<(), StartError> {
 pub fn engine(
     config: &Config,
     upstreams: &Upstreams,
-    store: Arc<dyn onceward::store::Store>,
+    store: Arc<dyn Store>,
     purpose: Purpose,
 ) -> Result<Engine, StartError> {
     let Identity { secret, before } = identity::settle(config, purpose)?;
@@ -407,7 +409,7 @@ impl Background {
     fn start(
         engine: &Engine,
         store: &Opened,
-        guarded: &Arc<Guarded>,
+        guarded: (&Arc<Guarded>, Option<Arc<Fallback>>),
         metrics: PrometheusHandle,
         admin_listener: TcpListener,
         admin: &Admin,
@@ -420,7 +422,7 @@ impl Background {
             }
         };
         let sweeping = Sweeping { records_max: store.swept_max(), window };
-        let sweep = sweep::keep(store.store(), sweeping, engine.clone(), Arc::clone(guarded), metrics);
+        let sweep = sweep::keep(store.store(), sweeping, engine.clone(), Arc::clone(guarded.0), guarded.1, metrics);
         let settle = settle(engine.clone(), store.clone());
         Self(vec![tokio::spawn(serve), tokio::spawn(sweep), tokio::spawn(settle)])
     }

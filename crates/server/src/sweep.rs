@@ -8,7 +8,7 @@ use std::{
 use metrics_exporter_prometheus::PrometheusHandle;
 use onceward::{
     Engine,
-    store::{Cache, Stats, Store, guarded::Guarded},
+    store::{Cache, Stats, Store, fallback::Fallback, guarded::Guarded},
 };
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -31,8 +31,14 @@ pub(crate) async fn keep(
     sweeping: Sweeping,
     engine: Engine,
     guarded: Arc<Guarded>,
+    fallback: Option<Arc<Fallback>>,
     metrics: PrometheusHandle,
 ) {
+    metrics::describe_counter!(
+        "onceward_accepted_duplicates_total",
+        "Keys that the fallback granted although the store had them"
+    );
+    metrics::describe_gauge!("onceward_fallback_used", "1 while the fallback may hold records");
     let mut turns = Turns::new(sweeping.window);
     metrics::describe_gauge!("onceward_circuit_state", "0 closed, 1 half-open, 2 open");
     metrics::describe_gauge!("onceward_store_accepts_claims", "1 where the store takes new claims, else 0");
@@ -54,6 +60,9 @@ pub(crate) async fn keep(
             }
         }
         circuit.set(f64::from(guarded.circuit() as u8));
+        if let Some(fallback) = &fallback {
+            show_fallback(fallback);
+        }
         let stats = store.stats();
         show(&stats);
         if let Some(cache) = stats.cache {
@@ -68,6 +77,13 @@ fn now_s() -> u64 {
     #[expect(clippy::disallowed_methods, reason = "an operator's time of the day")]
     let now = SystemTime::now();
     now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn show_fallback(fallback: &Fallback) {
+    let second = fallback.second();
+    metrics::gauge!("onceward_circuit_state", "store" => second.kind()).set(f64::from(second.circuit() as u8));
+    metrics::counter!("onceward_accepted_duplicates_total").absolute(fallback.duplicates());
+    metrics::gauge!("onceward_fallback_used").set(if fallback.is_used() { 1.0 } else { 0.0 });
 }
 
 #[expect(clippy::cast_precision_loss, reason = "figures for people, and below 2^52")]

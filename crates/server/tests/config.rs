@@ -450,6 +450,11 @@ fn records_in_redis_want_durability_and_environment_written_for_every_route() {
     const STORE: &str = "[store]\nkind = \"redis\"\n[store.redis]\nurl = \"redis://h\"\n";
     let defaults = |more: &str| format!("{SECRET}{STORE}[defaults]\n{more}\n");
     let env = "scope = { env = \"fixed:live\" }\n";
+    let fallback = |more: &str| {
+        let section = format!("[store.fallback]\nkind = \"postgres\"\nurl = \"postgresql://d\"\n{more}\n");
+        let route = format!("[defaults]\ndurability = \"cache\"\non_store_outage = \"fallback\"\n{env}");
+        format!("{SECRET}{STORE}{section}{route}")
+    };
     let rows = [
         (
             format!("[store]\nkind = \"redis\"\n[defaults]\ndurability = \"cache\"\n{env}"),
@@ -479,6 +484,26 @@ fn records_in_redis_want_durability_and_environment_written_for_every_route() {
             "must be below \"deadline\" in [store], 500ms",
         ),
         (defaults("").replace("redis://h\"", "redis://h\"\nwait = { timeout = \"50ms\" }"), "lacks \"replicas\""),
+        (fallback(""), "[store.fallback] needs duplicates = \"accepted\""),
+        (fallback("duplicates = \"accepted\"").replace("kind = \"postgres\"\n", ""), "needs kind = \"postgres\""),
+        (fallback("duplicates = \"lost\""), "must be \"accepted\", not \"lost\""),
+        (
+            fallback("duplicates = \"accepted\"").replace("url = \"postgresql://d\"", ""),
+            "needs \"url\" in [store.fallback]",
+        ),
+        (
+            fallback("duplicates = \"accepted\"").replace("kind = \"redis\"", "kind = \"postgres\""),
+            "[store.fallback] is for kind = \"redis\" in [store]",
+        ),
+        (
+            fallback("duplicates = \"accepted\"").replace("durability = \"cache\"", "durability = \"strict\""),
+            "keeps nothing as \"strict\" does",
+        ),
+        (
+            defaults(&format!("durability = \"cache\"\non_store_outage = \"fallback\"\n{env}")),
+            "\"fallback\" needs [store.fallback]",
+        ),
+        ("[defaults]\non_store_outage = \"fallback\"\n".to_owned(), "\"fallback\" needs [store.fallback]"),
     ];
     for (text, want) in rows {
         let told = complaint(with_upstream(&text));
@@ -486,6 +511,9 @@ fn records_in_redis_want_durability_and_environment_written_for_every_route() {
     }
     let taken = with_upstream(&defaults(&format!("durability = \"cache\"\n{env}"))).unwrap();
     assert!(taken.store.redis.is_some_and(|redis| redis.url.expose() == "redis://h"));
+    let taken = with_upstream(&fallback("duplicates = \"accepted\"")).unwrap();
+    assert!(taken.store.fallback.is_some_and(|said| said.database.url.expose() == "postgresql://d"));
+    assert_eq!(taken.default_route.on_store_outage, Outage::Fallback);
     // What is not kept is nobody's to lose; and the kind alone switches.
     assert!(with_upstream(&defaults("mode = \"off\"")).is_ok());
     assert!(with_upstream(&STORE.replace("\"redis\"", "\"embedded\"")).unwrap().store.redis.is_none());

@@ -71,6 +71,10 @@ impl Gate {
         Self { breaker, is_well: AtomicBool::new(true), state }
     }
 
+    pub(crate) fn breaker(&self) -> Breaker {
+        self.breaker
+    }
+
     pub(crate) fn circuit(&self) -> Circuit {
         match *self.lock() {
             State::Closed { .. } => Circuit::Closed,

@@ -34,6 +34,11 @@ impl Guarded {
         Self { inner, deadline, gate: Arc::new(Gate::new(breaker)) }
     }
 
+    /// For how long its circuit stays open, about.
+    pub(crate) fn open_for(&self) -> Duration {
+        self.gate.breaker().open
+    }
+
     /// Where its circuit stands.
     #[must_use]
     pub fn circuit(&self) -> Circuit {

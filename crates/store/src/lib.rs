@@ -40,7 +40,7 @@
 //!
 //! [`memory`] the reference, [`embedded`] the durable store of one process over [`log`], `postgres` the store of
 //! several processes in a PostgreSQL database, `redis` that in Redis, `watch` the waking of waiters inside a process, `conformance` the cases;
-//! [`effects`] what an upstream wrote down beside, `doctor` what is found of a store's servers.
+//! [`fallback`] a second store for the time in which the first does not answer; [`effects`] what an upstream wrote down beside, `doctor` what is found of a store's servers.
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -62,6 +62,7 @@ pub mod effects;
 #[cfg(feature = "embedded")]
 pub mod embedded;
 mod error;
+pub mod fallback;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 mod figures;
 #[cfg(any(feature = "postgres", feature = "redis"))]
@@ -87,6 +88,9 @@ pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Se
 
 /// Is told of keys that were forgotten or erased: of one, or of all where some may have been missed. It must not wait.
 pub type HearsForgotten = Arc<dyn Fn(Option<RecordId>) + Send + Sync>;
+
+/// Whether a claim of this key, on this route, goes to the fallback where the store does not answer. It must not wait.
+pub type FallsBack = Arc<dyn Fn(&RecordId, &str) -> bool + Send + Sync>;
 
 /// What an insert found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -271,6 +275,17 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// who asks is. Of a store that one process has it hears nothing: that process knows.
     fn tell_forgotten(&self, hears: HearsForgotten) {
         drop(hears);
+    }
+
+    /// Which claims a store that has a [`fallback`] makes there; the first word stays. Any other has none.
+    fn fall_back(&self, when: FallsBack) {
+        drop(when);
+    }
+
+    /// Whether the record of `id` was in the fallback when it was looked at last, without I/O.
+    fn is_in_fallback(&self, id: &RecordId) -> bool {
+        let _ = id;
+        false
     }
 
     /// Keeps the fingerprint rules that records name by `policy`. Repeatable; at most [`RULES_BYTES_MAX`].

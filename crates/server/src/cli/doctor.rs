@@ -20,9 +20,9 @@ use crate::{
 /// Exit code 1 where something is bad, 2 where the configuration is wrong or names no server.
 pub(super) async fn run(file: &Path, is_json: bool) -> Result<(), Failure> {
     let config = Config::load(Some(file), &Flags::default(), &Environment::of_process())?;
-    let findings = match (&config.store.postgres, &config.store.redis) {
+    let mut findings = match (&config.store.postgres, &config.store.redis) {
         (Some(said), _) => {
-            let (address, listen) = opened::addresses(said)?;
+            let (address, listen) = opened::addresses(said, "store.postgres")?;
             postgres::doctor::examine(&address, listen.as_ref()).await
         }
         (None, Some(said)) => {
@@ -35,6 +35,15 @@ pub(super) async fn run(file: &Path, is_json: bool) -> Result<(), Failure> {
             return Err(Failure::usage(format!("{}: {why}", file.display())));
         }
     };
+    if let Some(said) = &config.store.fallback {
+        let (address, listen) = opened::addresses(said, "store.fallback")?;
+        let of_fallback = postgres::doctor::examine(&address, listen.as_ref()).await;
+        findings.extend(of_fallback.into_iter().map(|finding| Finding {
+            what: finding.what,
+            said: format!("the fallback: {}", finding.said),
+            ..finding
+        }));
+    }
     for finding in &findings {
         let Finding { what, said, .. } = finding;
         if is_json {

@@ -7,7 +7,7 @@ use onceward::store::postgres::{
 
 use super::{Failure, args::MigrateArgs};
 use crate::{
-    config::{Config, Environment, Flags, secret::InstallSecret},
+    config::{self, Config, Environment, Flags, PostgresStore, secret::InstallSecret},
     opened,
 };
 
@@ -75,12 +75,18 @@ fn target(args: &MigrateArgs, environment: &Environment) -> Result<(Address, Opt
         return Err(Failure::usage("name the database with --database URL, or a configuration with --config FILE"));
     };
     let config = Config::load(Some(file), &Flags::default(), environment)?;
-    let Some(said) = &config.store.postgres else {
+    let Some((said, section)) = database(&config.store) else {
         return Err(Failure::usage(format!(
-            "{}: [store] kind is not \"postgres\": there is nothing to migrate",
+            "{}: [store] kind is not \"postgres\", and there is no [store.fallback]: there is nothing to migrate",
             file.display()
         )));
     };
-    let (address, _) = opened::addresses(said)?;
+    let (address, _) = opened::addresses(said, section)?;
     Ok((address, config.identity.secret))
+}
+
+/// The database of the records, or of the fallback.
+fn database(store: &config::Store) -> Option<(&PostgresStore, &'static str)> {
+    let of_records = store.postgres.as_ref().map(|said| (said, "store.postgres"));
+    of_records.or(store.fallback.as_ref().map(|said| (said, "store.fallback")))
 }

@@ -159,6 +159,8 @@ pub struct Store {
     pub postgres: Option<PostgresStore>,
     /// The records are in Redis instead of the folder.
     pub redis: Option<RedisStore>,
+    /// Where claims go while Redis does not answer.
+    pub fallback: Option<PostgresStore>,
 }
 
 impl Store {

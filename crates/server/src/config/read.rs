@@ -131,6 +131,7 @@ pub(super) fn config(root: &Node, inputs: &Inputs<'_>, problems: &mut Problems<'
     let store = Store {
         postgres,
         redis: redis::store(store, section("identity"), inputs, problems),
+        fallback: fallback(store, inputs, problems),
         path: PathBuf::from(store.text("path").unwrap_or("onceward-data")),
         durable_required: store.text("durable") == Some("required"),
         deadline: store.duration("deadline", STORE_DEADLINE),
@@ -258,7 +259,6 @@ fn postgres(
     inputs: &Inputs<'_>,
     problems: &mut Problems<'_>,
 ) -> Option<PostgresStore> {
-    let (section, whose) = (store.sub("postgres"), "[store.postgres]");
     // A file may hold both, and be switched by the kind alone.
     if store.text("kind") != Some("postgres") {
         return None;
@@ -268,13 +268,47 @@ fn postgres(
         let why = r#"kind = "postgres" needs "secret" in [identity]: every process of the database makes record ids with the same one; draw it with `openssl rand -base64 32`"#;
         problems.error(here, why.into());
     }
-    if section.node("url").is_none() {
-        let why = r#"kind = "postgres" needs "url" in [store.postgres], for example "env:DATABASE_URL""#;
-        problems.error(here, why.into());
-    }
     if let Some(at) = store.at("max_records") {
         let why = r#""max_records" in [store] bounds the embedded store: a database with kind = "postgres" is not bounded by it"#;
         problems.warn(at, why.into());
+    }
+    Some(in_database(store.sub("postgres"), "[store.postgres]", here, inputs, problems))
+}
+
+/// `[store.fallback]`, which must say what it means.
+fn fallback(store: Layers<'_>, inputs: &Inputs<'_>, problems: &mut Problems<'_>) -> Option<PostgresStore> {
+    let (section, whose) = (store.sub("fallback"), "[store.fallback]");
+    let here = store.at("fallback")?;
+    match store.text("kind") {
+        Some("redis") => {}
+        Some("postgres") => {
+            let why = r#"[store.fallback] is for kind = "redis" in [store]: leave it out, the records are in PostgreSQL already"#;
+            problems.error(here, why.into());
+            return None;
+        }
+        // A file may hold it, and be switched by the kind alone.
+        _ => return None,
+    }
+    if section.text("kind").is_none() {
+        problems.error(here, r#"[store.fallback] needs kind = "postgres""#.into());
+    }
+    if section.text("duplicates").is_none() {
+        let why = r#"[store.fallback] needs duplicates = "accepted": it does not hold the records that are in Redis, and keys of before run again while it is used"#;
+        problems.error(here, why.into());
+    }
+    Some(in_database(section, whose, here, inputs, problems))
+}
+
+/// What says that records are in a database.
+fn in_database(
+    section: Layers<'_>,
+    whose: &str,
+    here: &Origin,
+    inputs: &Inputs<'_>,
+    problems: &mut Problems<'_>,
+) -> PostgresStore {
+    if section.node("url").is_none() {
+        problems.error(here, format!(r#"kind = "postgres" needs "url" in {whose}, for example "env:DATABASE_URL""#));
     }
     let mut secret = |key: &str| follow(section, key, whose, inputs, problems).map(Secret::new);
     let (url, listen_url, password) = (secret("url"), secret("listen_url"), secret("password"));
@@ -285,7 +319,7 @@ fn postgres(
     }
     let url = url.unwrap_or_else(|| Secret::new("postgresql://localhost".into()));
     let database = database(section, url, password);
-    Some(PostgresStore { database, listen_url, connections: section.integer("connections", 2) })
+    PostgresStore { database, listen_url, connections: section.integer("connections", 2) }
 }
 
 /// How a database is reached, its secrets followed.

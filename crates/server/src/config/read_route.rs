@@ -259,7 +259,7 @@ impl Reader<'_, '_, '_> {
             retry_max,
             on_store_outage: table.choice(
                 "on_store_outage",
-                &[("deny", Outage::Deny), ("bypass", Outage::Bypass)],
+                &[("deny", Outage::Deny), ("bypass", Outage::Bypass), ("fallback", Outage::Fallback)],
                 Outage::Deny,
             ),
             quarantine: table.text("on_cache_loss") == Some("quarantine"),

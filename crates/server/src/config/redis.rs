@@ -114,6 +114,12 @@ impl Reader<'_, '_, '_> {
     pub(super) fn durability(&mut self, mode: Mode) {
         let (table, whose) = (self.table, self.whose);
         let said = table.text("durability");
+        if table.text("on_store_outage") == Some("fallback") && self.store.fallback.is_none() {
+            let why = format!(
+                r#""on_store_outage" of {whose}: "fallback" needs [store.fallback], with kind = "postgres" and duplicates = "accepted", beside kind = "redis" in [store]"#
+            );
+            self.wrong(table, "on_store_outage", why);
+        }
         if self.store.redis.is_none() {
             if said == Some("cache") {
                 let why = format!(

@@ -13,9 +13,7 @@ use crate::maintenance::Window;
 /// value is missing. The README lists the same.
 pub const NOT_AVAILABLE: &[(&str, &str)] = &[
     (r#"store.kind = "tiered""#, "the tiered store"),
-    ("store.fallback", "a fallback store"),
     (r#"route.durability = "journaled""#, "the tiered store"),
-    (r#"route.on_store_outage = "fallback""#, "a fallback store"),
     ("regions", "regions"),
     ("encryption", "encryption of records"),
 ];
@@ -181,7 +179,19 @@ pub(super) const ROOT: &[Key] = &[
                     key("ca", PATH),
                 ]),
             ),
-            key("fallback", Kind::Any),
+            key(
+                "fallback",
+                Kind::Table(&[
+                    key("kind", Kind::Choice(&["postgres"])),
+                    key("duplicates", Kind::Choice(&["accepted"])),
+                    key("url", Kind::Secret),
+                    key("listen_url", Kind::Secret),
+                    key("password", Kind::Secret),
+                    key("connections", Kind::Integer(1, 64)),
+                    key("tls", Kind::Choice(&["required", "off"])),
+                    key("ca", PATH),
+                ]),
+            ),
         ]),
     ),
     key("upstream", Kind::Tables(UPSTREAMS_MAX, UPSTREAM)),

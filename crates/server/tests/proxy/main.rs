@@ -50,6 +50,8 @@ mod redis;
 #[cfg(test)]
 mod redis_doctor;
 #[cfg(test)]
+mod redis_fallback;
+#[cfg(test)]
 mod redis_losses;
 #[cfg(test)]
 mod redis_outages;

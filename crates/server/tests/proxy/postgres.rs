@@ -1,8 +1,9 @@
 //! The store in Postgres from outside: several gateways on one database, what they refuse, what is left when one dies.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use servers::{PgBouncer, Postgres, postgres::PASSWORD};
+use servers::{PgBouncer, Postgres, Redis, postgres::PASSWORD};
 
+use super::redis_fallback::with_fallback_over;
 use super::redis_outages::forgets_for_both;
 use super::support::{Gate, Start, Step, Upstream, charged, metric, onceward, output, post, soon, until};
 
@@ -23,7 +24,7 @@ fn config(url: &str, listen: &str, more: &str) -> String {
 }
 
 /// A database with the schema, as an operator makes it.
-async fn database() -> Postgres {
+pub(super) async fn database() -> Postgres {
     let server = Postgres::start(&[]).unwrap();
     server.create_database("keys").unwrap();
     migrate(&server, &[]).await;
@@ -166,7 +167,7 @@ async fn a_start_needs_the_schema_and_the_secret_that_the_records_were_made_with
     assert!(code == 2 && said.contains("[identity]") && said.contains("[store.postgres]"), "{code} {said}");
 }
 
-// contract: store.postgres.tls, store.postgres.ca
+// contract: store.postgres.tls, store.postgres.ca, store.fallback.tls, store.fallback.ca
 #[tokio::test]
 async fn the_server_is_spoken_to_over_tls_and_only_by_the_name_that_its_certificate_has() {
     let own = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
@@ -190,6 +191,15 @@ async fn the_server_is_spoken_to_over_tls_and_only_by_the_name_that_its_certific
     assert_eq!(server.psql("keys", plain).unwrap(), "0");
     assert_ne!(server.psql("keys", &encrypted).unwrap(), "0");
     let (code, said) = start(&other.cert, "other.pem").refused().await;
+    assert!(code == 1 && said.contains("certificate"), "{code} {said}");
+    // The same of a fallback.
+    let redis = Redis::start(&[]).unwrap();
+    let start = |name: &str| {
+        let tls = format!("tls = \"required\"\nca = \"{}\"", folder.path().join(name).display());
+        Start::before(&upstream).config(&with_fallback_over(&redis, &server, &tls))
+    };
+    drop(start("own.pem").start().await);
+    let (code, said) = start("other.pem").refused().await;
     assert!(code == 1 && said.contains("certificate"), "{code} {said}");
 }
 
