@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::bail;
 
 use crate::step::{Counts, Shown};
-use crate::{chaos, contract, fuzz, install, tidy, tree};
+use crate::{chaos, contract, fuzz, install, model, tidy, tree};
 
 /// A step's name and what runs it.
 type Step = (&'static str, fn(&mut Counts) -> anyhow::Result<()>);
@@ -35,6 +35,7 @@ const STEPS: &[Step] = &[
     ("clients", clients),
     ("chaos", chaos::gate),
     ("fuzz", |_| fuzz::run(&["--seconds", &fuzz::SECONDS.to_string()])),
+    ("model", model::gate),
 ];
 
 /// Runs the named steps, or all.

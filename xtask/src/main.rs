@@ -5,7 +5,8 @@
 //! [`checks`] the steps of `cargo xtask test`, [`step`] one command that is shown, timed and
 //! counted, [`install`] what the steps need from outside, [`contract`] the contract's rows with their
 //! tests, [`tidy`] the rules of the tree that no compiler knows, [`codegen`] what is generated from `proto/`, [`mod@bench`] the measurements,
-//! [`chaos`] the crash checker, [`fuzz`] what comes from outside, [`rolling`] two builds on one store.
+//! [`chaos`] the crash checker, [`fuzz`] what comes from outside, [`model`] the view protocol explored, [`rolling`] two
+//! builds on one store.
 
 mod bench;
 mod chaos;
@@ -15,6 +16,7 @@ mod conformance;
 mod contract;
 mod fuzz;
 mod install;
+mod model;
 mod rolling;
 mod step;
 mod tidy;
@@ -27,7 +29,7 @@ usage: cargo xtask TASK
 
   test [STEP…]           everything that must hold before a change lands, or some steps of it:
                          fmt clippy features docs tests contract doctests tidy alerts conformance codegen
-                         clients chaos fuzz
+                         clients chaos fuzz model
   install                the servers that tests start themselves, where they are missing
   tidy                   the rules of the tree that no compiler knows
   codegen [--check]      makes crates/core/src/wire.rs from proto/, or says that it differs
@@ -44,6 +46,8 @@ usage: cargo xtask TASK
                          the same on builds with one safety taken out: each must be found red
   fuzz [--seconds N] [--seed N] [--guided] [TARGET…]
                          what comes from outside, in forms that nobody thought of; --guided is led by coverage
+  model [--experiment NAME,…] [--long] [--mutants] [--trace]
+                         every state that the view protocol can come to; --mutants: with one thing wrong at a time
   rolling [--other FILE] two builds on one Redis, each taking the other's place under load; without --other one is
                          built that differs in what it says of itself";
 
@@ -61,6 +65,7 @@ fn main() -> ExitCode {
         ["bench", rest @ ..] => bench::run(rest),
         ["chaos", rest @ ..] => chaos::run(rest, &mut step::Counts::default()),
         ["fuzz", rest @ ..] => fuzz::run(rest),
+        ["model", rest @ ..] => model::run(rest),
         ["rolling", rest @ ..] => rolling::run(rest),
         _ => {
             eprintln!("{USAGE}");
