@@ -6,6 +6,10 @@
 //! every other process notices at its next step. Which records were lost nobody can tell; how many partitions and since
 //! when at the earliest can be told, and is: markers are raised each second, and whoever has one of a time has all that
 //! was written to its server before.
+//!
+//! A slot of a Cluster that moves takes its marker along, which then begins as its former server's: that is no loss, and
+//! whoever looks next has it begin as the new one's, the rest of the epoch being the same. Until then the marker does not
+//! show when the new server fails over, so that each process knows by which server it last saw a partition served.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -69,6 +73,8 @@ pub(super) struct Incarnations {
 struct State {
     /// Of the servers, when they were last asked.
     tags: BTreeSet<Tag>,
+    /// By partition, of the server that had it when its marker was last looked at.
+    served: BTreeMap<u16, Tag>,
     /// A time of the store at which its servers were those that are known, the latest.
     well_at: Micros,
     losses: VecDeque<Loss>,
@@ -107,7 +113,7 @@ impl Incarnations {
     /// Whether another epoch is known of this partition.
     pub(super) fn is_other(&self, partition: u16, epoch: Epoch) -> bool {
         let known = self.epoch(partition);
-        known != epoch && known != Epoch::default()
+        !goes_on(&known, &epoch) && known != Epoch::default()
     }
 
     /// Takes a marker's epoch for known.
@@ -140,6 +146,29 @@ impl Incarnations {
         let is_new = !state.tags.is_empty() && !tags.is_subset(&state.tags);
         state.tags = tags;
         is_new
+    }
+
+    /// Partitions that are served by another server than when their markers were last looked at; `by` says by which.
+    pub(super) fn moved(&self, by: impl Fn(u16) -> Option<Tag>) -> Vec<u16> {
+        let state = self.lock();
+        let has_moved = |partition: &u16| by(*partition).is_some_and(|tag| state.served.get(partition) != Some(&tag));
+        (0..PARTITIONS).filter(has_moved).collect()
+    }
+
+    /// The histories that took the place of one that is gone: new ones that have a partition which was served by it. What
+    /// had moved there may be behind as the rest is, whatever its marker begins with.
+    pub(super) fn successors(&self, by: impl Fn(u16) -> Option<Tag>) -> BTreeSet<Tag> {
+        let state = self.lock();
+        let known: BTreeSet<Tag> = state.served.values().copied().collect();
+        let gone = state.served.iter().filter(|(_, was)| !state.tags.contains(*was));
+        gone.filter_map(|(partition, _)| by(*partition)).filter(|is| !known.contains(is)).collect()
+    }
+
+    /// A partition's marker was looked at on this server.
+    pub(super) fn is_served(&self, partition: u16, by: Option<Tag>) {
+        if let Some(tag) = by {
+            self.lock().served.insert(partition, tag);
+        }
     }
 
     /// Whether all of these histories are known.
@@ -229,6 +258,7 @@ pub(super) struct Mark<'a> {
     /// Of a marker that is made or made anew.
     pub(super) epoch: Epoch,
     /// What a marker's epoch may begin with, eight bytes each: of the histories that the servers have. Empty: anything.
+    /// One that is not that of `epoch` has moved, and is put right.
     pub(super) tags: &'a [u8],
     /// The least time that is written down in one that is made.
     pub(super) floor: Micros,
@@ -265,6 +295,11 @@ pub(super) fn tag_of(history: &str) -> Option<Tag> {
         *byte = u8::from_str_radix(history.get(at..at + 2)?, 16).ok()?;
     }
     Some(tag)
+}
+
+/// Whether what one epoch was made for goes on under the other, on whichever server.
+pub(super) fn goes_on(one: &Epoch, other: &Epoch) -> bool {
+    one.iter().skip(TAG_BYTES).eq(other.iter().skip(TAG_BYTES))
 }
 
 /// An epoch that nobody had before.
@@ -307,6 +342,31 @@ mod tests {
         assert_eq!(seen.tags(), [a, b].concat());
         assert!(tag_of("").is_none() && tag_of(&"xy".repeat(20)).is_none());
         assert!(new_epoch(Some(a)).starts_with(&a) && new_epoch(Some(a)) != new_epoch(Some(a)));
+    }
+
+    #[test]
+    fn a_server_that_took_the_place_of_another_is_told_from_one_that_slots_have_moved_to() {
+        let [a, b, c, new] = [1, 2, 3, 4].map(|byte| [byte; TAG_BYTES]);
+        let seen = Incarnations::default();
+        let look = |tags: &[Tag], by: fn(u16) -> Option<Tag>| {
+            seen.see(tags.iter().copied().collect());
+            (seen.moved(by), seen.successors(by))
+        };
+        assert_eq!(look(&[a, b], first_of), ((0..PARTITIONS).collect(), [].into()), "the first look");
+        (0..PARTITIONS).for_each(|partition| seen.is_served(partition, first_of(partition)));
+        assert_eq!(look(&[a, b], first_of), (vec![], [].into()));
+        let added = |partition| if partition == 5 { Some([3; TAG_BYTES]) } else { first_of(partition) };
+        assert_eq!(look(&[a, b, c], added), (vec![5], [].into()), "a shard more");
+        let moved = |partition| if partition == 5 { Some([2; TAG_BYTES]) } else { first_of(partition) };
+        assert_eq!(look(&[b], moved), (vec![5], [].into()), "it is on one that was there before");
+        let unknown = |partition| if partition < 128 { None } else { Some([2; TAG_BYTES]) };
+        assert_eq!(look(&[b], unknown), (vec![], [].into()), "in the middle of a failover");
+        let failed_over = |partition| Some(if partition < 130 { [4; TAG_BYTES] } else { [2; TAG_BYTES] });
+        assert_eq!(look(&[new, b], failed_over), ((0..130).collect(), [new].into()), "with what had moved there last");
+    }
+
+    fn first_of(partition: u16) -> Option<Tag> {
+        Some(if partition < 128 { [1; TAG_BYTES] } else { [2; TAG_BYTES] })
     }
 
     #[test]

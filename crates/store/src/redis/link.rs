@@ -3,8 +3,8 @@
 use std::{
     fmt,
     sync::{
-        PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -14,6 +14,7 @@ use redis::{
     AsyncConnectionConfig, Cmd, Pipeline, RedisError, Value,
     aio::{ConnectionLike as _, MultiplexedConnection},
     cluster_async::ClusterConnection,
+    cluster_routing::RoutingInfo,
 };
 use tokio::{
     sync::Mutex,
@@ -32,6 +33,8 @@ use crate::{Kind, StoreError};
 const OLDEST: u32 = 6;
 /// After a connection that did not come about, whoever asks next is refused at once for so long.
 const AGAIN: Duration = Duration::from_millis(50);
+/// After so many calls in a row that nobody answered, a Cluster's connection is made anew.
+const UNANSWERED_MAX: u32 = 3;
 
 /// One connection, or a Cluster's, that many calls share.
 pub(super) struct Link {
@@ -58,6 +61,42 @@ enum Shape {
 pub(super) struct Live {
     shape: Shape,
     generation: u64,
+    /// Calls in a row that no server answered.
+    unanswered: Arc<AtomicU32>,
+}
+
+/// A call on its way. A Cluster's connection mends itself, but for when it has come to a stand in the middle of it, as it
+/// does now and then while slots move: then no call is answered any more, and it is made anew.
+struct Asked<'a> {
+    link: &'a Link,
+    live: &'a Live,
+    is_answered: bool,
+}
+
+impl<'a> Asked<'a> {
+    fn of(link: &'a Link, live: &'a Live) -> Self {
+        Self { link, live, is_answered: false }
+    }
+
+    fn ended<T>(mut self, answer: Result<T, RedisError>) -> Result<T, RedisError> {
+        // What has a code was said by a server.
+        self.is_answered = answer.as_ref().err().is_none_or(|error| error.code().is_some());
+        answer
+    }
+}
+
+impl Drop for Asked<'_> {
+    /// Also of a call whose caller waits no longer.
+    fn drop(&mut self) {
+        let unanswered = &self.live.unanswered;
+        if self.is_answered {
+            unanswered.store(0, Ordering::Relaxed);
+        } else if unanswered.fetch_add(1, Ordering::Relaxed) + 1 >= UNANSWERED_MAX
+            && matches!(self.live.shape, Shape::Many(_))
+        {
+            self.link.give_up(self.live.generation);
+        }
+    }
 }
 
 /// A call that failed.
@@ -121,40 +160,52 @@ impl Link {
 
     /// Sends one command.
     pub(super) async fn call(&self, command: &Cmd) -> Result<Value, CallError> {
-        let mut live = self.live().await.map_err(CallError::NotSent)?;
-        let answer = match &mut live.shape {
-            Shape::One(connection) => connection.req_packed_command(command).await,
-            Shape::Many(connection) => connection.req_packed_command(command).await,
+        let live = self.live().await.map_err(CallError::NotSent)?;
+        let asked = Asked::of(self, &live);
+        let answer = match live.shape.clone() {
+            Shape::One(mut connection) => connection.req_packed_command(command).await,
+            Shape::Many(mut connection) => connection.req_packed_command(command).await,
         };
-        answer.and_then(Value::extract_error).map_err(|error| self.failed(&live, error))
+        asked.ended(answer.and_then(Value::extract_error)).map_err(|error| self.failed(&live, error))
+    }
+
+    /// Sends one command to these nodes of a Cluster; none where it is no Cluster.
+    pub(super) async fn route(&self, command: &Cmd, to: RoutingInfo) -> Result<Option<Value>, CallError> {
+        let live = self.live().await.map_err(CallError::NotSent)?;
+        let Shape::Many(mut connection) = live.shape.clone() else { return Ok(None) };
+        let asked = Asked::of(self, &live);
+        let answer = connection.route_command(command.clone(), to).await.and_then(Value::extract_error);
+        asked.ended(answer).map(Some).map_err(|error| self.failed(&live, error))
     }
 
     /// Sends several at once. In a Cluster all are about one slot.
     pub(super) async fn pipeline(&self, commands: &Pipeline) -> Result<Vec<Value>, CallError> {
-        let mut live = self.live().await.map_err(CallError::NotSent)?;
+        let live = self.live().await.map_err(CallError::NotSent)?;
         // A transaction's answer is one, after those that say that its commands are queued.
         let (offset, count) = if commands.is_transaction() { (commands.len() + 1, 1) } else { (0, commands.len()) };
-        let answer = match &mut live.shape {
-            Shape::One(connection) => connection.req_packed_commands(commands, offset, count).await,
-            Shape::Many(connection) => connection.req_packed_commands(commands, offset, count).await,
+        let asked = Asked::of(self, &live);
+        let answer = match live.shape.clone() {
+            Shape::One(mut connection) => connection.req_packed_commands(commands, offset, count).await,
+            Shape::Many(mut connection) => connection.req_packed_commands(commands, offset, count).await,
         };
         let answers = answer.and_then(|answers| answers.into_iter().map(Value::extract_error).collect());
-        answers.map_err(|error| self.failed(&live, error))
+        asked.ended(answers).map_err(|error| self.failed(&live, error))
     }
 
     /// Subscribes to the channels of these records; returns those for which that is confirmed.
     pub(super) async fn subscribe(&self, ids: &[RecordId]) -> Vec<RecordId> {
         let channels: Vec<Keys> = ids.iter().map(Keys::of).collect();
-        let Ok(mut live) = self.live().await else { return Vec::new() };
+        let Ok(live) = self.live().await else { return Vec::new() };
+        let asked = Asked::of(self, &live);
         let mut done = 0;
-        let failed = match &mut live.shape {
-            Shape::One(connection) => {
+        let failed = match live.shape.clone() {
+            Shape::One(mut connection) => {
                 let channels: Vec<&[u8]> = channels.iter().map(Keys::channel).collect();
                 let subscribed = connection.subscribe(channels).await;
                 done = if subscribed.is_ok() { ids.len() } else { 0 };
                 subscribed.err()
             }
-            Shape::Many(connection) => {
+            Shape::Many(mut connection) => {
                 let mut failed = None;
                 // Each may be on another shard.
                 for channel in &channels {
@@ -167,7 +218,7 @@ impl Link {
                 failed
             }
         };
-        if let Some(error) = failed {
+        if let Err(error) = asked.ended(failed.map_or(Ok(()), Err)) {
             self.failed(&live, error);
         }
         ids.get(..done).unwrap_or_default().to_vec()
@@ -175,12 +226,13 @@ impl Link {
 
     /// Subscribes to the channel of what is forgotten; returns whether that is confirmed.
     pub(super) async fn subscribe_forgotten(&self) -> bool {
-        let Ok(mut live) = self.live().await else { return false };
-        let subscribed = match &mut live.shape {
-            Shape::One(connection) => connection.subscribe(FORGOTTEN).await,
-            Shape::Many(connection) => connection.subscribe(FORGOTTEN).await,
+        let Ok(live) = self.live().await else { return false };
+        let asked = Asked::of(self, &live);
+        let subscribed = match live.shape.clone() {
+            Shape::One(mut connection) => connection.subscribe(FORGOTTEN).await,
+            Shape::Many(mut connection) => connection.subscribe(FORGOTTEN).await,
         };
-        subscribed.map_err(|error| self.failed(&live, error)).is_ok()
+        asked.ended(subscribed).map_err(|error| self.failed(&live, error)).is_ok()
     }
 
     /// Takes back what was subscribed to. That it fails costs no more than messages that nobody waits for.
@@ -203,17 +255,9 @@ impl Link {
         }
     }
 
-    /// Asks a Cluster's nodes, or does what `one` does.
-    pub(super) async fn cluster(&self) -> Result<Option<ClusterConnection>, StoreError> {
-        match self.live().await?.shape {
-            Shape::One(_) => Ok(None),
-            Shape::Many(connection) => Ok(Some(connection)),
-        }
-    }
-
     fn failed(&self, live: &Live, error: RedisError) -> CallError {
         let is_cluster = matches!(live.shape, Shape::Many(_));
-        // A Cluster's mends itself.
+        // A Cluster's mends itself, or is given up when nothing is answered any more.
         if !is_cluster && ends_connection(&error) {
             self.give_up(live.generation);
         }
@@ -253,7 +297,8 @@ impl Link {
             }
             let made = self.open(&mut opener).await;
             opener.failed_at = made.is_err().then(Instant::now);
-            let live = Live { shape: made?, generation: self.made.fetch_add(1, Ordering::Relaxed) };
+            let generation = self.made.fetch_add(1, Ordering::Relaxed);
+            let live = Live { shape: made?, generation, unanswered: Arc::default() };
             *self.live.write().unwrap_or_else(PoisonError::into_inner) = Some(live.clone());
             Ok(live)
         };

@@ -16,7 +16,7 @@ use redis::{
     cluster_routing::{RoutingInfo, SingleNodeRoutingInfo},
 };
 
-use super::{Shared, error::read_failed, key, link::CallError, step::What, upkeep::slots, value};
+use super::{Shared, key, link::CallError, step::What, upkeep::slots, value};
 use crate::{Filter, Kind, Page, StoreError, figures::Change};
 
 /// How many records are read at a time.
@@ -136,9 +136,11 @@ impl Places {
             let counts = super::upkeep::count_open(shared).await?;
             return Ok(Self::Open(counts.into_iter().filter(|(_, count)| *count > 0).map(|(at, _)| at).collect()));
         }
-        let Some(mut cluster) = shared.side.cluster().await? else { return Ok(Self::One) };
+        if !shared.side.address().is_cluster() {
+            return Ok(Self::One);
+        }
         let hosts: BTreeSet<(String, u16)> =
-            slots(&mut cluster).await?.into_iter().map(|slots| (slots.host, slots.port)).collect();
+            slots(&shared.side).await?.into_iter().map(|slots| (slots.host, slots.port)).collect();
         Ok(Self::Many(hosts.into_iter().collect()))
     }
 
@@ -173,9 +175,8 @@ impl Places {
             Self::Many(hosts) => {
                 let Some((host, port)) = hosts.get(usize::from(cursor.place)) else { return Ok((0, Vec::new())) };
                 let at = SingleNodeRoutingInfo::ByAddress { host: host.clone(), port: *port };
-                let Some(mut cluster) = shared.side.cluster().await? else { return Ok((0, Vec::new())) };
-                let answer = cluster.route_command(scan(cursor.at), RoutingInfo::SingleNode(at)).await;
-                answer.and_then(Value::extract_error).map_err(read_failed)?
+                let answer = shared.side.route(&scan(cursor.at), RoutingInfo::SingleNode(at)).await;
+                answer.map_err(CallError::read)?.unwrap_or_default()
             }
         };
         read_scan(answer, cursor.open)

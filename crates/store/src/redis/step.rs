@@ -11,7 +11,7 @@ use onceward_core::{
 use super::key::Keys;
 use crate::{Insert, Kind, Read, StoreError, Write, figures::Change};
 
-/// Of a partition: drawn by whoever gave it its marker.
+/// Of a partition: which server has it, and what was drawn by whoever gave it its marker.
 pub(super) type Epoch = [u8; 16];
 
 /// How long after a record's end the server removes it: a step that comes before finds it over by its own time, and a

@@ -13,14 +13,13 @@ use futures_util::{StreamExt as _, stream};
 use onceward_core::record::Micros;
 use redis::{
     Value,
-    cluster_async::ClusterConnection,
     cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo},
 };
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
     Evictions, Shared,
-    error::{is_forbidden, read_failed},
+    error::is_forbidden,
     incarnation::{Found, Lost, Mark, Marked, Tag, new_epoch, tag_of},
     info::Info,
     key,
@@ -148,9 +147,14 @@ async fn once(shared: &Shared, counts: bool) -> Result<(), StoreError> {
     let mut partitions = shared.health.take_touched();
     if is_new {
         partitions = key::partitions().collect();
-    } else if partitions.is_empty() {
-        // One shows whether there was a flush while nobody wrote.
-        partitions.push(0);
+    } else {
+        partitions.extend(shared.incarnations.moved(|partition| servers.tag(partition)));
+        partitions.sort_unstable();
+        partitions.dedup();
+        if partitions.is_empty() {
+            // One shows whether there was a flush while nobody wrote.
+            partitions.push(0);
+        }
     }
     let marked = mark(shared, &servers, &partitions).await;
     if marked.is_err() {
@@ -264,6 +268,7 @@ fn tell(shared: &Shared, servers: &Servers, marked: &[(u16, Marked)], is_start: 
     // Only now: whoever steps under a new epoch finds the loss told.
     for (partition, marked) in marked {
         shared.incarnations.learn(*partition, marked.epoch);
+        shared.incarnations.is_served(*partition, servers.tag(*partition));
     }
     if !lost.is_empty() {
         shared.watchers.wake_all();
@@ -273,14 +278,19 @@ fn tell(shared: &Shared, servers: &Servers, marked: &[(u16, Marked)], is_start: 
 
 async fn mark(shared: &Shared, servers: &Servers, partitions: &[u16]) -> Result<Vec<(u16, Marked)>, StoreError> {
     let tags = shared.incarnations.tags();
+    let successors = shared.incarnations.successors(|partition| servers.tag(partition));
     let floor = shared.floor();
     let marks = partitions.iter().copied().map(|partition| {
         let tag = servers.tag(partition);
-        // In the middle of a failover nobody says whose it is: that is judged once somebody does.
-        let tags = if tag.is_some() { &*tags } else { &[] };
+        let tags = match tag {
+            // In the middle of a failover nobody says whose it is: that is judged once somebody does.
+            None => Vec::new(),
+            Some(tag) if successors.contains(&tag) => tag.to_vec(),
+            Some(_) => tags.clone(),
+        };
         let epoch = new_epoch(tag);
         async move {
-            let mark = Mark { epoch, tags, floor };
+            let mark = Mark { epoch, tags: &tags, floor };
             shared.mark(partition, &mark).await.map(|marked| (partition, marked))
         }
     });
@@ -339,21 +349,21 @@ async fn ask(shared: &Shared) -> Result<Servers, StoreError> {
 
 async fn asked(link: &Link) -> Result<Servers, StoreError> {
     let command = redis::cmd("INFO");
-    let Some(mut cluster) = link.cluster().await? else {
+    if !link.address().is_cluster() {
         return match link.call(&command).await.map_err(CallError::read) {
             Ok(info) => Ok(Servers { infos: vec![Info::of(info)], ..Servers::default() }),
             Err(error) if is_forbidden(&error) => Ok(Servers::default()),
             Err(error) => Err(error),
         };
-    };
+    }
     let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
-    let infos = match cluster.route_command(command, all).await.and_then(Value::extract_error).map_err(read_failed) {
-        Ok(Value::Map(nodes)) => nodes.into_iter().map(|(at, info)| (text(&at), Info::of(info))).collect(),
+    let infos = match link.route(&command, all).await.map_err(CallError::read) {
+        Ok(Some(Value::Map(nodes))) => nodes.into_iter().map(|(at, info)| (text(&at), Info::of(info))).collect(),
         Ok(_) => BTreeMap::new(),
         Err(error) if is_forbidden(&error) => return Ok(Servers::default()),
         Err(error) => return Err(error),
     };
-    let slots = slots(&mut cluster).await?.into_iter().filter_map(|slots| {
+    let slots = slots(link).await?.into_iter().filter_map(|slots| {
         let at = format!("{}:{}", slots.host, slots.port);
         Some((slots.first, slots.last, infos.keys().position(|known| *known == at)?))
     });
@@ -369,11 +379,19 @@ pub(super) struct Slots {
     pub(super) port: u16,
 }
 
-pub(super) async fn slots(cluster: &mut ClusterConnection) -> Result<Vec<Slots>, StoreError> {
+impl Slots {
+    /// How many.
+    pub(super) fn count(&self) -> u16 {
+        self.last.saturating_add(1).saturating_sub(self.first)
+    }
+}
+
+/// Which slots of a Cluster are whose.
+pub(super) async fn slots(link: &Link) -> Result<Vec<Slots>, StoreError> {
     let any = RoutingInfo::SingleNode(SingleNodeRoutingInfo::RandomPrimary);
     let command = redis::cmd("CLUSTER").arg("SLOTS").take();
-    let answer = cluster.route_command(command, any).await.and_then(Value::extract_error).map_err(read_failed)?;
-    Ok(slots_of(&answer))
+    let answer = link.route(&command, any).await.map_err(CallError::read)?;
+    Ok(slots_of(&answer.unwrap_or_default()))
 }
 
 fn slots_of(answer: &Value) -> Vec<Slots> {

@@ -25,7 +25,7 @@ use tokio::{
 use super::{
     address::Address,
     error::Failure,
-    incarnation::{Found, Mark, Marked, tag_of},
+    incarnation::{Found, Mark, Marked, goes_on, tag_of},
     info::Info,
     key,
     link::{CallError, Link},
@@ -145,7 +145,7 @@ impl Watching {
                 sleep(PAUSE.mul_f64(f64::from(round) * random())).await;
             }
             let there = self.look(&mut held, step).await?;
-            let Some(marker) = there.marker.filter(|marker| marker.epoch == step.epoch) else {
+            let Some(marker) = there.marker.filter(|marker| goes_on(&marker.epoch, &step.epoch)) else {
                 return Ok(Stepped::Unmarked);
             };
             if marker.written.since(there.wall) > BEHIND_MAX {

@@ -1,12 +1,13 @@
 -- What every step begins with, before its own file. Written out, without functions: making one costs more than what it
 -- would do.
 -- KEYS 1 the partition's marker, 2 the record
--- ARGV 1 begins with the epoch that this process knows and the latest time that it was told: 16 and 8 bytes
+-- ARGV 1 begins with the epoch that this process knows and the latest time that it was told: 16 and 8 bytes. Of the epoch
+-- the second half counts: the first names the server, which is another one once the slot has moved.
 -- Numbers of 64 bits are pairs (hi, lo), since Lua's are doubles. Bytes are compared for equality only.
 local call, sub, pack, unpack, said = redis.call, string.sub, struct.pack, struct.unpack, ARGV[1]
 local both = call('MGET', KEYS[1], KEYS[2])
 local marker, there = both[1], both[2]
-if not marker or #marker ~= 24 or sub(marker, 1, 16) ~= sub(said, 1, 16) then return '9' end
+if not marker or #marker ~= 24 or sub(marker, 9, 16) ~= sub(said, 9, 16) then return '9' end
 
 -- Now: microseconds of the server's clock, and never before what this process was told. A clock that is more than two
 -- seconds behind what was written down is not to be trusted.

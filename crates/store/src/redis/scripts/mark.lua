@@ -1,6 +1,7 @@
 -- Gives a partition its marker, or raises the time that is written down in it. Stands alone.
 -- KEYS 1 the marker
--- ARGV 1 an epoch for one that is made, 2 what an epoch may begin with, eight bytes each, or '' where anything will do
+-- ARGV 1 an epoch for one that is made, 2 what an epoch may begin with, eight bytes each, or '' where anything will do;
+-- one that begins otherwise than the first is of a slot that moved here, and begins like it from now on
 -- 3 the least time that is written down in one that is made
 -- Returns the marker, the server's time, 0, 1 where there was none or 2 where it was of another history, and what was
 -- written down before.
@@ -24,13 +25,13 @@ if ARGV[2] ~= '' then
   for at = 1, #ARGV[2], 8 do
     if string.sub(marker, 1, 8) == string.sub(ARGV[2], at, at + 7) then found = 0 end
   end
-  if found == 2 then epoch = ARGV[1] end
+  epoch = (found == 2) and ARGV[1] or string.sub(ARGV[1], 1, 8) .. string.sub(epoch, 9)
 end
 local whi, wlo = struct.unpack('>I4I4', written)
 local is_later = whi < nhi or (whi == nhi and wlo < nlo)
 local before = written
 if is_later then written = now end
-if found == 2 or is_later then
+if marker ~= epoch .. written then
   marker = epoch .. written
   redis.call('SET', KEYS[1], marker)
 end
