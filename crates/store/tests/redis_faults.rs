@@ -7,7 +7,7 @@ mod redis_place;
 use std::{sync::Arc, time::Duration};
 
 use onceward_core::{
-    cas::Expect,
+    cas::{Expect, FenceRule, Keep, Lease, Replacement},
     record::{Fence, Seen},
     transition::{self, Forget, Write as Transition},
 };
@@ -334,6 +334,40 @@ async fn whoever_waits_in_another_process_is_woken_by_a_completion_and_by_a_rele
 }
 
 #[tokio::test]
+async fn what_is_in_flight_is_listed_and_has_no_end_and_what_is_settled_is_not_listed_and_has_one() {
+    let server = Server::start(&[]).unwrap();
+    for (strategy, number) in [(Strategy::Script, 1), (Strategy::Watch, 2)] {
+        let store = opened_by(&server, strategy).await;
+        let place = format!("idemp:v1:{{p{:03}}}", id(number).partition());
+        let command = |words: &[&str]| server.command(words).unwrap();
+        let is_open = || {
+            let listed = command(&["SCARD", &format!("{place}:open")]) == "1";
+            let ends = command(&["PTTL", &format!("{place}:{}", id(number))]) != "-1";
+            assert_ne!(listed, ends, "{strategy:?}");
+            listed
+        };
+        let fence = claim(&store, number).await.unwrap();
+        assert!(is_open(), "{strategy:?}: a claim");
+        let stays = Replacement {
+            expect: Expect::Holder(fence),
+            fence: FenceRule::Keep,
+            lease: Lease::For(LEASE),
+            keep: Keep::Open,
+            facts: facts(number),
+        };
+        assert!(matches!(store.replace(id(number), &stays).await, Ok(Write::Applied { .. })));
+        assert!(is_open(), "{strategy:?}: it goes on");
+        complete(&store, number, fence, LEASE).await;
+        assert!(!is_open(), "{strategy:?}: it is settled");
+        let stored = store.get(id(number)).await.unwrap().record.unwrap().stored;
+        let again =
+            Replacement { expect: Expect::Seen(stored.fence, stored.revision), fence: FenceRule::Next, ..stays };
+        assert!(matches!(store.replace(id(number), &again).await, Ok(Write::Applied { .. })));
+        assert!(is_open(), "{strategy:?}: it is taken over");
+    }
+}
+
+#[tokio::test]
 async fn a_list_has_every_record_once_at_least_in_pages_and_only_what_is_asked_for() {
     let server = Server::start(&[]).unwrap();
     let store = opened(&server).await;
@@ -381,6 +415,11 @@ async fn a_fence_is_above_what_was_written_down_whatever_the_clock_says() {
         assert!(matches!(removed, Ok(Write::Applied { .. })), "{strategy:?}: {removed:?}");
         let again = claim(&store, number).await.unwrap();
         assert!(again > Fence(ahead), "{strategy:?}: {again:?}");
+        // That fence, which is above the clock and what was written down, is gone with its record.
+        let removed = store.remove(id(number), Expect::Holder(again)).await;
+        assert!(matches!(removed, Ok(Write::Applied { .. })), "{strategy:?}: {removed:?}");
+        let last = claim(&store, number).await.unwrap();
+        assert!(last > again, "{strategy:?}: {last:?} after {again:?}");
     }
 }
 
