@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::ValueEnum;
 
-use crate::cache::Cache;
+use crate::cache::{self, Cache};
 use crate::database::Database;
 use crate::disk::SmallDisk;
+use crate::shards::Shards;
 
 /// The stores that plans are carried out on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -16,7 +17,7 @@ pub(crate) enum Store {
     Embedded,
     /// Two processes on one PostgreSQL database.
     Postgres,
-    /// Two processes on one Redis server.
+    /// Two processes on one Redis server, or on a Cluster.
     Redis,
 }
 
@@ -59,6 +60,8 @@ pub(crate) enum Backing {
     Postgres(Box<Database>),
     /// Redis.
     Redis(Box<Cache>),
+    /// A Redis Cluster.
+    Cluster(Box<Shards>),
 }
 
 impl Backing {
@@ -67,7 +70,7 @@ impl Backing {
     pub(crate) fn gateways(&self) -> usize {
         match self {
             Self::Embedded { .. } => 1,
-            Self::Postgres(_) | Self::Redis(_) => 2,
+            Self::Postgres(_) | Self::Redis(_) | Self::Cluster(_) => 2,
         }
     }
 
@@ -80,6 +83,7 @@ impl Backing {
             }
             Self::Postgres(database) => database.config(own),
             Self::Redis(cache) => cache.config(own),
+            Self::Cluster(shards) => shards.config(own),
         }
     }
 
@@ -89,6 +93,7 @@ impl Backing {
         match self {
             Self::Embedded { .. } | Self::Postgres(_) => String::new(),
             Self::Redis(cache) => cache.defaults(),
+            Self::Cluster(_) => cache::defaults(false),
         }
     }
 
@@ -100,7 +105,7 @@ impl Backing {
             // Nobody waits for the end of one: a process that is gone holds nothing.
             Self::Embedded { .. } => Leases { short: "400ms", again: "10s", long: "30m" },
             // The claims of a process that is gone are its own until their leases end.
-            Self::Postgres(_) | Self::Redis(_) => Leases { short: "500ms", again: "3s", long: "3s" },
+            Self::Postgres(_) | Self::Redis(_) | Self::Cluster(_) => Leases { short: "500ms", again: "3s", long: "3s" },
         }
     }
 
@@ -111,7 +116,7 @@ impl Backing {
     pub(crate) fn folder(&self) -> anyhow::Result<&Path> {
         match self {
             Self::Embedded { folder, .. } => Ok(folder),
-            Self::Postgres(_) | Self::Redis(_) => anyhow::bail!("this life needs a store in a folder"),
+            _ => anyhow::bail!("this life needs a store in a folder"),
         }
     }
 
@@ -122,7 +127,7 @@ impl Backing {
     pub(crate) fn disk(&self) -> anyhow::Result<&SmallDisk> {
         match self {
             Self::Embedded { disk, .. } => disk.as_ref().context("this life needs a disk of its own"),
-            Self::Postgres(_) | Self::Redis(_) => anyhow::bail!("this life needs a store in a folder"),
+            _ => anyhow::bail!("this life needs a store in a folder"),
         }
     }
 
@@ -133,7 +138,7 @@ impl Backing {
     pub(crate) fn database(&mut self) -> anyhow::Result<&mut Database> {
         match self {
             Self::Postgres(database) => Ok(database),
-            Self::Embedded { .. } | Self::Redis(_) => anyhow::bail!("this life needs a database"),
+            _ => anyhow::bail!("this life needs a database"),
         }
     }
 
@@ -144,7 +149,18 @@ impl Backing {
     pub(crate) fn cache(&mut self) -> anyhow::Result<&mut Cache> {
         match self {
             Self::Redis(cache) => Ok(cache),
-            Self::Embedded { .. } | Self::Postgres(_) => anyhow::bail!("this life needs Redis"),
+            _ => anyhow::bail!("this life needs one Redis"),
+        }
+    }
+
+    /// A Redis Cluster.
+    ///
+    /// # Errors
+    /// Where it is none.
+    pub(crate) fn shards(&mut self) -> anyhow::Result<&mut Shards> {
+        match self {
+            Self::Cluster(shards) => Ok(shards),
+            _ => anyhow::bail!("this life needs a Redis Cluster"),
         }
     }
 }

@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
-use onceward_core::key::{PARTITIONS, RecordId, Scope, Secret};
+use onceward_core::key::{RecordId, Scope, Secret};
 use servers::redis::{PASSWORD, USER};
 use servers::{Redis, Relay};
 use tokio::task::block_in_place;
 
 use crate::history::{Operation, Told};
+use crate::plan::Strategy;
 use crate::traffic::wall_us;
 
 /// The bytes of the secret.
@@ -37,6 +38,8 @@ pub(crate) struct Wanted {
     pub(crate) quarantine: bool,
     /// It is failed over.
     pub(crate) fails_over: bool,
+    /// How processes take a step.
+    pub(crate) strategy: Strategy,
 }
 
 /// A Redis server that several processes share, and at times a replica.
@@ -72,7 +75,7 @@ impl Cache {
     /// The tables of the configuration that name it.
     #[must_use]
     pub(crate) fn config(&self, own: &Path) -> String {
-        config(&format!("redis://{}/0", self.place.address()), own)
+        config(&format!("redis://{}/0", self.place.address()), own, self.wanted.strategy)
     }
 
     /// What its routes must say.
@@ -237,10 +240,12 @@ impl Cache {
 
 /// The tables of a configuration that name Redis.
 #[must_use]
-pub(crate) fn config(url: &str, own: &Path) -> String {
+pub(crate) fn config(url: &str, own: &Path, strategy: Strategy) -> String {
+    let strategy = strategy.name();
     format!(
         "[identity]\nsecret = \"{SECRET}\"\n[store]\nkind = \"redis\"\npath = {own:?}\ndeadline = \"2s\"\n\
-         [store.redis]\nurl = \"{url}\"\nusername = \"{USER}\"\npassword = \"{PASSWORD}\"\n"
+         [store.redis]\nurl = \"{url}\"\nusername = \"{USER}\"\npassword = \"{PASSWORD}\"\n\
+         strategy = \"{strategy}\"\n"
     )
 }
 
@@ -280,11 +285,11 @@ pub(crate) fn told(log: &str) -> Vec<Told> {
     log.lines().filter_map(told).collect()
 }
 
-/// Whether each of so many processes said of each part that it was lost.
+/// Whether each of so many processes said of so many parts that they were lost.
 #[must_use]
-pub(crate) fn is_told_by_all(log: &str, processes: usize) -> bool {
-    let parts: usize = told(log).iter().map(|told| told.parts.len()).sum();
-    parts >= processes * usize::from(PARTITIONS)
+pub(crate) fn is_told_by_all(log: &str, processes: usize, parts: usize) -> bool {
+    let told: usize = told(log).iter().map(|told| told.parts.len()).sum();
+    told >= processes * parts
 }
 
 fn word<'a>(line: &'a str, name: &str) -> Option<&'a str> {
@@ -303,12 +308,19 @@ fn parts(list: &str) -> Option<BTreeSet<u16>> {
 }
 
 /// The keys of the records that a server has.
-fn records(server: &Redis) -> anyhow::Result<BTreeSet<String>> {
+///
+/// # Errors
+/// Where it does not answer.
+pub(crate) fn records(server: &Redis) -> anyhow::Result<BTreeSet<String>> {
     let keys = server.command(&["KEYS", "idemp:v1:{p*}:*"])?;
     Ok(keys.lines().filter(|key| key.len() == RECORD_KEY_BYTES).map(str::to_owned).collect())
 }
 
-fn lacks(had: &BTreeSet<String>, has: &BTreeSet<String>) -> anyhow::Result<()> {
+/// Whether it lacks some of what another had, and not all.
+///
+/// # Errors
+/// Where it does not.
+pub(crate) fn lacks(had: &BTreeSet<String>, has: &BTreeSet<String>) -> anyhow::Result<()> {
     ensure!(!has.is_empty(), "it has nothing, and was to have some of {} records", had.len());
     ensure!(!had.is_subset(has), "it has all of {} records, and was to lack some", had.len());
     Ok(())
@@ -327,7 +339,7 @@ mod tests {
         let said = told(&log);
         assert_eq!(said[0], Told { parts: [0, 1, 2, 7].into(), from_us: 17, to_us: 23 });
         assert_eq!(said.len(), 2);
-        assert!(is_told_by_all(&log, 1) && !is_told_by_all(&log, 2));
+        assert!(is_told_by_all(&log, 1, 256) && !is_told_by_all(&log, 2, 256) && is_told_by_all(&log, 2, 130));
     }
 
     #[test]

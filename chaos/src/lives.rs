@@ -10,7 +10,6 @@ use rustix::process::Signal;
 
 use crate::PATIENCE;
 use crate::backing::Backing;
-use crate::cache;
 use crate::clock::{self, FakeClock};
 use crate::damage;
 use crate::gateway::{Gateway, Site, Start};
@@ -19,6 +18,8 @@ use crate::ledger::Ledger;
 use crate::plan::{Blow, Life};
 use crate::round::Counts;
 use crate::traffic::{Traffic, wall_us};
+
+mod redis;
 
 /// As many duplicates are to be under way when the process is killed, if they come within [`CROWD_WAIT`].
 const CROWD: usize = 12;
@@ -34,10 +35,6 @@ const ANSWERS_OF_OTHERS: u32 = 20;
 const PAUSED: &str = "stopped at a failpoint";
 /// What a process logs that finds another primary.
 const FAILED_OVER: &str = "the database was failed over";
-/// How often it is waited for another key that a replica lacks.
-const AHEAD_TRIES_MAX: u32 = 200;
-/// How long Redis is stopped.
-const REDIS_STOPPED: Duration = Duration::from_secs(3);
 
 /// What was done, and how often.
 pub(crate) struct Done {
@@ -73,6 +70,8 @@ struct Struck {
     over_us: u64,
     /// The one whose record is gone, where it is one.
     only: Option<Operation>,
+    /// The parts that it is about; none where all.
+    parts: Option<BTreeSet<u16>>,
 }
 
 impl<'a> Lives<'a> {
@@ -170,6 +169,9 @@ impl<'a> Lives<'a> {
         if let Backing::Redis(_) = self.backing {
             return self.strike_redis(blow, after).await;
         }
+        if let Backing::Cluster(_) = self.backing {
+            return self.strike_cluster(blow, after).await;
+        }
         let (log, settled) = (self.site.log_bytes(), self.traffic.figures().settled);
         let database = self.backing.database()?;
         match blow {
@@ -178,66 +180,11 @@ impl<'a> Lives<'a> {
             Blow::FailedOver => database.fail_over()?,
             Blow::Cut => database.cut()?,
             Blow::Unanswered => database.cut_unanswered()?,
-            Blow::Flushed | Blow::Emptied | Blow::LeftBehind | Blow::SetBack | Blow::Deleted | Blow::Stopped => {
-                anyhow::bail!("this is done to Redis")
-            }
+            _ => anyhow::bail!("this is done to Redis"),
         }
         self.count(blow.name());
         if blow == Blow::FailedOver {
             self.said(log, FAILED_OVER).await?;
-        }
-        self.settled(settled.saturating_add(after)).await
-    }
-
-    /// The same to Redis; whatever may have lost records is noticed by both processes.
-    async fn strike_redis(&mut self, blow: Blow, after: u32) -> anyhow::Result<()> {
-        // What was written from then on will be gone.
-        let mut from_us = match blow {
-            Blow::LeftBehind => Some(self.backing.cache()?.leave_behind()?),
-            Blow::SetBack => Some(self.backing.cache()?.save()?),
-            Blow::Flushed | Blow::Emptied | Blow::Deleted => Some(0),
-            _ => None,
-        };
-        if matches!(blow, Blow::LeftBehind | Blow::SetBack) {
-            self.settled(self.traffic.figures().settled.saturating_add(after)).await?;
-            for _ in 0..AHEAD_TRIES_MAX {
-                if self.backing.cache()?.is_ahead()? {
-                    break;
-                }
-                self.settled(self.traffic.figures().settled.saturating_add(1)).await?;
-            }
-        }
-        let (log, settled) = (self.site.log_bytes(), self.traffic.figures().settled);
-        let mut only = None;
-        let begun_us = wall_us();
-        let cache = self.backing.cache()?;
-        match blow {
-            Blow::Flushed => cache.flush()?,
-            Blow::Killed | Blow::Emptied => cache.kill()?,
-            Blow::LeftBehind => cache.fail_over()?,
-            Blow::SetBack => cache.set_back()?,
-            Blow::Deleted => {
-                let at_rest = self.traffic.at_rest();
-                let operation = self.rng.choice(at_rest).context("no key is at rest")?;
-                cache.delete(&operation)?;
-                only = Some(operation);
-            }
-            Blow::Cut => cache.cut(),
-            Blow::Unanswered => cache.cut_unanswered()?,
-            Blow::Stopped => {
-                cache.pause()?;
-                tokio::time::sleep(REDIS_STOPPED).await;
-                cache.resume()?;
-            }
-            Blow::ShutDown | Blow::FailedOver => anyhow::bail!("this is done to PostgreSQL"),
-        }
-        self.count(blow.name());
-        let is_told = from_us.is_some() && only.is_none() || blow == Blow::Killed;
-        if is_told || only.is_some() {
-            self.struck.push(Struck { log, from_us: from_us.take(), begun_us, over_us: wall_us(), only });
-        }
-        if is_told {
-            self.told_by_all(log).await?;
         }
         self.settled(settled.saturating_add(after)).await
     }
@@ -392,46 +339,6 @@ impl<'a> Lives<'a> {
             }
         };
         tokio::time::timeout(PATIENCE, saying).await.with_context(|| format!("it did not say: {words}"))
-    }
-
-    /// Each process has said of each part of Redis that it was lost.
-    async fn told_by_all(&self, from: u64) -> anyhow::Result<()> {
-        let saying = async {
-            while !cache::is_told_by_all(&self.site.log_from(from), self.running.len()) {
-                tokio::time::sleep(LOOK_EVERY).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, saying).await.context("not all of them told that all of Redis may be lost")
-    }
-
-    /// What was lost on purpose, with what the processes said of it.
-    ///
-    /// # Errors
-    /// Where they said so of anything else.
-    fn losses(&mut self) -> anyhow::Result<Vec<history::Loss>> {
-        let quarantine_us = self.backing.cache().map_or(0, |cache| cache.quarantine_us());
-        let ends = self.struck.iter().skip(1).map(|next| next.log).chain([u64::MAX]).collect::<Vec<_>>();
-        let first = self.struck.first().map_or(u64::MAX, |first| first.log);
-        let told = cache::told(&self.site.log_between(0, first));
-        ensure!(told.is_empty(), "nothing had been lost, and they said: {told:?}");
-        let mut losses = Vec::new();
-        let mut lost_before_us = 0;
-        for (Struck { log, from_us, begun_us, over_us, only }, end) in self.struck.drain(..).zip(ends) {
-            let told = cache::told(&self.site.log_between(log, end));
-            ensure!(only.is_none() || told.is_empty(), "a record was deleted by hand, and they said: {told:?}");
-            let (gone, told) = match (only, from_us) {
-                (Some(only), _) => ([only].into(), None),
-                (None, Some(from_us)) => {
-                    let written = self.traffic.written_between(lost_before_us, from_us, over_us);
-                    lost_before_us = over_us;
-                    (written.into_iter().collect(), Some(told))
-                }
-                (None, None) => (BTreeSet::new(), Some(told)),
-            };
-            let from_us = from_us.unwrap_or(begun_us);
-            losses.push(history::Loss { from_us, begun_us, over_us, gone, told, quarantine_us });
-        }
-        Ok(losses)
     }
 
     /// Waits for duplicates under way, and counts them.

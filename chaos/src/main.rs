@@ -5,7 +5,7 @@
 //!
 //! [`plan`] what a seed means · [`round`] one plan carried out · [`lives`] faults, life by life, with
 //! [`damage`], [`disk`] and [`clock`] · [`gateway`] a process
-//! under test · [`backing`] what is behind it: a folder, or a [`database`] or a [`cache`] behind a relay · [`ledger`] the upstream, which knows the truth · [`clients`], [`traffic`] who asks, and what all of them
+//! under test · [`backing`] what is behind it: a folder, a [`database`] or a [`cache`] behind a relay, or a Cluster's [`shards`] · [`ledger`] the upstream, which knows the truth · [`clients`], [`traffic`] who asks, and what all of them
 //! saw · [`history`] what is judged · [`judge`] the rules · [`mutants`] the product
 //! without one of its safeties
 
@@ -24,18 +24,19 @@ mod lives;
 mod mutants;
 mod plan;
 mod round;
+mod shards;
 mod traffic;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use clap::{Parser, Subcommand};
 use onceward_core::mutant::Mutant;
 
 use crate::backing::Store;
-use crate::plan::{Plan, names};
+use crate::plan::{Plan, RESHARDING, Strategy, names};
 use crate::round::{Counts, Programs};
 
 /// Against what hangs; no verdict depends on it but that a key ends.
@@ -64,6 +65,9 @@ enum Command {
         /// Only these plans, apart by commas; without --store they are the embedded store's
         #[arg(long, value_delimiter = ',')]
         plan: Vec<String>,
+        /// How processes take steps on one Redis
+        #[arg(long, value_enum, default_value_t)]
+        strategy: Strategy,
         /// Rounds go on for so long; without it each plan has one
         #[arg(long, conflicts_with = "long")]
         seconds: Option<u64>,
@@ -99,11 +103,11 @@ async fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Ledger { file } => ledger::serve(&file).await.map(|()| true),
         Command::Mutants { onceward, seed, store, only } => teeth(onceward, seed, store, &only).await,
-        Command::Run { onceward, seed, store, plan, seconds, long } => {
+        Command::Run { onceward, seed, store, plan, strategy, seconds, long } => {
             let programs = Programs { onceward, mutant: None };
             let seconds = seconds.or(long.map(|minutes| minutes.saturating_mul(60)));
-            match chosen(store, &plan) {
-                Ok(chosen) => run(&programs, seed, &chosen, seconds.map(Duration::from_secs)).await,
+            match chosen(store, &plan).and_then(|chosen| by(strategy, chosen)) {
+                Ok(chosen) => run(&programs, seed, &chosen, strategy, seconds.map(Duration::from_secs)).await,
                 Err(error) => Err(error),
             }
         }
@@ -148,6 +152,20 @@ fn chosen(store: Option<Store>, plans: &[String]) -> anyhow::Result<Vec<Name>> {
     found.collect()
 }
 
+/// Those of them that can take steps so; what is left out is said.
+fn by(strategy: Strategy, chosen: Vec<Name>) -> anyhow::Result<Vec<Name>> {
+    if strategy == Strategy::Script {
+        return Ok(chosen);
+    }
+    let (on_one, others): (Vec<Name>, Vec<Name>) =
+        chosen.into_iter().partition(|(store, name)| *store == Store::Redis && *name != RESHARDING);
+    ensure!(!on_one.is_empty(), "only on one Redis are there strategies: --store redis");
+    for (store, name) in others {
+        println!("LEFT OUT: {} {name}: only on one Redis are there strategies", store.name());
+    }
+    Ok(on_one)
+}
+
 async fn teeth(onceward: PathBuf, seed: u64, store: Option<Store>, only: &[String]) -> anyhow::Result<bool> {
     let named = |name: &String| {
         let names = || Mutant::ALL.map(Mutant::name);
@@ -165,14 +183,20 @@ async fn teeth(onceward: PathBuf, seed: u64, store: Option<Store>, only: &[Strin
 }
 
 /// Carries plans out until one is found red. True: none was.
-async fn run(programs: &Programs, seed: u64, names: &[Name], goes_on: Option<Duration>) -> anyhow::Result<bool> {
+async fn run(
+    programs: &Programs,
+    seed: u64,
+    names: &[Name],
+    strategy: Strategy,
+    goes_on: Option<Duration>,
+) -> anyhow::Result<bool> {
     let began = Instant::now();
     let mut of_each: Vec<Counts> = names.iter().map(|_| Counts::default()).collect();
     let mut seed = seed;
     let mut is_green = true;
     'rounds: loop {
         for ((store, name), counts) in names.iter().zip(&mut of_each) {
-            let plan = Plan::of(*store, name, seed).context("a plan that is known")?;
+            let plan = Plan { strategy, ..Plan::of(*store, name, seed).context("a plan that is known")? };
             is_green = one(&plan, programs, counts).await?;
             seed += 1;
             if !is_green || goes_on.is_some_and(|goes_on| began.elapsed() >= goes_on) {

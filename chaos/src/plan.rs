@@ -1,5 +1,6 @@
 //! A seed becomes a plan: which faults come in which life of the process, each at a logical moment.
 
+use clap::ValueEnum;
 use fastrand::Rng;
 
 use crate::backing::Store;
@@ -42,6 +43,8 @@ pub(crate) enum Blow {
     Deleted,
     /// Stopped for three seconds (SIGSTOP).
     Stopped,
+    /// Slots of a Cluster are moved.
+    Moved,
 }
 
 impl Blow {
@@ -60,6 +63,7 @@ impl Blow {
             Self::SetBack => "started again from a snapshot",
             Self::Deleted => "record deleted",
             Self::Stopped => "database stopped",
+            Self::Moved => "slots moved",
         }
     }
 }
@@ -149,6 +153,9 @@ pub(crate) enum Life {
     Clean,
 }
 
+/// The plan on a Redis Cluster.
+pub(crate) const RESHARDING: &str = "resharding";
+
 const HOUR_S: i64 = 3600;
 const DAY_S: i64 = 24 * HOUR_S;
 
@@ -176,6 +183,7 @@ pub(crate) fn names(store: Store) -> &'static [&'static str] {
             "failpoints",
             "overtaken",
             "unconfirmed",
+            RESHARDING,
         ],
     }
 }
@@ -187,6 +195,27 @@ pub(crate) enum Mix {
     All,
     /// Executions longer than their lease, on a route that runs what is unknown again, and clients that come back.
     Overtaken,
+}
+
+/// How processes take a step on Redis.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Strategy {
+    /// By a script.
+    #[default]
+    Script,
+    /// By a transaction.
+    Watch,
+}
+
+impl Strategy {
+    /// As `--strategy` and the configuration spell it.
+    #[must_use]
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Script => "script",
+            Self::Watch => "watch",
+        }
+    }
 }
 
 /// What is done in one round: a folder, a ledger, clients, and several lives of the process.
@@ -202,6 +231,8 @@ pub(crate) struct Plan {
     pub(crate) mix: Mix,
     /// In order; the last one is clean.
     pub(crate) lives: Vec<Life>,
+    /// On Redis.
+    pub(crate) strategy: Strategy,
 }
 
 impl Plan {
@@ -224,6 +255,12 @@ impl Plan {
                 lives
             }
             (_, "flush") => struck(&mut rng, &[Blow::Flushed, Blow::Flushed]),
+            (_, RESHARDING) => vec![
+                struck_by(&mut rng, Blow::Moved),
+                struck_by(&mut rng, Blow::LeftBehind),
+                struck_by(&mut rng, Blow::Moved),
+                Life::OneKilled { which: rng.usize(0..2), after: rng.u32(10..40) },
+            ],
             (_, "emptied") => struck(&mut rng, &[Blow::Emptied, Blow::Emptied]),
             // Whoever is started within the time does not know of the loss: nobody is killed.
             (_, "snapshot") => struck(&mut rng, &[Blow::SetBack, Blow::SetBack]),
@@ -244,14 +281,18 @@ impl Plan {
         };
         lives.push(Life::Clean);
         let mix = if name == "overtaken" { Mix::Overtaken } else { Mix::All };
-        Some(Self { store, name, seed, mix, lives })
+        Some(Self { store, name, seed, mix, lives, strategy: Strategy::Script })
     }
 
     /// The command that runs it again.
     #[must_use]
     pub(crate) fn command(&self) -> String {
-        let Self { store, name, seed, .. } = self;
-        format!("cargo xtask chaos --store {} --plan {name} --seed {seed}", store.name())
+        let Self { store, name, seed, strategy, .. } = self;
+        let strategy = match strategy {
+            Strategy::Script => String::new(),
+            Strategy::Watch => format!(" --strategy {}", strategy.name()),
+        };
+        format!("cargo xtask chaos --store {} --plan {name}{strategy} --seed {seed}", store.name())
     }
 }
 

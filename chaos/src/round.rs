@@ -20,7 +20,8 @@ use crate::history::{self, Seen};
 use crate::judge::{self, Broken};
 use crate::ledger::Ledger;
 use crate::lives::{Done, Lives};
-use crate::plan::{Blow, Life, Plan};
+use crate::plan::{Blow, Life, Plan, RESHARDING};
+use crate::shards::Shards;
 use crate::traffic::Traffic;
 
 /// Stories that are played at a time.
@@ -165,9 +166,15 @@ async fn carry_out(plan: &Plan, programs: &Programs, folder: &Path) -> anyhow::R
             Backing::Embedded { folder: data, disk }
         }
         Store::Postgres => Backing::Postgres(Box::new(Database::start(&programs.onceward).await?)),
+        Store::Redis if plan.name == RESHARDING => Backing::Cluster(Box::new(Shards::start()?)),
         Store::Redis => {
             let fails_over = plan.lives.iter().any(|life| matches!(life, Life::Struck { blow: Blow::LeftBehind, .. }));
-            let wanted = Wanted { is_kept: plan.name == "database", quarantine: plan.name == "quarantine", fails_over };
+            let wanted = Wanted {
+                is_kept: plan.name == "database",
+                quarantine: plan.name == "quarantine",
+                fails_over,
+                strategy: plan.strategy,
+            };
             Backing::Redis(Box::new(Cache::start(wanted)?))
         }
     };

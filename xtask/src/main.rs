@@ -40,9 +40,10 @@ usage: cargo xtask TASK
                          --json=FILE writes the figures too
   bench soak [--minutes=30]
                          mixed requests at 70 % of the highest rate: p99 and memory must stay flat
-  chaos [--store embedded|postgres] [--seed N] [--plan NAME,…] [--seconds N | --long MINUTES]
+  chaos [--store embedded|postgres|redis] [--seed N] [--plan NAME,…] [--seconds N | --long MINUTES]
+        [--strategy watch]
                          kills, stops and damages real processes, and judges what clients and the upstream saw
-  chaos --mutants [--store embedded|postgres] [--seed N] [--only NAME,…]
+  chaos --mutants [--store embedded|postgres|redis] [--seed N] [--only NAME,…]
                          the same on builds with one safety taken out: each must be found red
   fuzz [--seconds N] [--seed N] [--guided] [TARGET…]
                          what comes from outside, in forms that nobody thought of; --guided is led by coverage

@@ -1,5 +1,7 @@
 //! A cluster of three primaries, each with a replica.
 
+use std::{collections::BTreeSet, ops::RangeInclusive};
+
 use anyhow::{Context as _, ensure};
 
 use super::{ADMIN, PASSWORD, Redis, USER, cli};
@@ -168,6 +170,16 @@ impl RedisCluster {
         Ok(at)
     }
 
+    /// The slots that a node has, as it sees it itself.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub fn serves(&self, at: usize) -> anyhow::Result<BTreeSet<u16>> {
+        let nodes = self.node(at)?.command(&["CLUSTER", "NODES"])?;
+        let itself = seen(&nodes).find(|one| one.flags.contains("myself")).context("no line of its own")?;
+        Ok(itself.slots.iter().filter_map(|range| range_of(range)).flatten().collect())
+    }
+
     /// Waits until all nodes that run agree that a slot is another node's than `from`, whose it is.
     ///
     /// # Errors
@@ -281,8 +293,12 @@ fn seen(nodes: &str) -> impl Iterator<Item = Seen<'_>> {
     })
 }
 
-/// Whether a slot is in a range as nodes write it: one, or from and to. One that moves stands in brackets beside.
-fn within(slot: u16, range: &str) -> bool {
+/// A range as nodes write it: one slot, or from and to. One that moves stands in brackets beside.
+fn range_of(range: &str) -> Option<RangeInclusive<u16>> {
     let (from, to) = range.split_once('-').unwrap_or((range, range));
-    matches!((from.parse::<u16>(), to.parse::<u16>()), (Ok(from), Ok(to)) if (from..=to).contains(&slot))
+    Some(from.parse().ok()?..=to.parse().ok()?)
+}
+
+fn within(slot: u16, range: &str) -> bool {
+    range_of(range).is_some_and(|range| range.contains(&slot))
 }
