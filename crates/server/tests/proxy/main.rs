@@ -48,6 +48,8 @@ mod recording;
 #[cfg(test)]
 mod redis;
 #[cfg(test)]
+mod redis_cluster;
+#[cfg(test)]
 mod redis_doctor;
 #[cfg(test)]
 mod redis_fallback;

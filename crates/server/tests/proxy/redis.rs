@@ -34,7 +34,7 @@ fn before(upstream: &Upstream, server: &Redis, more: &str) -> Start {
 }
 
 /// Answers when the gate opens.
-async fn gated(gate: &Gate) -> Upstream {
+pub(super) async fn gated(gate: &Gate) -> Upstream {
     let gate = gate.clone();
     Upstream::start(move |_, before| vec![Step::Until(gate.clone()), charged(before).into()]).await
 }

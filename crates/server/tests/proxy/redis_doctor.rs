@@ -7,7 +7,7 @@ use super::{
     support::{onceward, output},
 };
 
-async fn look(url: &str) -> (Option<i32>, String) {
+pub(super) async fn look(url: &str) -> (Option<i32>, String) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("onceward.toml");
     let upstream = "\n[[upstream]]\nname = \"api\"\nurl = \"http://127.0.0.1:9\"\n";

@@ -1,6 +1,7 @@
 //! Whether Redis is fit to keep records, looked at from outside: what `onceward doctor` tells.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -14,7 +15,7 @@ use super::{
     info::Info,
     key,
     link::{CallError, Link},
-    upkeep::every_info,
+    upkeep::{Slots, every_info, slots},
     value,
 };
 use crate::{
@@ -62,6 +63,9 @@ pub async fn examine(address: &Address, strategy: Strategy, retention: Duration)
         let said = "cannot tell versions, roles, memory and persistence, and neither can a gateway: allow +info";
         findings.tell("info", Grade::Doubtful, said);
     }
+    if address.is_cluster() {
+        served(&link, &mut findings).await;
+    }
     for info in &infos {
         server(info, &mut findings);
     }
@@ -78,6 +82,19 @@ fn in_words(error: &StoreError) -> String {
         Some(source) => source.to_string(),
         None => error.to_string(),
     }
+}
+
+/// Whether each slot of a Cluster is some primary's.
+async fn served(link: &Link, findings: &mut Findings) {
+    let slots = slots(link).await.unwrap_or_default();
+    let primaries: BTreeSet<(&str, u16)> = slots.iter().map(|slots| (&*slots.host, slots.port)).collect();
+    let served: u16 = slots.iter().map(Slots::count).sum();
+    let all = format!("all are served, by {} primaries", primaries.len());
+    let missing = key::SLOTS.saturating_sub(served);
+    let some = format!(
+        "{missing} are nobody's: keys that lie there are refused; see CLUSTER SLOTS and give them to a primary"
+    );
+    findings.either("slots", missing == 0, all, Grade::Bad, &some);
 }
 
 fn server(info: &Info, findings: &mut Findings) {

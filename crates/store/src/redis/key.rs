@@ -22,6 +22,9 @@ pub(super) const FORGOTTEN: &str = "idemp:v1:forgotten";
 /// Every record's key, for SCAN: sixteen bytes before the id, 43 of it.
 pub(super) const RECORDS: &str = "idemp:v1:{p???}:???????????????????????????????????????????";
 
+/// How many slots a Redis Cluster has.
+pub(super) const SLOTS: u16 = 16_384;
+
 /// Bytes before what is the key's own: `idemp:v1:{p017}:`.
 const PREFIX_BYTES: usize = 16;
 /// An id in base64url.
@@ -94,7 +97,6 @@ pub(super) fn open(partition: u16) -> String {
 
 /// The slot of a Redis Cluster that a partition lies in (Redis Cluster specification, "Key distribution model").
 pub(super) fn slot(partition: u16) -> u16 {
-    const SLOTS: u16 = 16_384;
     crc16(format!("p{partition:03}").as_bytes()) % SLOTS
 }
 
