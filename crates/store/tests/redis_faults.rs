@@ -3,11 +3,12 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod redis_place;
+mod redis_written;
 
 use std::{sync::Arc, time::Duration};
 
 use onceward_core::{
-    cas::{Expect, FenceRule, Keep, Lease, Replacement},
+    cas::Expect,
     record::{Fence, Seen},
     transition::{self, Forget, Write as Transition},
 };
@@ -330,40 +331,6 @@ async fn whoever_waits_in_another_process_is_woken_by_a_completion_and_by_a_rele
         for watch in watches {
             tokio::time::timeout(Duration::from_secs(60), watch).await.unwrap();
         }
-    }
-}
-
-#[tokio::test]
-async fn what_is_in_flight_is_listed_and_has_no_end_and_what_is_settled_is_not_listed_and_has_one() {
-    let server = Server::start(&[]).unwrap();
-    for (strategy, number) in [(Strategy::Script, 1), (Strategy::Watch, 2)] {
-        let store = opened_by(&server, strategy).await;
-        let place = format!("idemp:v1:{{p{:03}}}", id(number).partition());
-        let command = |words: &[&str]| server.command(words).unwrap();
-        let is_open = || {
-            let listed = command(&["SCARD", &format!("{place}:open")]) == "1";
-            let ends = command(&["PTTL", &format!("{place}:{}", id(number))]) != "-1";
-            assert_ne!(listed, ends, "{strategy:?}");
-            listed
-        };
-        let fence = claim(&store, number).await.unwrap();
-        assert!(is_open(), "{strategy:?}: a claim");
-        let stays = Replacement {
-            expect: Expect::Holder(fence),
-            fence: FenceRule::Keep,
-            lease: Lease::For(LEASE),
-            keep: Keep::Open,
-            facts: facts(number),
-        };
-        assert!(matches!(store.replace(id(number), &stays).await, Ok(Write::Applied { .. })));
-        assert!(is_open(), "{strategy:?}: it goes on");
-        complete(&store, number, fence, LEASE).await;
-        assert!(!is_open(), "{strategy:?}: it is settled");
-        let stored = store.get(id(number)).await.unwrap().record.unwrap().stored;
-        let again =
-            Replacement { expect: Expect::Seen(stored.fence, stored.revision), fence: FenceRule::Next, ..stays };
-        assert!(matches!(store.replace(id(number), &again).await, Ok(Write::Applied { .. })));
-        assert!(is_open(), "{strategy:?}: it is taken over");
     }
 }
 
