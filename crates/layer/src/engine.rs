@@ -17,7 +17,7 @@ use onceward_core::{
     policy::{Outage, Policy},
     record::{ClaimId, Micros, SessionId},
 };
-use onceward_store::Store;
+use onceward_store::{CacheRoutes, Store};
 use tokio::sync::Semaphore;
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
@@ -93,6 +93,8 @@ pub(crate) struct Shared {
     pub(crate) remembered: Arc<Remembered>,
     /// The routes whose claims go to the store's fallback.
     falling_back: Arc<ArcSwap<HashSet<String>>>,
+    /// Those whose records are kept in the cache alone.
+    in_cache: Arc<CacheRoutes>,
     pub(crate) flights: Arc<Flights>,
     pub(crate) tracker: TaskTracker,
     pub(crate) spool: SpoolBudget,
@@ -155,6 +157,9 @@ impl Engine {
         store.fall_back(Arc::new(move |id, route| {
             names.load().contains(route) && !runs.is_owned(id) && remembers.recall(id).is_none()
         }));
+        let in_cache_routes = Arc::new(CacheRoutes::default());
+        in_cache_routes.set(in_cache(&routes));
+        store.keep_in_cache(Arc::clone(&in_cache_routes));
         let store: Arc<dyn Store> = Arc::new(Remembering::new(store, Arc::clone(&remembered), dropped));
         let quotas = Gate::default();
         quotas.set(Quotas::default(), &routes, &*store);
@@ -162,6 +167,7 @@ impl Engine {
             quotas,
             remembered,
             falling_back,
+            in_cache: in_cache_routes,
             flights,
             tracker: TaskTracker::new(),
             spool: SpoolBudget::new(limits.spool_bytes),
@@ -219,6 +225,7 @@ impl Engine {
     pub fn reconfigure(&self, routes: Routes, limits: Limits) {
         self.0.metrics.know(&routes);
         self.0.falling_back.store(Arc::new(falling_back(&routes)));
+        self.0.in_cache.set(in_cache(&routes));
         self.0.remembered.set_bytes_max(limits.replay_cache_bytes);
         self.0.limits.store(Arc::new(limits));
         self.0.quotas.set(self.0.quotas.quotas(), &routes, &*self.0.store);
@@ -345,6 +352,10 @@ impl Engine {
 fn falling_back(routes: &Routes) -> HashSet<String> {
     let falls_back = |route: &&Arc<Route>| route.policy.on_store_outage == Outage::Fallback;
     routes.all().filter(falls_back).map(|route| route.name.clone()).collect()
+}
+
+fn in_cache(routes: &Routes) -> HashSet<String> {
+    routes.all().filter(|route| route.in_cache).map(|route| route.name.clone()).collect()
 }
 
 /// One execution that runs or is being recorded.

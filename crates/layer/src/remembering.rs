@@ -9,7 +9,7 @@ use onceward_core::{
     record::{Facts, Fence, Micros, Record, Stored},
 };
 use onceward_store::{
-    Answer, FallsBack, Filter, Insert, Page, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write,
+    Answer, CacheRoutes, FallsBack, Filter, Insert, Page, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write,
 };
 use tokio::time::Instant;
 
@@ -198,6 +198,10 @@ impl Store for Remembering {
 
     fn fall_back(&self, when: FallsBack) {
         self.inner.fall_back(when);
+    }
+
+    fn keep_in_cache(&self, routes: Arc<CacheRoutes>) {
+        self.inner.keep_in_cache(routes);
     }
 
     fn is_in_fallback(&self, id: &RecordId) -> bool {

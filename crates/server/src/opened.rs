@@ -15,6 +15,7 @@ use onceward::{
             address::{Address, InvalidAddress},
         },
         redis::{self, Redis},
+        tiered::Tiered,
     },
 };
 use onceward_core::record::SessionId;
@@ -41,15 +42,30 @@ pub enum Opened {
     Postgres(Arc<Postgres>),
     /// Of every process that has the Redis.
     Redis(Arc<Redis>),
+    /// Of every process that has both.
+    Tiered(Arc<Postgres>, Arc<Redis>),
+}
+
+/// The stores of the configuration with what guards and joins them.
+#[derive(Debug)]
+pub struct Stack {
+    /// What requests go to.
+    pub store: Arc<dyn Store>,
+    /// Each store's guard.
+    pub guards: Vec<Arc<Guarded>>,
+    /// Where `store` is one.
+    pub fallback: Option<Arc<Fallback>>,
+    /// Where `store` is one.
+    pub tiered: Option<Arc<Tiered>>,
 }
 
 impl Opened {
-    /// As any store.
+    /// As any store; of two the database.
     #[must_use]
     pub fn store(&self) -> Arc<dyn Store> {
         match self {
             Self::Embedded(store) => Arc::new(store.clone()),
-            Self::Postgres(store) => Arc::clone(store) as _,
+            Self::Postgres(store) | Self::Tiered(store, _) => Arc::clone(store) as _,
             Self::Redis(store) => Arc::clone(store) as _,
         }
     }
@@ -58,7 +74,7 @@ impl Opened {
     #[must_use]
     pub fn database(&self) -> Option<&Postgres> {
         match self {
-            Self::Postgres(store) => Some(store),
+            Self::Postgres(store) | Self::Tiered(store, _) => Some(store),
             Self::Embedded(_) | Self::Redis(_) => None,
         }
     }
@@ -72,7 +88,7 @@ impl Opened {
         let process = format!("{process:?}");
         match self {
             Self::Embedded(_) => Ok(true),
-            Self::Postgres(store) => store.keep_turn(name, &process, span).await,
+            Self::Postgres(store) | Self::Tiered(store, _) => store.keep_turn(name, &process, span).await,
             Self::Redis(store) => store.keep_turn(name, &process, span).await,
         }
     }
@@ -82,7 +98,7 @@ impl Opened {
     pub fn swept_max(&self) -> usize {
         match self {
             Self::Embedded(_) => EMBEDDED_SWEPT_MAX,
-            Self::Postgres(_) | Self::Redis(_) => SHARED_SWEPT_MAX,
+            Self::Postgres(_) | Self::Redis(_) | Self::Tiered(..) => SHARED_SWEPT_MAX,
         }
     }
 
@@ -94,7 +110,7 @@ impl Opened {
         match self {
             Self::Embedded(store) => store.set_admin(address),
             // Nobody is kept out: commands open the store themselves.
-            Self::Postgres(_) | Self::Redis(_) => Ok(()),
+            Self::Postgres(_) | Self::Redis(_) | Self::Tiered(..) => Ok(()),
         }
     }
 
@@ -103,7 +119,7 @@ impl Opened {
         match self {
             Self::Embedded(store) => store.close().await,
             // What was answered is with the server.
-            Self::Postgres(_) | Self::Redis(_) => {}
+            Self::Postgres(_) | Self::Redis(_) | Self::Tiered(..) => {}
         }
     }
 }
@@ -113,11 +129,15 @@ impl Opened {
 /// # Errors
 /// [`StartError`].
 pub async fn open(config: &Config, accept_loss: bool) -> Result<(Opened, Vec<String>), StartError> {
-    match (&config.store.postgres, &config.store.redis) {
-        (Some(said), _) => in_postgres(config, said).await,
-        (None, Some(said)) => in_redis(config, said).await,
-        (None, None) => embedded(config, accept_loss).await,
-    }
+    let opened = match (&config.store.postgres, &config.store.redis) {
+        (Some(said), Some(and)) => {
+            Opened::Tiered(database(config, said, "store.postgres").await?, redis(config, and).await?)
+        }
+        (Some(said), None) => Opened::Postgres(database(config, said, "store.postgres").await?),
+        (None, Some(said)) => Opened::Redis(redis(config, said).await?),
+        (None, None) => return embedded(config, accept_loss).await,
+    };
+    Ok((opened, Vec::new()))
 }
 
 async fn embedded(config: &Config, accept_loss: bool) -> Result<(Opened, Vec<String>), StartError> {
@@ -216,27 +236,38 @@ pub fn tls(ca: Option<&Path>) -> Result<Arc<rustls::ClientConfig>, proxy::TlsErr
     Ok(Arc::new(tls))
 }
 
-async fn in_postgres(config: &Config, said: &PostgresStore) -> Result<(Opened, Vec<String>), StartError> {
-    Ok((database(config, said, "store.postgres").await?, Vec::new()))
-}
-
-/// `inner` with its deadline and its circuit, and with the fallback that the configuration names.
+/// The stores with their deadlines and circuits, joined as the configuration says; `wrap` goes around the one that keeps
+/// claims, inside of its guard.
 ///
 /// # Errors
 /// [`StartError`].
-pub async fn guarded(
+pub async fn stack(
     config: &Config,
-    inner: Arc<dyn Store>,
-) -> Result<(Arc<Guarded>, Option<Arc<Fallback>>), StartError> {
-    let guard = |store| Arc::new(Guarded::new(store, config.store.deadline, config.store.breaker));
-    let first = guard(inner);
-    let Some(said) = &config.store.fallback else { return Ok((first, None)) };
-    let second = database(config, said, "store.fallback").await?;
-    let fallback = Fallback::new(Arc::clone(&first), guard(second.store()));
-    Ok((first, Some(Arc::new(fallback))))
+    opened: &Opened,
+    wrap: fn(Arc<dyn Store>) -> Arc<dyn Store>,
+) -> Result<Stack, StartError> {
+    let breaker = config.store.breaker;
+    let guard = |store| Arc::new(Guarded::new(store, config.store.deadline, breaker));
+    let first = guard(wrap(opened.store()));
+    if let Opened::Tiered(_, redis) = opened {
+        let cache = guard(Arc::clone(redis) as _);
+        let tiered = Arc::new(Tiered::new(Arc::clone(&first), Arc::clone(&cache), Arc::clone(redis), breaker));
+        return Ok(Stack {
+            store: Arc::clone(&tiered) as _,
+            guards: vec![first, cache],
+            fallback: None,
+            tiered: Some(tiered),
+        });
+    }
+    let Some(said) = &config.store.fallback else {
+        return Ok(Stack { store: Arc::clone(&first) as _, guards: vec![first], fallback: None, tiered: None });
+    };
+    let second = guard(database(config, said, "store.fallback").await? as _);
+    let fallback = Arc::new(Fallback::new(Arc::clone(&first), Arc::clone(&second)));
+    Ok(Stack { store: Arc::clone(&fallback) as _, guards: vec![first, second], fallback: Some(fallback), tiered: None })
 }
 
-async fn database(config: &Config, said: &PostgresStore, section: &'static str) -> Result<Opened, StartError> {
+async fn database(config: &Config, said: &PostgresStore, section: &'static str) -> Result<Arc<Postgres>, StartError> {
     let (address, listen) = addresses(said, section)?;
     let folder = &config.store.path;
     fs::create_dir_all(folder).map_err(|source| StartError::System { what: "make the data folder", source })?;
@@ -246,13 +277,12 @@ async fn database(config: &Config, said: &PostgresStore, section: &'static str) 
     options.deadline = options.deadline.max(config.store.deadline);
     // Counting reads the whole table now and then, and only quotas ask for it.
     options.usage = config.quotas != Quotas::default();
-    let store = Postgres::open(options).await.map_err(StartError::Postgres)?;
-    let store = Opened::Postgres(Arc::new(store));
-    bind(config, &store).await?;
+    let store = Arc::new(Postgres::open(options).await.map_err(StartError::Postgres)?);
+    bind(config, Remembers::Postgres(&store)).await?;
     Ok(store)
 }
 
-async fn in_redis(config: &Config, said: &RedisStore) -> Result<(Opened, Vec<String>), StartError> {
+async fn redis(config: &Config, said: &RedisStore) -> Result<Arc<Redis>, StartError> {
     let address = redis_address(said)?;
     let folder = &config.store.path;
     fs::create_dir_all(folder).map_err(|source| StartError::System { what: "make the data folder", source })?;
@@ -264,10 +294,10 @@ async fn in_redis(config: &Config, said: &RedisStore) -> Result<(Opened, Vec<Str
     options.deadline = options.deadline.max(config.store.deadline);
     // Counting reads every record now and then, and only quotas ask for it.
     options.usage = config.quotas != Quotas::default();
-    let opened = Redis::open(options).await.map_err(|source| StartError::Redis { address: shown, source })?;
-    let store = Opened::Redis(Arc::new(opened));
-    bind(config, &store).await?;
-    Ok((store, Vec::new()))
+    let store = Redis::open(options).await.map_err(|source| StartError::Redis { address: shown, source })?;
+    let store = Arc::new(store);
+    bind(config, Remembers::Redis(&store)).await?;
+    Ok(store)
 }
 
 /// Where the Redis of the configuration is, and how a connection to it is made; certificates are read.
@@ -290,8 +320,14 @@ pub fn redis_address(said: &RedisStore) -> Result<redis::address::Address, Start
     redis::address::Address::new(said.url.expose(), own, sentinel, tls).map_err(|error| wrong(error.to_string()))
 }
 
+/// A store that several processes have.
+enum Remembers<'a> {
+    Postgres(&'a Postgres),
+    Redis(&'a Redis),
+}
+
 /// Every process of a store makes record ids with the same secret, or none would find another's.
-async fn bind(config: &Config, store: &Opened) -> Result<(), StartError> {
+async fn bind(config: &Config, store: Remembers<'_>) -> Result<(), StartError> {
     let id = |secret: &crate::config::secret::InstallSecret| onceward::Secret::from_bytes(*secret.expose()).id();
     let Some(ours) = config.identity.secret.as_ref().map(id) else { return Ok(()) };
     let previous = config.identity.previous.as_ref().map(id);
@@ -300,10 +336,9 @@ async fn bind(config: &Config, store: &Opened) -> Result<(), StartError> {
         source: io::Error::other(source),
     };
     let said = ours.to_string();
-    let theirs = match store {
-        Opened::Embedded(_) => return Ok(()),
-        Opened::Postgres(store) => store.remember(SECRET_ID, &said).await,
-        Opened::Redis(store) => store.remember(SECRET_ID, &said).await,
+    let theirs = match &store {
+        Remembers::Postgres(store) => store.remember(SECRET_ID, &said).await,
+        Remembers::Redis(store) => store.remember(SECRET_ID, &said).await,
     }
     .map_err(failed)?;
     let is = |id: &SecretId| id.to_string() == theirs;
@@ -311,10 +346,9 @@ async fn bind(config: &Config, store: &Opened) -> Result<(), StartError> {
         return Ok(());
     }
     if previous.as_ref().is_some_and(is) {
-        return match store {
-            Opened::Embedded(_) => Ok(()),
-            Opened::Postgres(store) => store.replace_remembered(SECRET_ID, &theirs, &said).await,
-            Opened::Redis(store) => store.replace_remembered(SECRET_ID, &said).await,
+        return match &store {
+            Remembers::Postgres(store) => store.replace_remembered(SECRET_ID, &theirs, &said).await,
+            Remembers::Redis(store) => store.replace_remembered(SECRET_ID, &said).await,
         }
         .map_err(failed);
     }

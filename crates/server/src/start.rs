@@ -11,7 +11,7 @@ use std::{
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use onceward::{
     Engine, Layer,
-    store::{Store, embedded, fallback::Fallback, guarded::Guarded, postgres, redis},
+    store::{Store, embedded, postgres, redis},
 };
 use tokio::net::TcpListener;
 use tower::Layer as _;
@@ -25,7 +25,7 @@ use crate::{
     demo, folder,
     identity::{self, Identity, Purpose},
     maintenance::Window,
-    opened::{self, Opened},
+    opened::{self, Opened, Stack},
     proxy,
     reconcile::Reconciler,
     reload::Reload,
@@ -175,6 +175,14 @@ impl StartError {
     }
 }
 
+/// What fails on purpose, where that is asked for.
+fn failing(store: Arc<dyn Store>) -> Arc<dyn Store> {
+    if onceward::failpoint::is_in_store() {
+        return Arc::new(onceward::failing_store::FailingStore::new(store));
+    }
+    store
+}
+
 /// Runs `onceward proxy` until SIGTERM or SIGINT, then drains.
 ///
 /// # Errors
@@ -193,16 +201,11 @@ pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
 
     let metrics = install_metrics()?;
     let (store, concerns) = opened::open(&config, args.accept_loss).await?;
-    let mut inner = store.store();
-    if onceward::failpoint::is_in_store() {
-        inner = Arc::new(onceward::failing_store::FailingStore::new(inner));
-    }
-    let (guarded, fallback) = opened::guarded(&config, inner).await?;
-    let both = fallback.clone().map_or_else(|| guarded.clone() as Arc<dyn Store>, |fallback| fallback as _);
+    let stack = opened::stack(&config, &store, failing).await?;
     let upstreams = Upstreams::new(&config, &Upstreams::default())?;
     let tls = listener_tls(&config, upstreams.certificates())?;
     let purpose = Purpose::Serve { accept_rekey: args.accept_rekey };
-    let engine = engine(&config, &upstreams, both, purpose)?;
+    let engine = engine(&config, &upstreams, Arc::clone(&stack.store), purpose)?;
     let listener = listen("requests", config.listen.address, "--listen").await?;
     let admin_listener = listen("admin", config.admin.address, "--admin").await?;
     let system = |what| move |source| StartError::System { what, source };
@@ -221,9 +224,8 @@ pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
     let sample_api = flags.upstream.clone().filter(|_| demo.is_some());
     let reload = Reload::new(file, flags, environment, running, upstreams, engine.clone(), admin.clone());
     let telemetry = telemetry::start(&config.telemetry, &engine, metrics.clone());
-    let guarded = (&guarded, fallback);
     let mut background =
-        Background::start(&engine, &store, guarded, metrics, admin_listener, &admin, config.maintenance.window);
+        Background::start(&engine, &store, stack, metrics, admin_listener, &admin, config.maintenance.window);
     background.0.push(tokio::spawn(reload.run(hangup)));
     background.0.push(tokio::spawn(certificates.watch(CERTIFICATES_EVERY)));
     background.0.extend(telemetry);
@@ -409,7 +411,7 @@ impl Background {
     fn start(
         engine: &Engine,
         store: &Opened,
-        guarded: (&Arc<Guarded>, Option<Arc<Fallback>>),
+        stack: Stack,
         metrics: PrometheusHandle,
         admin_listener: TcpListener,
         admin: &Admin,
@@ -422,7 +424,7 @@ impl Background {
             }
         };
         let sweeping = Sweeping { records_max: store.swept_max(), window };
-        let sweep = sweep::keep(store.store(), sweeping, engine.clone(), Arc::clone(guarded.0), guarded.1, metrics);
+        let sweep = sweep::keep(store.store(), stack, sweeping, engine.clone(), metrics);
         let settle = settle(engine.clone(), store.clone());
         Self(vec![tokio::spawn(serve), tokio::spawn(sweep), tokio::spawn(settle)])
     }

@@ -8,11 +8,14 @@ use std::{
 use metrics_exporter_prometheus::PrometheusHandle;
 use onceward::{
     Engine,
-    store::{Cache, Stats, Store, fallback::Fallback, guarded::Guarded},
+    store::{Cache, Stats, Store, fallback::Fallback, tiered::Tiered},
 };
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::maintenance::{Turns, Window};
+use crate::{
+    maintenance::{Turns, Window},
+    opened::Stack,
+};
 
 /// How often ended records are swept.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -25,15 +28,15 @@ pub(crate) struct Sweeping {
     pub(crate) window: Option<Window>,
 }
 
-/// Sweeps for as long as the process runs.
+/// Sweeps `swept` for as long as the process runs, and shows what `stack` is like.
 pub(crate) async fn keep(
-    store: Arc<dyn Store>,
+    swept: Arc<dyn Store>,
+    stack: Stack,
     sweeping: Sweeping,
     engine: Engine,
-    guarded: Arc<Guarded>,
-    fallback: Option<Arc<Fallback>>,
     metrics: PrometheusHandle,
 ) {
+    metrics::describe_counter!("onceward_hints_total", "Hints that were looked for in Redis, by what came of it");
     metrics::describe_counter!(
         "onceward_accepted_duplicates_total",
         "Keys that the fallback granted although the store had them"
@@ -42,7 +45,6 @@ pub(crate) async fn keep(
     let mut turns = Turns::new(sweeping.window);
     metrics::describe_gauge!("onceward_circuit_state", "0 closed, 1 half-open, 2 open");
     metrics::describe_gauge!("onceward_store_accepts_claims", "1 where the store takes new claims, else 0");
-    let circuit = metrics::gauge!("onceward_circuit_state", "store" => store.kind());
     let collected = metrics::counter!("onceward_collected_records_total", "reason" => "retention");
     let mut shown = Cache::default();
     let mut tick = interval(SWEEP_EVERY);
@@ -50,8 +52,8 @@ pub(crate) async fn keep(
     loop {
         tick.tick().await;
         metrics.run_upkeep();
-        if let Some(waits) = turns.waits(now_s(), &store.stats(), engine.tenant_was_short()) {
-            match store.sweep(sweeping.records_max, waits).await {
+        if let Some(waits) = turns.waits(now_s(), &stack.store.stats(), engine.tenant_was_short()) {
+            match swept.sweep(sweeping.records_max, waits).await {
                 Ok(swept) => {
                     collected.increment(swept.removed);
                     turns.swept(&swept);
@@ -59,11 +61,16 @@ pub(crate) async fn keep(
                 Err(error) => tracing::warn!(%error, "ended records could not be swept"),
             }
         }
-        circuit.set(f64::from(guarded.circuit() as u8));
-        if let Some(fallback) = &fallback {
+        for guard in &stack.guards {
+            metrics::gauge!("onceward_circuit_state", "store" => guard.kind()).set(f64::from(guard.circuit() as u8));
+        }
+        if let Some(fallback) = &stack.fallback {
             show_fallback(fallback);
         }
-        let stats = store.stats();
+        if let Some(tiered) = &stack.tiered {
+            show_hints(tiered);
+        }
+        let stats = stack.store.stats();
         show(&stats);
         if let Some(cache) = stats.cache {
             show_cache(&cache, &shown);
@@ -80,10 +87,15 @@ fn now_s() -> u64 {
 }
 
 fn show_fallback(fallback: &Fallback) {
-    let second = fallback.second();
-    metrics::gauge!("onceward_circuit_state", "store" => second.kind()).set(f64::from(second.circuit() as u8));
     metrics::counter!("onceward_accepted_duplicates_total").absolute(fallback.duplicates());
     metrics::gauge!("onceward_fallback_used").set(if fallback.is_used() { 1.0 } else { 0.0 });
+}
+
+fn show_hints(tiered: &Tiered) {
+    let hints = tiered.hints();
+    for (result, count) in [("shown", hints.shown), ("missed", hints.missed), ("failed", hints.failed)] {
+        metrics::counter!("onceward_hints_total", "result" => result).absolute(count);
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "figures for people, and below 2^52")]

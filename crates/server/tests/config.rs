@@ -178,7 +178,7 @@ fn a_wrong_file_says_what_where_and_how_to_mend_it() {
         ),
         (
             "[defaults]\non_cache_loss = \"quarantine\"\n",
-            r#"onceward.toml:5:1: "on_cache_loss" of [defaults]: where these records are, nothing is lost: "quarantine" is of kind = "redis" in [store]; leave it out"#,
+            r#"onceward.toml:5:1: "on_cache_loss" of [defaults]: where these records are, nothing is lost: "quarantine" is of durability = "cache"; leave it out"#,
         ),
         (
             "[defaults]\non_unknown = [\"probe\"]\n",
@@ -445,6 +445,35 @@ fn with_several_upstreams_a_route_says_which_and_the_rest_has_its_own() {
 /// Goal: nobody's records are in a store that may lose them, or that others use, without his having written so.
 /// Method: what is left out is told, and all of it together is taken.
 #[test]
+fn of_a_tiered_store_each_route_says_where_its_records_are() {
+    const SECRET: &str = "[identity]\nsecret = \"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=\"\n";
+    const STORE: &str =
+        "[store]\nkind = \"tiered\"\nredis = { url = \"redis://h\" }\npostgres = { url = \"postgresql://d\" }\n";
+    let env = "scope = { env = \"fixed:live\" }\n";
+    let defaults = |more: &str| format!("{SECRET}{STORE}[defaults]\n{more}\n{env}");
+    let strict = defaults("durability = \"strict\"");
+    for (text, want) in [
+        (defaults(""), "write durability = \"strict\" for PostgreSQL"),
+        (defaults("durability = \"journaled\""), "is not available in this version"),
+        (strict.replace(env, ""), "environments may share a Redis"),
+        (strict.replace(SECRET, ""), "kind = \"tiered\" needs \"secret\" in [identity]"),
+        (strict.replace("redis = { url = \"redis://h\" }\n", ""), "needs \"url\" in [store.redis]"),
+        (strict.replace("postgres = { url = \"postgresql://d\" }\n", ""), "[store.postgres] needs \"url\""),
+        (strict.replace("redis://h\"", "redis://h\", strategy = \"watch\""), "is kept by scripts"),
+        (defaults("durability = \"strict\"\non_cache_loss = \"quarantine\""), "is of durability = \"cache\""),
+        (defaults("durability = \"strict\"\non_store_outage = \"fallback\""), "\"fallback\" needs [store.fallback]"),
+        (strict.replace(STORE, &format!("{STORE}fallback = {{ kind = \"postgres\" }}\n")), "is for kind = \"redis\""),
+    ] {
+        let told = complaint(with_upstream(&text));
+        assert!(told.contains(want), "{text}\n{told}");
+    }
+    let fast = "[[route]]\nname = \"fast\"\nmatch = { path = \"/fast\" }\ndurability = \"cache\"\non_cache_loss = \"quarantine\"\n";
+    let taken = with_upstream(&format!("{strict}{fast}")).unwrap();
+    assert!(taken.store.is_tiered() && !taken.default_route.in_cache && taken.routes[0].in_cache);
+}
+
+/// Method: what is left out is told, and all of it together is taken.
+#[test]
 fn records_in_redis_want_durability_and_environment_written_for_every_route() {
     const SECRET: &str = "[identity]\nsecret = \"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=\"\n";
     const STORE: &str = "[store]\nkind = \"redis\"\n[store.redis]\nurl = \"redis://h\"\n";
@@ -471,7 +500,7 @@ fn records_in_redis_want_durability_and_environment_written_for_every_route() {
             defaults(&format!("mode = \"off\"\n{env}[[route]]\nname = \"a\"\nmode = \"enforce\"")),
             "[[route]] \"a\": the records are in Redis",
         ),
-        ("[defaults]\ndurability = \"cache\"\n".to_owned(), "\"cache\" is of kind = \"redis\""),
+        ("[defaults]\ndurability = \"cache\"\n".to_owned(), "\"cache\" is of kind = \"redis\" or \"tiered\""),
         (defaults("").replace("redis://h", "redis://u:hunter2@h:p"), "names no server at \"h:p\""),
         (defaults("").replace("redis://h\"", "redis://h\"\nca = \"ca.pem\""), "speaks in clear: write rediss://"),
         (defaults("").replace("redis://h\"", "rediss://h\"\nkey = \"key.pem\""), "lacks \"cert\""),
@@ -489,7 +518,7 @@ fn records_in_redis_want_durability_and_environment_written_for_every_route() {
         (fallback("duplicates = \"lost\""), "must be \"accepted\", not \"lost\""),
         (
             fallback("duplicates = \"accepted\"").replace("url = \"postgresql://d\"", ""),
-            "needs \"url\" in [store.fallback]",
+            "[store.fallback] needs \"url\"",
         ),
         (
             fallback("duplicates = \"accepted\"").replace("kind = \"redis\"", "kind = \"postgres\""),
@@ -695,7 +724,7 @@ fn what_is_odd_but_not_wrong_is_a_warning() {
         ),
         (
             "[identity]\nsecret = \"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=\"\n[store]\nkind = \"postgres\"\nmax_records = 10\npostgres = { url = \"postgresql://h/keys\" }\n",
-            r#""max_records" in [store] bounds the embedded store: a database with kind = "postgres" is not bounded by it"#,
+            r#""max_records" in [store] bounds the embedded store: a database is not bounded by it"#,
         ),
         ("[admin]\ntoken = \"short\"\n", r#""token" in [admin] is shorter than 16 characters: it can be guessed"#),
     ];

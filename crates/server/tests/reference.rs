@@ -90,7 +90,7 @@ mod tests {
             ),
             ("[defaults]\non_unknown = [{ hold = \"1h\" }]\n", "[defaults]\non_unknown = [{}]\n"),
             ("[defaults.scope]\nprincipal = [\"header:X-User\"]\n", "[defaults.scope]\nprincipal = [\"user\"]\n"),
-            ("[store]\nkind = \"embedded\"\n", "[store]\nkind = \"tiered\"\n"),
+            ("[store]\nkind = \"embedded\"\n", "[store]\nkind = \"mongo\"\n"),
         ] {
             for (text, taken) in [(right, true), (slip, false)] {
                 let text = format!("{UPSTREAM}{text}");

@@ -16,7 +16,7 @@
 //! and over both as far as their clocks agree.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::VecDeque,
     fmt,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
@@ -38,7 +38,7 @@ use tokio::{
 
 use crate::{
     Answer, Applied, FallsBack, Filter, HearsForgotten, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept,
-    Usage, Watch, Write, circuit::Circuit, guarded::Guarded,
+    Usage, Watch, Write, circuit::Circuit, guarded::Guarded, pair::Scans, recent::Recent,
 };
 
 /// How often a circuit that is not closed is asked whether it lets a call through.
@@ -47,16 +47,12 @@ const PROBE_EVERY: Duration = Duration::from_millis(50);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// So many ended records at a time.
 const SWEPT_MAX: usize = 1_000;
-/// So many keys are known to be on the second; of twice as many the older ones may be looked for there.
-const PLACED_MAX: usize = 65_536;
 /// So many grants of the second are looked for on the first once it is back; of further ones the oldest are not.
 const GRANTED_MAX: usize = 100_000;
 /// Between two of these looks: a hundred a second, beside what the first has to do.
 const CHECK_PAUSE: Duration = Duration::from_millis(10);
 /// Asked for to probe the circuit: no key's.
 const NOBODY: RecordId = RecordId([0; 32]);
-/// Where a scan goes on at the first store's begin: no key's.
-const FIRST: RecordId = RecordId([0xff; 32]);
 
 /// Two stores as one.
 pub struct Fallback {
@@ -72,39 +68,13 @@ struct Both {
     when: OnceLock<FallsBack>,
     /// Keys whose record was on the second when it was looked at last.
     placed: Mutex<Recent>,
-    /// Where scans of the second go on.
-    cursors: Mutex<Recent>,
+    scans: Scans,
     /// Whether the second may hold records: zero where it does not, else how often that was found.
     holds: AtomicU64,
     granted: Mutex<VecDeque<(RecordId, ClaimId)>>,
     /// Granted since the first was lost.
     grants: AtomicUsize,
     duplicates: AtomicU64,
-}
-
-/// The ids that were noted last: as many as fit twice.
-#[derive(Default)]
-struct Recent {
-    new: HashSet<RecordId>,
-    old: HashSet<RecordId>,
-}
-
-impl Recent {
-    fn note(&mut self, id: RecordId) {
-        if self.new.len() >= PLACED_MAX {
-            self.old = std::mem::take(&mut self.new);
-        }
-        self.new.insert(id);
-    }
-
-    fn has(&self, id: &RecordId) -> bool {
-        self.new.contains(id) || self.old.contains(id)
-    }
-
-    fn forget(&mut self, id: &RecordId) {
-        self.new.remove(id);
-        self.old.remove(id);
-    }
 }
 
 impl fmt::Debug for Fallback {
@@ -124,7 +94,7 @@ impl Fallback {
             away: AtomicBool::new(false),
             when: OnceLock::new(),
             placed: Mutex::default(),
-            cursors: Mutex::default(),
+            scans: Scans::default(),
             // Others may have used it.
             holds: AtomicU64::new(1),
             granted: Mutex::default(),
@@ -290,32 +260,9 @@ impl Both {
     }
 
     async fn scan(&self, after: Option<RecordId>, limit: usize, filter: Filter) -> Result<Page, StoreError> {
-        let cursors = || self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
-        let on_second = match &after {
-            None => self.may_hold(),
-            Some(id) => cursors().has(id),
-        };
-        if !on_second {
-            return self.first.scan(after.filter(|id| *id != FIRST), limit, filter).await;
-        }
-        let mut page = self.second.scan(after, limit, filter.clone()).await?;
-        for (id, _) in &page.records {
-            self.place(*id);
-        }
-        if let Some(next) = page.next {
-            cursors().note(next);
-            return Ok(page);
-        }
-        let left = limit.saturating_sub(page.records.len());
-        let rest = if left > 0 { self.first.scan(None, left, filter).await.ok() } else { None };
-        match rest {
-            Some(rest) => {
-                page.records.extend(rest.records);
-                page.next = rest.next;
-            }
-            // Whoever goes on there is told where it does not answer.
-            None => page.next = Some(FIRST),
-        }
+        let both = self.may_hold().then_some(&*self.second);
+        let (page, of_second) = self.scans.page(both, &self.first, after, limit, filter).await?;
+        page.records.iter().take(of_second).for_each(|(id, _)| self.place(*id));
         Ok(page)
     }
 }

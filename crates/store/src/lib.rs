@@ -40,7 +40,7 @@
 //!
 //! [`memory`] the reference, [`embedded`] the durable store of one process over [`log`], `postgres` the store of
 //! several processes in a PostgreSQL database, `redis` that in Redis, `watch` the waking of waiters inside a process, `conformance` the cases;
-//! [`fallback`] a second store for the time in which the first does not answer; [`effects`] what an upstream wrote down beside, `doctor` what is found of a store's servers.
+//! [`fallback`] a second store for the time in which the first does not answer; `tiered` Redis in front of a database; [`effects`] what an upstream wrote down beside, `doctor` what is found of a store's servers.
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -50,6 +50,7 @@ use onceward_core::{
     record::{Facts, Fence, Micros, Record, Revision, Seen},
 };
 
+pub use self::durability::CacheRoutes;
 pub use self::error::{Applied, Kind, StoreError};
 pub use self::watch::Watch;
 
@@ -58,6 +59,7 @@ pub mod circuit;
 pub mod conformance;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 pub mod doctor;
+mod durability;
 pub mod effects;
 #[cfg(feature = "embedded")]
 pub mod embedded;
@@ -71,11 +73,15 @@ pub mod guarded;
 #[cfg(feature = "embedded")]
 pub mod log;
 pub mod memory;
+mod pair;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+mod recent;
 #[cfg(feature = "redis")]
 pub mod redis;
 mod sync;
+#[cfg(feature = "redis")]
+pub mod tiered;
 mod watch;
 
 /// How many fingerprint rules a store keeps; the oldest go first.
@@ -280,6 +286,12 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Which claims a store that has a [`fallback`] makes there; the first word stays. Any other has none.
     fn fall_back(&self, when: FallsBack) {
         drop(when);
+    }
+
+    /// Which routes' records are kept in the cache alone, of a store that also keeps others elsewhere; the first word stays,
+    /// and changes with what it points to. Any other store has one place for all.
+    fn keep_in_cache(&self, routes: Arc<CacheRoutes>) {
+        drop(routes);
     }
 
     /// Whether the record of `id` was in the fallback when it was looked at last, without I/O.

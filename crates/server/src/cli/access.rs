@@ -95,12 +95,9 @@ impl Access {
                 }
                 let (store, _) = opened::open(&config, false).await?;
                 let upstreams = Upstreams::new(&config, &Upstreams::default()).map_err(start::StartError::from)?;
-                // As in a running process, so that what is in the fallback is found too.
-                let inner = match opened::guarded(&config, store.store()).await? {
-                    (_, Some(fallback)) => fallback as _,
-                    (_, None) => store.store(),
-                };
-                let engine = start::engine(&config, &upstreams, inner, Purpose::Look)?;
+                // As in a running process, so that what is elsewhere is found too.
+                let stack = opened::stack(&config, &store, |store| store).await?;
+                let engine = start::engine(&config, &upstreams, stack.store, Purpose::Look)?;
                 let calls = Calls::new(&config, upstreams.certificates());
                 let reconciler = Arc::new(Reconciler::new(engine.clone(), &store, &config.reconcile, calls));
                 let admin = Admin::new(engine, None, Secret::new(String::new()), None, Vec::new(), reconciler);

@@ -20,29 +20,27 @@ use crate::{
 /// Exit code 1 where something is bad, 2 where the configuration is wrong or names no server.
 pub(super) async fn run(file: &Path, is_json: bool) -> Result<(), Failure> {
     let config = Config::load(Some(file), &Flags::default(), &Environment::of_process())?;
-    let mut findings = match (&config.store.postgres, &config.store.redis) {
-        (Some(said), _) => {
-            let (address, listen) = opened::addresses(said, "store.postgres")?;
-            postgres::doctor::examine(&address, listen.as_ref()).await
-        }
-        (None, Some(said)) => {
-            let routes = config.routes.iter().chain([&config.default_route]);
-            let retention = routes.map(|route| route.retention).max().unwrap_or_default();
-            redis::doctor::examine(&opened::redis_address(said)?, said.strategy, retention).await
-        }
-        (None, None) => {
-            let why = "[store] kind is \"embedded\": there is no server to look at; `onceward config check` looks at the file";
-            return Err(Failure::usage(format!("{}: {why}", file.display())));
-        }
-    };
+    if !config.store.is_shared() {
+        let why =
+            "[store] kind is \"embedded\": there is no server to look at; `onceward config check` looks at the file";
+        return Err(Failure::usage(format!("{}: {why}", file.display())));
+    }
+    let mut findings = Vec::new();
+    if let Some(said) = &config.store.postgres {
+        let (address, listen) = opened::addresses(said, "store.postgres")?;
+        let of_database = postgres::doctor::examine(&address, listen.as_ref()).await;
+        findings.extend(of_database.into_iter().map(named(config.store.is_tiered(), "PostgreSQL")));
+    }
+    if let Some(said) = &config.store.redis {
+        let routes = config.routes.iter().chain([&config.default_route]);
+        let retention = routes.map(|route| route.retention).max().unwrap_or_default();
+        let of_redis = redis::doctor::examine(&opened::redis_address(said)?, said.strategy, retention).await;
+        findings.extend(of_redis.into_iter().map(named(config.store.is_tiered(), "Redis")));
+    }
     if let Some(said) = &config.store.fallback {
         let (address, listen) = opened::addresses(said, "store.fallback")?;
         let of_fallback = postgres::doctor::examine(&address, listen.as_ref()).await;
-        findings.extend(of_fallback.into_iter().map(|finding| Finding {
-            what: finding.what,
-            said: format!("the fallback: {}", finding.said),
-            ..finding
-        }));
+        findings.extend(of_fallback.into_iter().map(named(true, "the fallback")));
     }
     for finding in &findings {
         let Finding { what, said, .. } = finding;
@@ -56,6 +54,14 @@ pub(super) async fn run(file: &Path, is_json: bool) -> Result<(), Failure> {
         return Err(Failure::not_well("the server is not fit for the store"));
     }
     Ok(())
+}
+
+/// Says of which server something is, where there are two.
+fn named(is_one_of_two: bool, whose: &'static str) -> impl Fn(Finding) -> Finding {
+    move |finding| match is_one_of_two {
+        true => Finding { said: format!("{whose}: {}", finding.said), ..finding },
+        false => finding,
+    }
 }
 
 fn word(grade: Grade) -> &'static str {

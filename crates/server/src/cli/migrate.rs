@@ -77,7 +77,7 @@ fn target(args: &MigrateArgs, environment: &Environment) -> Result<(Address, Opt
     let config = Config::load(Some(file), &Flags::default(), environment)?;
     let Some((said, section)) = database(&config.store) else {
         return Err(Failure::usage(format!(
-            "{}: [store] kind is not \"postgres\", and there is no [store.fallback]: there is nothing to migrate",
+            "{}: [store] kind is neither \"postgres\" nor \"tiered\", and there is no [store.fallback]: there is nothing to migrate",
             file.display()
         )));
     };

@@ -230,7 +230,7 @@ pub(super) const ABOUT: &[(&str, &str, &str)] = &[
     (
         "route.durability",
         "strict",
-        "Where a claim must be before its request is sent. cache is what Redis keeps, and has to be written for it.",
+        "Where a claim must be before its request is sent. cache is what Redis keeps, and has to be written for it; tiered wants either.",
     ),
     (
         "route.on_cache_loss",

@@ -155,9 +155,9 @@ pub struct Store {
     pub max_records: Option<u64>,
     /// The version of records that are written: one of those that this build writes.
     pub write_version: u8,
-    /// The records are in a database instead of the folder.
+    /// Records are in a database instead of the folder.
     pub postgres: Option<PostgresStore>,
-    /// The records are in Redis instead of the folder.
+    /// Records are in Redis instead of the folder.
     pub redis: Option<RedisStore>,
     /// Where claims go while Redis does not answer.
     pub fallback: Option<PostgresStore>,
@@ -168,6 +168,12 @@ impl Store {
     #[must_use]
     pub fn is_shared(&self) -> bool {
         self.postgres.is_some() || self.redis.is_some()
+    }
+
+    /// Whether records are in both, each route's as it asks.
+    #[must_use]
+    pub fn is_tiered(&self) -> bool {
+        self.postgres.is_some() && self.redis.is_some()
     }
 }
 

@@ -260,16 +260,16 @@ fn postgres(
     problems: &mut Problems<'_>,
 ) -> Option<PostgresStore> {
     // A file may hold both, and be switched by the kind alone.
-    if store.text("kind") != Some("postgres") {
-        return None;
-    }
+    let kind = store.text("kind").filter(|kind| ["postgres", "tiered"].contains(kind))?;
     let here = store.at("kind").unwrap_or(&Origin::Whole);
     if identity.node("secret").is_none() {
-        let why = r#"kind = "postgres" needs "secret" in [identity]: every process of the database makes record ids with the same one; draw it with `openssl rand -base64 32`"#;
-        problems.error(here, why.into());
+        let why = format!(
+            r#"kind = "{kind}" needs "secret" in [identity]: every process of the database makes record ids with the same one; draw it with `openssl rand -base64 32`"#
+        );
+        problems.error(here, why);
     }
     if let Some(at) = store.at("max_records") {
-        let why = r#""max_records" in [store] bounds the embedded store: a database with kind = "postgres" is not bounded by it"#;
+        let why = r#""max_records" in [store] bounds the embedded store: a database is not bounded by it"#;
         problems.warn(at, why.into());
     }
     Some(in_database(store.sub("postgres"), "[store.postgres]", here, inputs, problems))
@@ -281,8 +281,9 @@ fn fallback(store: Layers<'_>, inputs: &Inputs<'_>, problems: &mut Problems<'_>)
     let here = store.at("fallback")?;
     match store.text("kind") {
         Some("redis") => {}
-        Some("postgres") => {
-            let why = r#"[store.fallback] is for kind = "redis" in [store]: leave it out, the records are in PostgreSQL already"#;
+        Some("postgres" | "tiered") => {
+            let why =
+                r#"[store.fallback] is for kind = "redis" in [store]: leave it out, records are in PostgreSQL already"#;
             problems.error(here, why.into());
             return None;
         }
@@ -308,7 +309,7 @@ fn in_database(
     problems: &mut Problems<'_>,
 ) -> PostgresStore {
     if section.node("url").is_none() {
-        problems.error(here, format!(r#"kind = "postgres" needs "url" in {whose}, for example "env:DATABASE_URL""#));
+        problems.error(here, format!(r#"{whose} needs "url", for example "env:DATABASE_URL""#));
     }
     let mut secret = |key: &str| follow(section, key, whose, inputs, problems).map(Secret::new);
     let (url, listen_url, password) = (secret("url"), secret("listen_url"), secret("password"));

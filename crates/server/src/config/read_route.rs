@@ -263,6 +263,7 @@ impl Reader<'_, '_, '_> {
                 Outage::Deny,
             ),
             quarantine: table.text("on_cache_loss") == Some("quarantine"),
+            in_cache: table.text("durability") == Some("cache"),
             limits: RouteLimits {
                 request_body: limits.size("request_body", 10 << 20),
                 recorded_body: limits.size("recorded_body", 1 << 20),

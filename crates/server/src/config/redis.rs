@@ -27,20 +27,20 @@ pub(super) fn store(
     problems: &mut Problems<'_>,
 ) -> Option<RedisStore> {
     // A file may hold several, and be switched by the kind alone.
-    if store.text("kind") != Some("redis") {
-        return None;
-    }
+    let kind = store.text("kind").filter(|kind| ["redis", "tiered"].contains(kind))?;
+    let is_tiered = kind == "tiered";
     let section = store.sub("redis");
     let here = store.at("kind").unwrap_or(&Origin::Whole);
-    if identity.node("secret").is_none() {
+    // Of a tiered one the database says so.
+    if identity.node("secret").is_none() && !is_tiered {
         let why = r#"kind = "redis" needs "secret" in [identity]: every process of the store makes record ids with the same one; draw it with `openssl rand -base64 32`"#;
         problems.error(here, why.into());
     }
     if section.node("url").is_none() {
-        let why = r#"kind = "redis" needs "url" in [store.redis], for example "redis://127.0.0.1:6379""#;
-        problems.error(here, why.into());
+        let why = format!(r#"kind = "{kind}" needs "url" in [store.redis], for example "redis://127.0.0.1:6379""#);
+        problems.error(here, why);
     }
-    if let Some(at) = store.at("max_records") {
+    if let Some(at) = store.at("max_records").filter(|_| !is_tiered) {
         let why = r#""max_records" in [store] bounds the embedded store: Redis with kind = "redis" is bounded by its maxmemory"#;
         problems.warn(at, why.into());
     }
@@ -59,6 +59,12 @@ pub(super) fn store(
         problems.error(at, format!(r#""url" in {WHOSE}: {why}"#));
     }
     let strategy = section.choice("strategy", &[("watch", Strategy::Watch)], Strategy::Script);
+    if let Some(at) = section.at("strategy").filter(|_| is_tiered && strategy == Strategy::Watch) {
+        let why = format!(
+            r#""strategy" in {WHOSE}: what kind = "tiered" keeps in Redis is kept by scripts: leave out "watch", or write kind = "postgres""#
+        );
+        problems.error(at, why);
+    }
     let evictions = section.choice("detect_evictions", &[("inline", Evictions::Inline)], Evictions::Polled);
     if let Some(at) =
         section.at("detect_evictions").filter(|_| (evictions, strategy) == (Evictions::Inline, Strategy::Watch))
@@ -114,28 +120,30 @@ impl Reader<'_, '_, '_> {
     pub(super) fn durability(&mut self, mode: Mode) {
         let (table, whose) = (self.table, self.whose);
         let said = table.text("durability");
+        let (is_tiered, is_strict) = (self.store.is_tiered(), said == Some("strict"));
         if table.text("on_store_outage") == Some("fallback") && self.store.fallback.is_none() {
             let why = format!(
                 r#""on_store_outage" of {whose}: "fallback" needs [store.fallback], with kind = "postgres" and duplicates = "accepted", beside kind = "redis" in [store]"#
             );
             self.wrong(table, "on_store_outage", why);
         }
-        if self.store.redis.is_none() {
+        if self.store.redis.is_none() || is_tiered && is_strict {
             if said == Some("cache") {
                 let why = format!(
-                    r#""durability" of {whose}: "cache" is of kind = "redis" in [store]; where these records are, they are kept: write "strict", or leave it out"#
+                    r#""durability" of {whose}: "cache" is of kind = "redis" or "tiered" in [store]; where these records are, they are kept: write "strict", or leave it out"#
                 );
                 self.wrong(table, "durability", why);
             }
             if table.text("on_cache_loss") == Some("quarantine") {
                 let why = format!(
-                    r#""on_cache_loss" of {whose}: where these records are, nothing is lost: "quarantine" is of kind = "redis" in [store]; leave it out"#
+                    r#""on_cache_loss" of {whose}: where these records are, nothing is lost: "quarantine" is of durability = "cache"; leave it out"#
                 );
                 self.wrong(table, "on_cache_loss", why);
             }
-            return;
-        }
-        if said == Some("strict") {
+            if !is_tiered {
+                return;
+            }
+        } else if is_strict {
             let why = format!(
                 r#""durability" of {whose}: kind = "redis" keeps nothing as "strict" does. Write "cache", which accepts that keys run again whose records Redis lost, or keep the records elsewhere"#
             );
@@ -144,7 +152,12 @@ impl Reader<'_, '_, '_> {
         if mode == Mode::Off {
             return;
         }
-        if said.is_none() {
+        if said.is_none() && is_tiered {
+            let why = format!(
+                r#"{whose}: with kind = "tiered" a route says where its records are: write durability = "strict" for PostgreSQL, with Redis for repetitions, or "cache" for Redis alone, which may lose what it acknowledged"#
+            );
+            self.wrong_at(self.store_at, why);
+        } else if said.is_none() {
             let why = format!(
                 r#"{whose}: the records are in Redis, which may lose what it acknowledged (a restart, a failover, an eviction), and keys whose records are lost run again: write durability = "cache" to accept that"#
             );

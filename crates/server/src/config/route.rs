@@ -81,6 +81,8 @@ pub struct RouteConfig {
     pub on_store_outage: Outage,
     /// New keys are refused for `client_retries` after a loss of the store, which may have lost them.
     pub quarantine: bool,
+    /// Its records are in Redis alone, where others are in PostgreSQL.
+    pub in_cache: bool,
     /// How large bodies may be.
     pub limits: RouteLimits,
     /// Which key the upstream is sent.

@@ -12,8 +12,7 @@ use crate::maintenance::Window;
 /// first is `section.key`, with `route` for `[defaults]` too, and with ` = value` where only that
 /// value is missing. The README lists the same.
 pub const NOT_AVAILABLE: &[(&str, &str)] = &[
-    (r#"store.kind = "tiered""#, "the tiered store"),
-    (r#"route.durability = "journaled""#, "the tiered store"),
+    (r#"route.durability = "journaled""#, "the journal of the tiered store"),
     ("regions", "regions"),
     ("encryption", "encryption of records"),
 ];

@@ -74,6 +74,8 @@ mod support;
 #[cfg(test)]
 mod telemetry;
 #[cfg(test)]
+mod tiered;
+#[cfg(test)]
 mod tls;
 #[cfg(test)]
 mod trailers;

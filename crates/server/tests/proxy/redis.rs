@@ -181,7 +181,7 @@ async fn what_is_in_doubt_is_asked_about_by_one_gateway_and_by_another_when_that
 }
 
 /// Runs `onceward keys` with the gateway's file: exit code, and what it said.
-async fn keys(gateway: &Gateway, args: &[&str]) -> (Option<i32>, String) {
+pub(super) async fn keys(gateway: &Gateway, args: &[&str]) -> (Option<i32>, String) {
     let mut command = onceward();
     command.arg("keys").args(args).arg("--config").arg(gateway.start.config_file());
     let done = output(command).await;

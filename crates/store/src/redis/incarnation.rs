@@ -209,7 +209,7 @@ impl Incarnations {
             from_us = loss.from.0,
             to_us = loss.to.0,
             why,
-            "Redis lost records: keys claimed or completed between these times may run again"
+            "Redis lost records: keys of routes with durability cache that were claimed or completed between these times may run again"
         );
         state.count += 1;
         state.last = Some(Last { learned: Instant::now(), ago: Duration::ZERO, at });

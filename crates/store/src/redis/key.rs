@@ -1,8 +1,8 @@
 //! Names of keys. All of one partition share a hash tag, so that a Cluster keeps them in one slot and a step finds
 //! them on one server.
 //!
-//! `idemp:v1:{p017}:ID` a record, its id in base64url · `…:ID:b` its body, where that ends before it · `…:m` the
-//! partition's marker · `…:open` the ids of its records that are in flight or unknown · `idemp:v1:meta`, `:rules` what
+//! `idemp:v1:{p017}:ID` a record, its id in base64url · `…:ID:b` its body, where that ends before it · `…:ID:h` a hint of a
+//! record that is elsewhere · `…:m` the partition's marker · `…:open` the ids of its records that are in flight or unknown · `idemp:v1:meta`, `:rules` what
 //! all processes share. `v1` is the format's major version.
 
 use onceward_core::key::{PARTITIONS, RecordId};
@@ -56,6 +56,14 @@ impl Keys {
 
     pub(super) fn body(&self) -> &[u8] {
         &self.body
+    }
+
+    pub(super) fn hint(&self) -> [u8; PREFIX_BYTES + ID_BYTES + 2] {
+        let mut hint = self.body;
+        if let Some(last) = hint.last_mut() {
+            *last = b'h';
+        }
+        hint
     }
 
     /// Also the name of the channel on which writes to the record are told.
@@ -130,11 +138,12 @@ mod tests {
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
         assert_eq!(text(keys.record()), format!("idemp:v1:{{p007}}:{id}"));
         assert_eq!(text(keys.body()), format!("idemp:v1:{{p007}}:{id}:b"));
+        assert_eq!(text(&keys.hint()), format!("idemp:v1:{{p007}}:{id}:h"));
         assert_eq!(text(keys.open()), "idemp:v1:{p007}:open");
         assert_eq!(text(keys.marker()), marker(7));
         assert_eq!((marker(7), open(7)), ("idemp:v1:{p007}:m".to_owned(), text(keys.open())));
         assert_eq!(id_of(keys.record()), Some(id));
-        for other in [keys.body(), keys.open(), marker(7).as_bytes(), b"idemp:v1:meta", b"", b"foreign"] {
+        for other in [keys.body(), &keys.hint(), keys.open(), marker(7).as_bytes(), b"idemp:v1:meta", b"", b"foreign"] {
             assert_eq!(id_of(other), None, "{}", text(other));
         }
         let glob = RECORDS.len();

@@ -1,6 +1,6 @@
 //! Steps as scripts: one round trip each, that looks and writes as one (EVALSHA).
 
-use std::time::Duration;
+use std::{sync::LazyLock, time::Duration};
 
 use onceward_core::{
     cas::{Expect, FenceRule, Keep, Lease},
@@ -170,9 +170,12 @@ fn moving(text: &str, clock_moves: bool) -> String {
     text.replace(MOVED, "")
 }
 
+/// Keeps a hint, or ends it.
+pub(super) static HINT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/hint.lua")));
+
 /// A script that is sent by its hash, and whole where the server does not have it.
 #[derive(Debug)]
-struct Script {
+pub(super) struct Script {
     text: String,
     hash: String,
 }
@@ -183,7 +186,7 @@ impl Script {
         Self { text: text.to_owned(), hash }
     }
 
-    async fn run(&self, link: &Link, keys: &[&[u8]], arguments: &[&[u8]]) -> Result<Value, CallError> {
+    pub(super) async fn run(&self, link: &Link, keys: &[&[u8]], arguments: &[&[u8]]) -> Result<Value, CallError> {
         let answer = link.call(&command("EVALSHA", &self.hash, keys, arguments)).await;
         match answer {
             // Whoever does not know a script has not begun it.

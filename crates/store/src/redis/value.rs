@@ -50,8 +50,7 @@ impl Packed {
     }
 
     /// All of it with this block.
-    #[cfg(test)]
-    fn with(&self, stored: &Stored) -> Vec<u8> {
+    pub(super) fn with(&self, stored: &Stored) -> Vec<u8> {
         [self.head(), &codec::stored_bytes(stored), self.tail()].concat()
     }
 

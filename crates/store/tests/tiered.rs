@@ -1,0 +1,345 @@
+//! Redis in front of PostgreSQL: every case of the list, and what hints may and may not do.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    collections::HashSet,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use onceward_core::{
+    cas::{Expect, Replacement},
+    key::RecordId,
+    outcome::Outcome,
+    record::{ClaimId, Facts, Fence, Micros, Record, SessionId, State},
+    transition::{self, Write as Transition},
+};
+use onceward_store::{
+    Applied, CacheRoutes, Filter, Insert, Store, Write,
+    circuit::Breaker,
+    conformance::{Database, Hand, Harness, MOVABLE_CLOCK, OnPostgres, Subject, run_all},
+    guarded::Guarded,
+    postgres::{
+        self, Postgres,
+        address::Address,
+        migrate::{MIGRATIONS, migrate},
+    },
+    redis::{self, Redis},
+    tiered::Tiered,
+};
+
+const LEASE: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// Time enough for a machine that is busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One server for all tests of this process.
+fn server() -> &'static servers::Postgres {
+    static PLACE: OnceLock<servers::Postgres> = OnceLock::new();
+    PLACE.get_or_init(|| servers::Postgres::start(&[]).unwrap())
+}
+
+fn address(server: &servers::Postgres, database: &str) -> Address {
+    Address::new(&server.url(database), None, None).unwrap()
+}
+
+/// A database of its own with the schema, empty.
+fn database() -> Database {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    static EMPTY: OnceLock<()> = OnceLock::new();
+    EMPTY.get_or_init(|| prepare(server(), "empty"));
+    let name = format!("case{}", COUNT.fetch_add(1, Ordering::Relaxed));
+    {
+        // The template may be copied by one at a time.
+        static COPYING: Mutex<()> = Mutex::new(());
+        let _copying = COPYING.lock().unwrap();
+        server().psql("postgres", &format!("CREATE DATABASE {name} TEMPLATE empty")).unwrap();
+    }
+    let at = address(server(), &name);
+    Database { address: at.clone(), direct: at, keep: Box::new(()) }
+}
+
+fn prepare(server: &servers::Postgres, name: &str) {
+    server.create_database(name).unwrap();
+    let at = address(server, name);
+    // Outside of the runtime that may be here.
+    let migrated = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(migrate(&at, MIGRATIONS, false)).unwrap();
+    });
+    migrated.join().unwrap();
+    server.psql(name, MOVABLE_CLOCK).unwrap();
+}
+
+fn guarded(store: Arc<dyn Store>) -> Arc<Guarded> {
+    Arc::new(Guarded::new(store, PATIENCE, Breaker::default()))
+}
+
+async fn redis(server: &servers::Redis) -> Arc<Redis> {
+    let nobody = redis::address::Credentials::default;
+    let at = redis::address::Address::new(&server.url(), nobody(), nobody(), None).unwrap();
+    Arc::new(Redis::open(redis::Options::new(at)).await.unwrap())
+}
+
+async fn tiered(database: Arc<dyn Store>, server: &servers::Redis) -> Tiered {
+    let cache = redis(server).await;
+    Tiered::new(guarded(database), guarded(Arc::clone(&cache) as _), cache, Breaker::default())
+}
+
+/// Every route strict, or every route in the cache.
+struct OnTiered {
+    in_cache: bool,
+}
+
+struct Turned(Box<dyn Hand>, Arc<Tiered>);
+
+impl Hand for Turned {
+    fn turn(&self, micros: i64) {
+        self.0.turn(micros);
+        self.1.forget_time();
+    }
+}
+
+struct Shared(Arc<dyn Hand>);
+
+impl Hand for Shared {
+    fn turn(&self, micros: i64) {
+        self.0.turn(micros);
+    }
+}
+
+impl Subject for OnTiered {
+    fn name(&self) -> &'static str {
+        if self.in_cache { "tiered-cache" } else { "tiered-strict" }
+    }
+
+    fn open(&self) -> Pin<Box<dyn Future<Output = Harness> + Send + '_>> {
+        Box::pin(async {
+            let of_database = OnPostgres { name: "postgres", database: Some(database) }.open().await;
+            let server = servers::Redis::start(&[]).unwrap();
+            let store = Arc::new(tiered(of_database.store, &server).await);
+            let clock = of_database
+                .clock
+                .filter(|_| !self.in_cache)
+                .map(|clock| Arc::new(Turned(Box::new(Shared(clock)), Arc::clone(&store))) as Arc<dyn Hand>);
+            if self.in_cache {
+                let routes = CacheRoutes::default();
+                routes.set(["", "pay", "create-payment"].map(String::from).into());
+                store.keep_in_cache(Arc::new(routes));
+            }
+            let keep = Some(Box::new((of_database.keep, server)) as _);
+            Harness { store, clock, raw: None, rounds: 10, keep }
+        })
+    }
+
+    fn cannot(&self) -> &'static [(&'static str, &'static str)] {
+        const NOT_MOVED: &str = "the Redis store's own list moves its clock";
+        if self.in_cache {
+            return &[
+                ("fence_no_precision_loss_above_2p53", NOT_MOVED),
+                ("fence_increases_after_release_with_the_clock_set_back", NOT_MOVED),
+                ("schema_version_forward_refused", "the Redis store's own list writes a record of a later version"),
+            ];
+        }
+        OnPostgres { name: "postgres", database: None }.cannot()
+    }
+}
+
+#[test]
+fn every_case_of_the_list_holds_where_routes_are_strict() {
+    server();
+    run_all(&OnTiered { in_cache: false }, 4);
+}
+
+#[test]
+fn every_case_of_the_list_holds_where_routes_are_in_the_cache() {
+    // Outside of any runtime.
+    server();
+    run_all(&OnTiered { in_cache: true }, 4);
+}
+
+/// Two processes on servers of their own.
+struct Place {
+    postgres: servers::Postgres,
+    redis: servers::Redis,
+    one: Tiered,
+    other: Tiered,
+}
+
+impl Place {
+    async fn new() -> Self {
+        let postgres = servers::Postgres::start(&[]).unwrap();
+        prepare(&postgres, "onceward");
+        let redis = servers::Redis::start(&[]).unwrap();
+        let open = async || {
+            let at = address(&postgres, "onceward");
+            let options = postgres::Options { listen: Some(at.clone()), ..postgres::Options::new(at) };
+            tiered(Arc::new(Postgres::open(options).await.unwrap()), &redis).await
+        };
+        let (one, other) = (open().await, open().await);
+        Self { postgres, redis, one, other }
+    }
+
+    async fn complete(&self, number: u8) -> Record {
+        let fence = claim(&self.one, number).await.unwrap();
+        let written = self.one.replace(id(number), &completion(number, fence)).await.unwrap();
+        assert!(matches!(written, Write::Applied { .. }), "{written:?}");
+        self.one.get(id(number)).await.unwrap().record.unwrap()
+    }
+
+    /// Waits until the other process tells the record from Redis.
+    async fn told_from_redis(&self, number: u8) -> Record {
+        let shown = self.other.hints().shown;
+        let found = Mutex::new(None);
+        until(async || {
+            *found.lock().unwrap() = Some(existing(&self.other, number).await);
+            self.other.hints().shown > shown
+        })
+        .await;
+        found.into_inner().unwrap().unwrap()
+    }
+
+    async fn forget(&self, seen: &Record) -> Result<Write, onceward_store::StoreError> {
+        let forget = transition::forget(seen, transition::Forget::Erase, false, "asked", DAY, Micros(1)).unwrap();
+        let Transition::Replace(write) = forget else { panic!("an erasure replaces") };
+        let [number, ..] = seen.facts.claim_id.0;
+        self.one.replace(id(number), &write).await
+    }
+}
+
+fn id(number: u8) -> RecordId {
+    RecordId([number; 32])
+}
+
+fn facts(number: u8) -> Facts {
+    let facts = transition::place(ClaimId([number; 16]), SessionId([1; 16]));
+    Facts { route: "pay".into(), ..facts }
+}
+
+fn completion(number: u8, fence: Fence) -> Replacement {
+    let outcome = Outcome { status: 201, body: "done".into(), ..Outcome::default() };
+    let Transition::Replace(write) = transition::complete(&facts(number), fence, outcome, DAY, Micros(1)) else {
+        panic!("a completion replaces")
+    };
+    *write
+}
+
+async fn claim(store: &Tiered, number: u8) -> Result<Fence, onceward_store::StoreError> {
+    match store.insert(id(number), &facts(number), LEASE).await? {
+        Insert::Inserted { fence, .. } => Ok(fence),
+        Insert::Existing { record, .. } => panic!("it is there: {record:?}"),
+    }
+}
+
+/// The record that a claim of somebody else meets.
+async fn existing(store: &Tiered, number: u8) -> Record {
+    let other = Facts { claim_id: ClaimId([0xee; 16]), ..facts(number) };
+    match store.insert(id(number), &other, LEASE).await.unwrap() {
+        Insert::Existing { record, .. } => *record,
+        Insert::Inserted { .. } => panic!("it was granted again"),
+    }
+}
+
+async fn until(mut is_so: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waiting).await.unwrap_or_else(|_| panic!("it never came to be"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_settled_is_told_from_redis_and_is_as_the_database_has_it_and_claims_are_the_databases_alone() {
+    let mut place = Place::new().await;
+    let settled = place.complete(1).await;
+    assert_eq!(place.told_from_redis(1).await, settled);
+    let fence = claim(&place.one, 2).await.unwrap();
+    assert_eq!(existing(&place.other, 2).await.stored.fence, fence, "what is in flight is asked for");
+    place.postgres.kill().unwrap();
+    assert_eq!(place.told_from_redis(1).await, settled, "the database is not needed for it");
+    let refused = claim(&place.other, 3).await.unwrap_err();
+    assert!(matches!(refused.applied, Applied::No | Applied::Unknown), "{refused:?}");
+    place.postgres.start_again().unwrap();
+    until(async || place.one.replace(id(2), &completion(2, fence)).await.is_ok()).await;
+    assert_eq!(existing(&place.other, 2).await.facts.state, State::Completed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_becomes_of_redis_no_key_is_granted_again_and_none_is_refused() {
+    let mut place = Place::new().await;
+    let settled = place.complete(1).await;
+    place.told_from_redis(1).await;
+    place.redis.command(&["FLUSHALL"]).unwrap();
+    assert_eq!(existing(&place.other, 1).await, settled);
+    // Hints are kept again, of what the present server was there for.
+    assert_eq!(place.told_from_redis(1).await, settled);
+    let fence = claim(&place.one, 2).await.unwrap();
+    place.redis.kill().unwrap();
+    assert_eq!(existing(&place.other, 1).await, settled);
+    let written = place.one.replace(id(2), &completion(2, fence)).await.unwrap();
+    assert!(matches!(written, Write::Applied { .. }), "{written:?}");
+    claim(&place.other, 3).await.unwrap();
+    let page = place.other.scan(None, 10, Filter::default()).await.unwrap();
+    assert_eq!(page.records.len(), 3, "a list needs the database alone where no route uses the cache");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_erased_is_told_by_no_process_and_no_late_hint_brings_it_back() {
+    let mut place = Place::new().await;
+    let state = async |place: &Place, number| existing(&place.other, number).await.facts.state;
+    let hints = redis(&place.redis).await;
+    for (number, is_flushed) in [(1, false), (2, true)] {
+        let settled = place.complete(number).await;
+        assert_eq!(place.told_from_redis(number).await, settled);
+        let as_of = hints.as_of(&id(number));
+        assert!(matches!(place.forget(&settled).await, Ok(Write::Applied { .. })));
+        assert_eq!(state(&place, number).await, State::Erased);
+        if is_flushed {
+            // The word that ended it is lost.
+            place.redis.command(&["FLUSHALL"]).unwrap();
+        }
+        // Another process read it before, and was held up.
+        hints.keep_hint(id(number), &settled, as_of, DAY).await.unwrap();
+        assert_eq!(hints.hint(id(number)).await.unwrap(), None);
+        assert_eq!(state(&place, number).await, State::Erased);
+    }
+    let settled = place.complete(3).await;
+    place.told_from_redis(3).await;
+    place.redis.kill().unwrap();
+    let refused = place.forget(&settled).await.unwrap_err();
+    assert_eq!(refused.applied, Applied::No, "its hint cannot be ended: {refused:?}");
+    assert_eq!(existing(&place.one, 3).await, settled);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_route_has_its_records_where_it_asks_and_what_was_begun_ends_there() {
+    let place = Place::new().await;
+    let routes = Arc::new(CacheRoutes::default());
+    routes.set(["fast".to_owned()].into());
+    place.one.keep_in_cache(Arc::clone(&routes));
+    let fast = |number| Facts { route: "fast".into(), ..facts(number) };
+    let Insert::Inserted { fence, .. } = place.one.insert(id(1), &fast(1), LEASE).await.unwrap() else {
+        panic!("it is fresh")
+    };
+    claim(&place.one, 2).await.unwrap();
+    let of_database = place.one.database().scan(None, 10, Filter::default()).await.unwrap();
+    assert_eq!(of_database.records.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [id(2)]);
+    let of_both = place.one.scan(None, 10, Filter::default()).await.unwrap();
+    assert_eq!(of_both.records.len(), 2);
+    // The configuration changes while it runs.
+    routes.set(HashSet::new());
+    assert!(matches!(place.one.extend(id(1), fence, LEASE).await, Ok(Write::Applied { .. })));
+    let write =
+        Replacement { facts: Facts { route: "fast".into(), ..completion(1, fence).facts }, ..completion(1, fence) };
+    assert!(matches!(place.one.replace(id(1), &write).await, Ok(Write::Applied { .. })));
+    let read = place.one.get(id(1)).await.unwrap().record.unwrap();
+    assert_eq!(read.facts.state, State::Completed);
+    let seen = Expect::Seen(read.stored.fence, read.stored.revision);
+    assert!(matches!(place.one.remove(id(1), seen).await, Ok(Write::Applied { .. })));
+}
