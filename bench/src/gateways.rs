@@ -100,7 +100,7 @@ pub(crate) fn measure(
     let own = std::env::current_exe()?;
     let upstream = Server::start(Command::new(&own).arg("upstream"))?;
     let place = Place::new()?;
-    let onceward = gateway(&upstream, &place, folder)?;
+    let onceward = gateway("redis", &upstream.url, &place, folder)?;
     for (row, series) in rows.into_iter().zip(0..) {
         let theirs = Place::new()?;
         let baseline = match row.peer {
@@ -173,9 +173,13 @@ fn line(row: &Row, ours: &Asked, theirs: &Asked) -> Line {
     }
 }
 
-fn gateway(upstream: &Server, place: &Place, folder: &Path) -> anyhow::Result<Server> {
-    let file = folder.join("redis.toml");
-    let data = folder.join("redis-data");
+/// A gateway on Redis, by its name.
+///
+/// # Errors
+/// Where it does not start.
+pub(crate) fn gateway(name: &str, upstream: &str, place: &Place, folder: &Path) -> anyhow::Result<Server> {
+    let file = folder.join(format!("{name}.toml"));
+    let data = folder.join(format!("{name}-data"));
     let said = format!(
         "[identity]\nsecret = \"{}=\"\n[store]\nkind = \"redis\"\npath = {:?}\n[store.redis]\nurl = \"{}\"\n\
          [defaults]\ndurability = \"cache\"\nscope = {{ env = \"fixed:bench\" }}\n\
@@ -183,7 +187,7 @@ fn gateway(upstream: &Server, place: &Place, folder: &Path) -> anyhow::Result<Se
         "A".repeat(43),
         data.display().to_string(),
         place.url(),
-        upstream.url
+        upstream
     );
     std::fs::write(&file, said)?;
     let mut command = Command::new(binaries()?.join("onceward"));

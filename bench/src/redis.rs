@@ -53,12 +53,29 @@ impl Place {
         self.process
     }
 
+    /// Stops its process where it is.
+    ///
+    /// # Errors
+    /// Where it does not run.
+    pub(crate) fn pause(&self) -> anyhow::Result<()> {
+        self.server.pause()
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// Where it does not run.
+    pub(crate) fn resume(&self) -> anyhow::Result<()> {
+        self.server.resume()
+    }
+
     async fn store(&self) -> anyhow::Result<Arc<Redis>> {
         let address = Address::new(&self.server.url(), Credentials::default(), Credentials::default(), None)?;
         Ok(Arc::new(Redis::open(Options { usage: false, ..Options::new(address) }).await?))
     }
 
-    async fn raw(&self) -> anyhow::Result<MultiplexedConnection> {
+    /// A connection of nobody else's.
+    pub(crate) async fn raw(&self) -> anyhow::Result<MultiplexedConnection> {
         Ok(redis::Client::open(self.server.url())?.get_multiplexed_async_connection().await?)
     }
 

@@ -23,7 +23,7 @@ use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use crate::{
     metrics::Metrics,
-    observe,
+    observe, outage,
     policies::Policies,
     quota::{Gate, Quotas},
     remember::Remembered,
@@ -114,6 +114,8 @@ pub(crate) struct Shared {
     /// The policies of queues, whose unknown outcomes are looked through as those of routes are.
     queues: Mutex<HashMap<String, Arc<Policy>>>,
     pub(crate) settling: Settling,
+    /// That of `store`, for whoever is refused.
+    pub(crate) outage: outage::Outage,
 }
 
 impl Shared {
@@ -188,6 +190,7 @@ impl Engine {
             executing: AtomicUsize::new(0),
             queues: Mutex::default(),
             settling: Settling::default(),
+            outage: outage::Outage::default(),
         }))
     }
 

@@ -55,6 +55,7 @@ mod layer;
 mod metrics;
 mod observe;
 mod once;
+mod outage;
 pub mod pattern;
 mod policies;
 mod probe;

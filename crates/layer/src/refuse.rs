@@ -67,6 +67,8 @@ pub struct Details {
     pub recorded_grpc_status: Option<u8>,
     /// When to come back.
     pub retry_after: Option<Duration>,
+    /// Whether that is because the store has lost records.
+    pub in_quarantine: bool,
 }
 
 impl Problem {
@@ -425,7 +427,7 @@ fn refused_words(refusal: Refusal, details: &Details) -> (&'static str, String, 
             "Ask again with the same key.".into(),
             true,
         ),
-        Refusal::StoreUnavailable if details.retry_after.is_some() => (
+        Refusal::StoreUnavailable if details.in_quarantine => (
             "The store of keys has lost records",
             "This key may be one of them, so that nothing was sent to the upstream. Look whether the operation took effect, \
              or send the request again, with the same key, after the time in Retry-After: then it runs."

@@ -295,6 +295,7 @@ where
             (outcome, response)
         }
         Obtained::Refused { refusal, record } => {
+            let quarantined = drive::quarantined(&**engine.store(), route.quarantine);
             let details = Details {
                 fields: if let (Refusal::KeyReused, Some(body), Some(record)) = (refusal, body.as_deref(), &record)
                     && let Some(rules) = engine.rules_or(record.facts.fingerprint_policy, &route.fingerprint).await
@@ -311,9 +312,12 @@ where
                 },
                 retry_after: match refusal {
                     Refusal::InFlight => Some(usual_time_left(engine, route)),
-                    Refusal::StoreUnavailable => drive::quarantined(&**engine.store(), route.quarantine),
+                    Refusal::StoreUnavailable => {
+                        Some(quarantined.unwrap_or_else(|| engine.0.outage.refused(Instant::now(), draw())))
+                    }
                     _ => None,
                 },
+                in_quarantine: quarantined.is_some(),
             };
             (outcome_of(refusal), exchange.refuse(&Problem::Refused(refusal, details)))
         }
@@ -448,8 +452,13 @@ fn announce(request: &mut Request<Body>, route: &Arc<Route>, grant: &Grant, id: 
 /// The route's usual time, give or take a fifth, so that those who come back do not meet.
 fn usual_time_left(engine: &Engine, route: &Route) -> Duration {
     let usual = engine.0.metrics.usual(&route.name).max(Duration::from_secs(1));
+    usual.mul_f64(0.8 + 0.4 * draw())
+}
+
+/// Between nothing and one.
+fn draw() -> f64 {
     let [draw, ..] = *uuid::Uuid::new_v4().as_bytes();
-    usual.mul_f64(0.8 + 0.4 * f64::from(draw) / 255.0)
+    f64::from(draw) / 255.0
 }
 
 /// Where the retention slides, each replay that the store knows of extends it, in the background.
