@@ -93,6 +93,7 @@ impl Asked {
                     experiment.slow_mutants.iter().filter(|_| all_of_it).map(|mutants| job(mutants, Must::Break)),
                 );
                 jobs.extend(experiment.harmless.iter().filter(|_| all_of_it).map(|mutants| job(mutants, Must::Hold)));
+                jobs.extend(experiment.open.iter().filter(|_| all_of_it).map(|mutants| job(mutants, Must::Either)));
             }
         }
         jobs
@@ -103,6 +104,8 @@ impl Asked {
 enum Must {
     Hold,
     Break,
+    /// It is not known which.
+    Either,
 }
 
 #[derive(Clone, Copy)]
@@ -161,15 +164,20 @@ impl Job {
     fn judged(&self, found: &Found) -> (bool, String) {
         let is_right = match self.must {
             Must::Break => found.broken.is_some(),
+            Must::Either => true,
             Must::Hold => {
                 found.broken.is_none() && !(found.is_whole && self.mutants.is_empty() && !found.not_seen.is_empty())
             }
         };
         let what = match (&found.broken, self.must) {
-            (Some((rule, steps)), Must::Break) => format!("killed in {} steps: not \"{rule}\"", steps.len()),
+            (Some((rule, steps)), Must::Break | Must::Either) => {
+                format!("killed in {} steps: not \"{rule}\"", steps.len())
+            }
             (Some((rule, steps)), Must::Hold) => format!("BROKEN in {} steps: not \"{rule}\"", steps.len()),
             (None, Must::Break) if found.is_whole => "SURVIVED, whole space".to_owned(),
             (None, Must::Break) => "SURVIVED as far as it was looked at".to_owned(),
+            (None, Must::Either) if found.is_whole => "breaks nothing, whole space".to_owned(),
+            (None, Must::Either) => "CUT, breaks nothing so far".to_owned(),
             (None, Must::Hold) if found.is_whole && !is_right => format!("NOT SEEN: {}", found.not_seen.join(", ")),
             (None, Must::Hold) if found.is_whole => format!("whole space: {}", self.experiment.shows),
             (None, Must::Hold) => format!("CUT, holds so far: {}", self.experiment.shows),
@@ -294,9 +302,11 @@ mod tests {
     }
 
     #[test]
-    fn every_mutant_has_an_experiment_that_must_tell_it() {
+    fn every_mutant_is_named_by_an_experiment() {
         let told = |mutant: &Mutant| {
-            EXPERIMENTS.iter().any(|one| one.mutants.iter().chain(one.slow_mutants).any(|list| list.contains(mutant)))
+            EXPERIMENTS
+                .iter()
+                .any(|one| one.mutants.iter().chain(one.slow_mutants).chain(one.open).any(|list| list.contains(mutant)))
         };
         let untold: Vec<_> = mutants::ALL.iter().filter(|mutant| !told(mutant)).collect();
         assert!(untold.is_empty(), "{untold:?}");

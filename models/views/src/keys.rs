@@ -175,9 +175,9 @@ impl Model {
         let mut next = now.clone();
         let (who, truth) = (&mut next.gateways[gateway], &mut next.truth[key]);
         match step {
-            Step::Granted => {
+            Step::Granted | Step::Resolving => {
                 who.spool[key].add(Fact::new(Kind::InFlight, fence));
-                who.attempt.step = Step::Spooled;
+                who.attempt.step = if step == Step::Granted { Step::Spooled } else { Step::Asking };
                 if truth.used.has(fence) && !self.settings.look_past_fences {
                     next.broken = Some(Rule::AFenceIsUsedOnce);
                 }
@@ -202,15 +202,27 @@ impl Model {
                     next.broken = truth.answer(fence);
                 }
             }
-            Step::Idle | Step::Spooled | Step::Marked | Step::Sent => return None,
+            Step::Idle | Step::Spooled | Step::Marked | Step::Sent | Step::Asking => return None,
         }
         Some(next)
     }
 
-    /// The reply of a claim never came; nothing was sent.
+    /// The reply of a claim never came; nothing was sent. What was resolved under a claim of its own is repeated under
+    /// that claim; what was written at once cannot be, since the record that was read is not there any more.
     pub(crate) fn abandon(&self, now: &State, gateway: GatewayId) -> Option<State> {
-        let may = matches!(now.gateways[gateway].attempt.step, Step::Granted | Step::Resolved);
-        may.then(|| Self::end(now, gateway))
+        let can_repeat = !self.is(Mutant::TextResolveAtOnce);
+        match now.gateways[gateway].attempt.step {
+            Step::Granted | Step::Resolving => Some(Self::end(now, gateway)),
+            Step::Resolved if can_repeat => {
+                let mut next = now.clone();
+                next.gateways[gateway].attempt.step = Step::Asking;
+                next.gateways[gateway].attempt.resolution = Kind::Absent;
+                Some(next)
+            }
+            Step::Resolved => Some(Self::end(now, gateway)),
+            Step::Idle | Step::Spooled | Step::Marked | Step::Sent => None,
+            Step::Completed | Step::Released | Step::Asking => None,
+        }
     }
 
     /// The attempt is over for its gateway.
@@ -437,35 +449,69 @@ impl Model {
         (next != *now).then_some(next)
     }
 
-    /// A probe or an operator settles an unknown outcome, under a new fence.
-    ///
-    /// Both ask once the upstream is quiet: nothing of this key is on its way, and no earlier attempt will be sent any
-    /// more. Then what they say is what is so.
-    pub(crate) fn resolve(&self, now: &State, gateway: GatewayId, server: ServerId, key: Key) -> Option<State> {
-        if !self.settings.resolves
-            || !self.is_as_seen(now, gateway, server, key)
-            || !self.may_begin(now, gateway, server)
-        {
+    /// A probe or an operator begins to settle an unknown outcome: the claim is theirs, under a new fence, and in the
+    /// journal like any other before anything is decided. Else an answer that was shown could be lost, and the earlier
+    /// holder give another.
+    pub(crate) fn resolve_begin(&self, now: &State, gateway: GatewayId, server: ServerId, key: Key) -> Option<State> {
+        let may = self.settings.resolves && !self.is(Mutant::TextResolveAtOnce);
+        if !may || !self.is_as_seen(now, gateway, server, key) || !self.may_begin(now, gateway, server) {
             return None;
         }
+        let last = now.servers[server].records[key].fact.fence;
+        let mut next = self.grant(now, gateway, server, key, last, true)?;
+        next.servers[server].records[key].is_dispatched = true;
+        next.gateways[gateway].attempt.step = Step::Resolving;
+        Some(next)
+    }
+
+    /// And writes what the books say, under that fence.
+    ///
+    /// They are asked once the upstream is quiet: nothing of this key is on its way, and no earlier attempt will be sent
+    /// any more. Then what they say is what is so.
+    pub(crate) fn resolve_end(&self, now: &State, gateway: GatewayId, server: ServerId) -> Option<State> {
+        let Attempt { step, key, fence, .. } = now.gateways[gateway].attempt;
+        let key = key.filter(|key| step == Step::Asking && self.is_quiet(now, *key))?;
+        if !self.script_runs(now, gateway, server) {
+            return None;
+        }
+        let next = self.as_a_holder_finds_it(now, gateway, server, key)?;
+        if !Self::holds(&next, gateway, server, key) {
+            return Some(Self::end(&next, gateway));
+        }
+        Some(self.resolved(next, gateway, server, key, fence))
+    }
+
+    /// Both in one write, as the text has it.
+    pub(crate) fn resolve_at_once(&self, now: &State, gateway: GatewayId, server: ServerId, key: Key) -> Option<State> {
+        let may = self.settings.resolves && self.is(Mutant::TextResolveAtOnce) && self.is_quiet(now, key);
+        if !may || !self.is_as_seen(now, gateway, server, key) || !self.may_begin(now, gateway, server) {
+            return None;
+        }
+        let fence = self.next_fence(&now.servers[server], now.servers[server].records[key].fact.fence)?;
+        Some(self.resolved(now.clone(), gateway, server, key, fence))
+    }
+
+    fn is_quiet(&self, now: &State, key: Key) -> bool {
         let may_still_be_sent = |id: GatewayId| {
             let attempt = &now.gateways[id].attempt;
             attempt.key == Some(key) && matches!(attempt.step, Step::Granted | Step::Spooled | Step::Marked)
         };
-        let is_quiet = now.truth[key].on_the_wire.is_empty() && !GatewayId::ALL.into_iter().any(may_still_be_sent);
-        if !is_quiet && !self.is(Mutant::ResolveBeforeQuiet) {
-            return None;
+        let is_quiet = now.truth[key].on_the_wire.is_empty() && !self.gateways().any(may_still_be_sent);
+        is_quiet || self.is(Mutant::ResolveBeforeQuiet)
+    }
+
+    fn resolved(&self, mut next: State, gateway: GatewayId, server: ServerId, key: Key, fence: u8) -> State {
+        let truth = &mut next.truth[key];
+        let resolution = if truth.effects > 0 { Kind::Completed } else { Kind::Released };
+        truth.settled.add(fence);
+        if resolution == Kind::Released {
+            // A definite "not executed" frees the key (T1); that it was true is looked at by the effects.
+            truth.sent = truth.sent.above(fence);
         }
-        let resolution = if now.truth[key].effects > 0 { Kind::Completed } else { Kind::Released };
-        let last = now.servers[server].records[key].fact.fence;
-        let fence =
-            if self.is(Mutant::ResolveUnderOldFence) { last } else { self.next_fence(&now.servers[server], last)? };
-        let mut next = now.clone();
         let redis = &mut next.servers[server];
         redis.records[key].write(Fact::new(resolution, fence), true, false);
         redis.outbox[key] = Outbox::Dirty;
         redis.hwm = redis.hwm.max(fence);
-        next.truth[key].settled.add(fence);
         let who = &mut next.gateways[gateway];
         who.seen = None;
         who.rows[key] = None;
@@ -476,7 +522,7 @@ impl Model {
                 next.broken = next.truth[key].answer(fence);
             }
         }
-        Some(next)
+        next
     }
 
     /// The first step of forgetting: the journal, since hydration would bring back what is only gone from Redis.

@@ -63,7 +63,9 @@ pub(crate) enum Action {
     Complete(GatewayId, ServerId),
     Release(GatewayId, ServerId),
     Replay(GatewayId, ServerId, Key),
-    Resolve(GatewayId, ServerId, Key),
+    ResolveBegin(GatewayId, ServerId, Key),
+    ResolveEnd(GatewayId, ServerId),
+    ResolveAtOnce(GatewayId, ServerId, Key),
     ForgetBegin(GatewayId, ServerId, Key),
     ForgetEnd(GatewayId, ServerId),
 
@@ -150,11 +152,15 @@ impl Model {
             for s in ServerId::ALL {
                 all.extend([Mark(g, s), Complete(g, s), ForgetEnd(g, s), Warm(g, s), StartView(g, s), Allow(g, s)]);
                 all.extend(self.settings.renews.then_some(Renew(g, s)));
+                all.extend(self.settings.resolves.then_some(ResolveEnd(g, s)));
                 all.extend(self.settings.releases.then_some(Release(g, s)));
                 all.extend(self.gateways().map(|target| RetireFence { by: g, target, server: s }));
                 for key in self.keys() {
                     all.extend([Claim(g, s, key), See(g, s, key), TakeOver(g, s, key), Replay(g, s, key)]);
-                    all.extend([Confirm(g, s, key), Hydrate(g, s, key), Resolve(g, s, key), ForgetBegin(g, s, key)]);
+                    all.extend([Confirm(g, s, key), Hydrate(g, s, key), ForgetBegin(g, s, key)]);
+                    if self.settings.resolves {
+                        all.extend([ResolveBegin(g, s, key), ResolveAtOnce(g, s, key)]);
+                    }
                 }
             }
         }
@@ -195,7 +201,9 @@ impl Model {
             Action::Complete(g, s) => self.complete(now, g, s),
             Action::Release(g, s) => self.release(now, g, s),
             Action::Replay(g, s, key) => self.replay(now, g, s, key),
-            Action::Resolve(g, s, key) => self.resolve(now, g, s, key),
+            Action::ResolveBegin(g, s, key) => self.resolve_begin(now, g, s, key),
+            Action::ResolveEnd(g, s) => self.resolve_end(now, g, s),
+            Action::ResolveAtOnce(g, s, key) => self.resolve_at_once(now, g, s, key),
             Action::ForgetBegin(g, s, key) => self.forget_begin(now, g, s, key),
             Action::ForgetEnd(g, s) => self.forget_end(now, g, s),
             Action::Ship(g, key, fact) => self.ship(now, g, key, fact),

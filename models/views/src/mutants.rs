@@ -105,10 +105,13 @@ mutants! {
     JoinWithoutARow
     /// A session claims although Postgres may yet lose its member row.
     TextJoinAtOnce
+    /// A session joins the view that Postgres names, although another timeline wrote it.
+    TextJoinAnyTimeline
     LeaveBeforeDrain
     // Resolving.
     ResolveBeforeQuiet
-    ResolveUnderOldFence
+    /// What was found is written in one step, without a claim in the journal before it.
+    TextResolveAtOnce
     ResolveNotSpooled
     ResolveOutsideTheGuard
 }

@@ -301,7 +301,11 @@ pub(crate) enum Step {
     Completed,
     /// Redis holds the release; not spooled yet, so within the guard.
     Released,
-    /// Redis holds what an operator or a probe decided; not spooled yet, so within the guard.
+    /// Redis said that the claim is an operator's or a probe's to resolve; not spooled yet, so within the guard.
+    Resolving,
+    /// That claim is in the spool: what became of the key is asked for, and written under its fence.
+    Asking,
+    /// Redis holds what was decided; not spooled yet, so within the guard.
     Resolved,
 }
 

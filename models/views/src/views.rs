@@ -125,10 +125,10 @@ impl Model {
     pub(crate) fn guard_is_empty(&self, who: &Gateway) -> bool {
         match who.attempt.step {
             _ if self.is(Mutant::AckWithinTheGuard) => true,
-            Step::Granted => false,
+            Step::Granted | Step::Resolving => false,
             Step::Completed | Step::Released => self.is(Mutant::TextGuardClaimsOnly),
             Step::Resolved => self.is(Mutant::ResolveOutsideTheGuard),
-            Step::Idle | Step::Spooled | Step::Marked | Step::Sent => true,
+            Step::Idle | Step::Spooled | Step::Marked | Step::Sent | Step::Asking => true,
         }
     }
 
@@ -271,8 +271,12 @@ impl Model {
 
     /// A session joins: its member row, under the lock of the view row. It holds nothing of any view, so in one that is
     /// being opened it counts as having acknowledged.
+    ///
+    /// A view row of another timeline may be older than the view that is active, so until a view was opened on this one
+    /// nobody joins.
     pub(crate) fn join(&self, now: &State, gateway: GatewayId) -> Option<State> {
-        if now.gateways[gateway].life != Life::Outside || !self.settings.joins {
+        let is_of_this_timeline = now.postgres.timeline == now.timeline || self.is(Mutant::TextJoinAnyTimeline);
+        if now.gateways[gateway].life != Life::Outside || !self.settings.joins || !is_of_this_timeline {
             return None;
         }
         let mut next = now.clone();
@@ -295,7 +299,8 @@ impl Model {
         let is_retired = view.retiring.has(gateway) || view.retired.has(gateway);
         let is_its_view = redis.is_master && redis.view == who.view && redis.incarnation == who.incarnation;
         // One step with the look at the view row, which is locked: a retirement removes it from the list afterwards.
-        let is_the_view = view.is_active && view.view == who.view && now.is_on_timeline(gateway);
+        let is_of_this_timeline = view.timeline == now.timeline || self.is(Mutant::TextJoinAnyTimeline);
+        let is_the_view = view.is_active && view.view == who.view && now.is_on_timeline(gateway) && is_of_this_timeline;
         // Where Postgres may lose its last commits, the member row must be past losing first.
         let is_kept =
             !self.settings.postgres_fails || now.standby.members.has(gateway) || self.is(Mutant::TextJoinAtOnce);
