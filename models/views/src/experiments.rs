@@ -163,8 +163,14 @@ pub(crate) const EXPERIMENTS: &[Experiment] = &[
         shows: "hold, through a failover of Postgres",
         settings: Settings { postgres_fails: true, ..BASE },
         mutants: &[&[NoReship], &[NoRetention]],
-        slow_mutants: &[&[TextTimeline], &[OutboxNotRetained], &[TextDrainNotRetained]],
-        open: &[&[TextLastActiveKept], &[LowerCounter], &[TextRetireSpansTimeline]],
+        slow_mutants: &[&[TextTimeline]],
+        open: &[
+            &[TextLastActiveKept],
+            &[LowerCounter],
+            &[OutboxNotRetained],
+            &[TextDrainNotRetained],
+            &[TextRetireSpansTimeline],
+        ],
         ..PLAIN
     },
     Experiment {
@@ -281,7 +287,7 @@ pub(crate) const EXPERIMENTS: &[Experiment] = &[
             ..BASE
         },
         mutants: &[&[ResolveBeforeQuiet], &[TextResolveAtOnce]],
-        slow_mutants: &[&[ResolveNotSpooled], &[ResolveOutsideTheGuard]],
+        open: &[&[ResolveNotSpooled], &[ResolveOutsideTheGuard]],
         ..PLAIN
     },
     Experiment {

@@ -44,7 +44,9 @@ impl Truth {
             return None;
         }
         self.answered.add(fence);
-        (self.answered.above(self.past).count() > 1).then_some(Rule::OneAnswer)
+        let answers = self.answered.above(self.past);
+        let different = answers.minus(self.from_books).count() + u32::from(answers.intersects(self.from_books));
+        (different > 1).then_some(Rule::OneAnswer)
     }
 }
 
@@ -159,6 +161,7 @@ impl Model {
         who.seen = None;
         let truth = &mut next.truth[key];
         truth.ambiguous.remove(fence);
+        truth.from_books.remove(fence);
         if is_ambiguous {
             truth.ambiguous.add(fence);
         }
@@ -504,6 +507,7 @@ impl Model {
         let truth = &mut next.truth[key];
         let resolution = if truth.effects > 0 { Kind::Completed } else { Kind::Released };
         truth.settled.add(fence);
+        truth.from_books.add(fence);
         if resolution == Kind::Released {
             // A definite "not executed" frees the key (T1); that it was true is looked at by the effects.
             truth.sent = truth.sent.above(fence);

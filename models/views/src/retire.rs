@@ -18,7 +18,9 @@ impl Model {
         // R1: not once it has acknowledged a view that is being opened.
         let has_acked = !view.is_active && view.acked.has(target) && !self.is(Mutant::NoR1);
         let may_help = by != target && now.is_on_timeline(by) && view.members.has(by) && !view.retired.has(by);
-        let is_last_active = redis.is_master && (redis.view, redis.incarnation) == view.last_active;
+        // A server that was made anew has zeros, too.
+        let is_known = view.last_active != (0, 0);
+        let is_last_active = is_known && redis.is_master && (redis.view, redis.incarnation) == view.last_active;
         if now.retirement.is_some() || !is_there || has_acked || !may_help || !is_last_active {
             return None;
         }

@@ -140,6 +140,10 @@ impl Fences {
         Self(self.0 & !Self::bit(fence))
     }
 
+    pub(crate) const fn minus(self, others: Self) -> Self {
+        Self(self.0 & !others.0)
+    }
+
     pub(crate) const fn is_empty(self) -> bool {
         self.0 == 0
     }
@@ -406,6 +410,8 @@ pub(crate) struct Truth {
     pub(crate) sent: Fences,
     /// Whose answer a client was given as the key's.
     pub(crate) answered: Fences,
+    /// Whose answer is what the upstream's books say: whoever asks them is told the same.
+    pub(crate) from_books: Fences,
     /// Retention has passed for everything settled up to this fence.
     pub(crate) past: u8,
     /// Forgetting has returned.
