@@ -297,9 +297,10 @@ impl Routes {
         self.all().find(|route| route.name == name)
     }
 
-    /// The environment of a route's keys, where it is always the same.
+    /// The environment of a route's keys, where it is always the same. `route` is a name, or `default METHOD PATH`.
     pub(crate) fn env_of(&self, route: &str) -> &str {
-        match self.named(route).map(|route| &route.scope.env) {
+        let name = route.split_once(' ').map_or(route, |(name, _)| name);
+        match self.named(name).map(|route| &route.scope.env) {
             Some(Part::Fixed(env)) => env,
             Some(Part::Header(_)) | None => "default",
         }

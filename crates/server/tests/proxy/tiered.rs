@@ -60,6 +60,9 @@ async fn each_route_has_its_records_where_it_says_and_repetitions_are_answered_f
     for gateway in [&one, &two] {
         assert_eq!(gateway.post("/pay", "erased", "{}").await.slug(), "key-gone");
     }
+    assert_eq!(two.post("/elsewhere", "no-route", "{}").await.status, 201);
+    let (code, said) = keys(&one, &["get", "--key", "no-route", "--route", "default POST /elsewhere"]).await;
+    assert_eq!(code, Some(0), "{said}");
     until("another hint", async || {
         let before = metric(&two.metrics().await, SHOWN);
         assert!(two.post("/pay", "pay", "{}").await.is_replay());
