@@ -12,7 +12,7 @@ use onceward_core::{
 };
 use redis::Value;
 
-use super::{Redis, key::Keys, link::CallError, script::HINT, step::Epoch, upkeep, value};
+use super::{Redis, incarnation::goes_on, key::Keys, link::CallError, script::HINT, step::Epoch, upkeep, value};
 use crate::{Kind, StoreError};
 
 /// Epoch, fence, revision, and when the answer's body ends.
@@ -48,7 +48,7 @@ impl Redis {
         let get = redis::cmd("MGET").arg(keys.marker()).arg(&keys.hint()[..]).take();
         let Value::Array(found) = self.shared.link.call(&get).await.map_err(CallError::read)? else { return Ok(None) };
         let [marker, hint] = &*found else { return Ok(None) };
-        if !matches!(marker, Value::BulkString(marker) if marker.starts_with(&epoch)) {
+        if !matches!(marker, Value::BulkString(marker) if is_of(marker, &epoch)) {
             // What was lost is told there; then the epoch is known.
             let _lost = upkeep::unmarked(&self.shared, keys.partition, epoch).await;
             return Ok(None);
@@ -57,7 +57,7 @@ impl Redis {
         let Some((head, record)) = hint.split_at_checked(HEAD_BYTES).filter(|(_, record)| !record.is_empty()) else {
             return Ok(None);
         };
-        if !head.starts_with(&epoch) {
+        if !is_of(head, &epoch) {
             return Ok(None);
         }
         let mut record = value::unpack(record.to_vec(), None)?;
@@ -121,6 +121,11 @@ impl Redis {
             _ => Ok(Kept::Done),
         }
     }
+}
+
+/// Whether a marker or a hint is of this epoch, on whichever server its slot is.
+fn is_of(bytes: &[u8], epoch: &Epoch) -> bool {
+    bytes.first_chunk().is_some_and(|of| goes_on(of, epoch))
 }
 
 fn head(epoch: Epoch, fence: Fence, revision: Revision, until: Micros) -> Vec<u8> {

@@ -1,12 +1,13 @@
 -- Keeps what another store says of a settled record, unless a later word is there. Stands alone.
 -- KEYS 1 the partition's marker, 2 the hint
--- ARGV 1 the epoch at which the other store was asked, 2 the hint, 3 milliseconds until the server removes it
+-- ARGV 1 the epoch at which the other store was asked, of which the second half counts, as in `begin.lua`; 2 the hint, 3 milliseconds until the server removes it
 -- A hint begins with that epoch (16 bytes), fence and revision (8 each) and the body's end (8). Nothing more says that
 -- there is nothing to show up to this fence and revision, whatever was lost since.
 -- Returns 1, 0 where a later word is there, or 9 where the epoch is another.
 local marker, there = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2])
-if not marker or string.sub(marker, 1, 16) ~= ARGV[1] then return 9 end
-if there and #there >= 40 and (#there == 40 or string.sub(there, 1, 16) == ARGV[1]) then
+local epoch = string.sub(ARGV[1], 9, 16)
+if not marker or string.sub(marker, 9, 16) ~= epoch then return 9 end
+if there and #there >= 40 and (#there == 40 or string.sub(there, 9, 16) == epoch) then
   local a, b, c, d = struct.unpack('>I4I4I4I4', there, 17)
   local e, f, g, h = struct.unpack('>I4I4I4I4', ARGV[2], 17)
   local is_later
