@@ -67,7 +67,7 @@ struct Both {
     away: AtomicBool,
     when: OnceLock<FallsBack>,
     /// Keys whose record was on the second when it was looked at last.
-    placed: Mutex<Recent>,
+    placed: Recent,
     scans: Scans,
     /// Whether the second may hold records: zero where it does not, else how often that was found.
     holds: AtomicU64,
@@ -93,7 +93,7 @@ impl Fallback {
             second,
             away: AtomicBool::new(false),
             when: OnceLock::new(),
-            placed: Mutex::default(),
+            placed: Recent::default(),
             scans: Scans::default(),
             // Others may have used it.
             holds: AtomicU64::new(1),
@@ -134,18 +134,6 @@ impl Fallback {
 }
 
 impl Both {
-    fn is_placed(&self, id: &RecordId) -> bool {
-        self.placed.lock().unwrap_or_else(PoisonError::into_inner).has(id)
-    }
-
-    fn place(&self, id: RecordId) {
-        self.placed.lock().unwrap_or_else(PoisonError::into_inner).note(id);
-    }
-
-    fn displace(&self, id: &RecordId) {
-        self.placed.lock().unwrap_or_else(PoisonError::into_inner).forget(id);
-    }
-
     fn may_hold(&self) -> bool {
         self.holds.load(Ordering::SeqCst) != 0
     }
@@ -164,15 +152,15 @@ impl Both {
 
     /// The record of `id` on the second, where that may hold it.
     async fn found(&self, id: RecordId) -> Result<Option<Read>, StoreError> {
-        if !self.may_hold() && !self.is_placed(&id) {
+        if !self.may_hold() && !self.placed.has(&id) {
             return Ok(None);
         }
         let read = self.second.get(id).await?;
         if read.record.is_some() {
-            self.place(id);
+            self.placed.note(id);
             return Ok(Some(read));
         }
-        self.displace(&id);
+        self.placed.forget(&id);
         Ok(None)
     }
 
@@ -215,7 +203,7 @@ impl Both {
         // Before it is there, so that nobody takes it for empty meanwhile.
         self.holds();
         let inserted = self.second.insert(id, facts, lease).await?;
-        self.place(id);
+        self.placed.note(id);
         let is_own = match &inserted {
             Insert::Inserted { .. } => true,
             Insert::Existing { record, .. } => record.facts.claim_id == facts.claim_id,
@@ -242,12 +230,12 @@ impl Both {
         id: RecordId,
         write: impl Fn(&'a Guarded) -> Answer<'a, Write>,
     ) -> Result<Write, StoreError> {
-        if self.is_placed(&id) {
+        if self.placed.has(&id) {
             let written = write(&self.second).await?;
             if !matches!(written, Write::Lost { record: None, .. }) {
                 return Ok(written);
             }
-            self.displace(&id);
+            self.placed.forget(&id);
         }
         let written = write(&self.first).await?;
         if matches!(written, Write::Lost { .. })
@@ -262,7 +250,7 @@ impl Both {
     async fn scan(&self, after: Option<RecordId>, limit: usize, filter: Filter) -> Result<Page, StoreError> {
         let both = self.may_hold().then_some(&*self.second);
         let (page, of_second) = self.scans.page(both, &self.first, after, limit, filter).await?;
-        page.records.iter().take(of_second).for_each(|(id, _)| self.place(*id));
+        page.records.iter().take(of_second).for_each(|(id, _)| self.placed.note(*id));
         Ok(page)
     }
 }
@@ -410,7 +398,7 @@ impl Store for Fallback {
     }
 
     fn watch(&self, id: RecordId) -> Watch {
-        if self.both.is_placed(&id) { self.both.second.watch(id) } else { self.both.first.watch(id) }
+        if self.both.placed.has(&id) { self.both.second.watch(id) } else { self.both.first.watch(id) }
     }
 
     fn tell_forgotten(&self, hears: HearsForgotten) {
@@ -423,7 +411,7 @@ impl Store for Fallback {
     }
 
     fn is_in_fallback(&self, id: &RecordId) -> bool {
-        self.both.is_placed(id)
+        self.both.placed.has(id)
     }
 
     fn keep_rules<'a>(&'a self, policy: u32, rules: &'a str) -> Answer<'a, ()> {

@@ -1,7 +1,5 @@
 //! Lists of two stores as one: first what the one has, then what the other has.
 
-use std::sync::{Mutex, PoisonError};
-
 use onceward_core::key::RecordId;
 
 use crate::{Filter, Page, Store as _, StoreError, guarded::Guarded, recent::Recent};
@@ -11,7 +9,7 @@ const LATTER: RecordId = RecordId([0xff; 32]);
 
 /// Where lists of the former store go on.
 #[derive(Debug, Default)]
-pub(crate) struct Scans(Mutex<Recent>);
+pub(crate) struct Scans(Recent);
 
 impl Scans {
     /// A page, and how many of its records, its first ones, are of `former`. Where `former` is none, a list that begins is
@@ -24,8 +22,7 @@ impl Scans {
         limit: usize,
         filter: Filter,
     ) -> Result<(Page, usize), StoreError> {
-        let goes_on = |id: &RecordId| self.0.lock().unwrap_or_else(PoisonError::into_inner).has(id);
-        let former = former.filter(|_| after.as_ref().is_none_or(goes_on));
+        let former = former.filter(|_| after.as_ref().is_none_or(|id| self.0.has(id)));
         let Some(former) = former else {
             let page = latter.scan(after.filter(|id| *id != LATTER), limit, filter).await?;
             return Ok((page, 0));
@@ -33,7 +30,7 @@ impl Scans {
         let mut page = former.scan(after, limit, filter.clone()).await?;
         let of_former = page.records.len();
         if let Some(next) = page.next {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).note(next);
+            self.0.note(next);
             return Ok((page, of_former));
         }
         let left = limit.saturating_sub(of_former);

@@ -1,6 +1,9 @@
 //! The ids that were noted last, in bounded memory.
 
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use onceward_core::key::RecordId;
 
@@ -9,25 +12,35 @@ const RECENT_MAX: usize = 65_536;
 
 /// A set that drops its older half when it is full.
 #[derive(Debug, Default)]
-pub(crate) struct Recent {
+pub(crate) struct Recent(Mutex<Halves>);
+
+#[derive(Debug, Default)]
+struct Halves {
     new: HashSet<RecordId>,
     old: HashSet<RecordId>,
 }
 
 impl Recent {
-    pub(crate) fn note(&mut self, id: RecordId) {
-        if self.new.len() >= RECENT_MAX {
-            self.old = std::mem::take(&mut self.new);
+    fn lock(&self) -> MutexGuard<'_, Halves> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn note(&self, id: RecordId) {
+        let mut halves = self.lock();
+        if halves.new.len() >= RECENT_MAX {
+            halves.old = std::mem::take(&mut halves.new);
         }
-        self.new.insert(id);
+        halves.new.insert(id);
     }
 
     pub(crate) fn has(&self, id: &RecordId) -> bool {
-        self.new.contains(id) || self.old.contains(id)
+        let halves = self.lock();
+        halves.new.contains(id) || halves.old.contains(id)
     }
 
-    pub(crate) fn forget(&mut self, id: &RecordId) {
-        self.new.remove(id);
-        self.old.remove(id);
+    pub(crate) fn forget(&self, id: &RecordId) {
+        let mut halves = self.lock();
+        halves.new.remove(id);
+        halves.old.remove(id);
     }
 }

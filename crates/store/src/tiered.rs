@@ -80,7 +80,7 @@ struct Both {
     /// Whether a record was kept in the cache since this process began, by a route that may do so no more.
     has_used_cache: AtomicBool,
     /// Keys whose record was in the cache when it was looked at last.
-    placed: Mutex<Recent>,
+    placed: Recent,
     scans: Scans,
     /// What the database's clock said, and when.
     told: Mutex<Option<(Micros, Instant)>>,
@@ -137,7 +137,7 @@ impl Tiered {
             gate: Gate::new(breaker),
             in_cache: OnceLock::new(),
             has_used_cache: AtomicBool::new(false),
-            placed: Mutex::default(),
+            placed: Recent::default(),
             scans: Scans::default(),
             told: Mutex::default(),
             distrusted: AtomicU64::new(0),
@@ -200,10 +200,6 @@ impl Both {
         self.has_used_cache.load(Ordering::Relaxed) || self.in_cache.get().is_some_and(|routes| !routes.is_empty())
     }
 
-    fn placed(&self) -> std::sync::MutexGuard<'_, Recent> {
-        self.placed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The hint of a record that is settled and has not ended, and the database's time.
     async fn hint(&self, id: RecordId) -> Option<(Record, Micros)> {
         let now = self.now()?;
@@ -247,7 +243,7 @@ impl Both {
         let (both, record) = (Arc::clone(self), Record { stored, facts: facts.clone() });
         tokio::spawn(async move {
             let Ok(pass) = both.gate.pass() else { return };
-            let kept = timeout(HINT_DEADLINE * 4, both.hints.keep_hint(id, &record, as_of, keep)).await;
+            let kept = timeout(HINT_DEADLINE * 4, both.hints.keep_hint(id, record, as_of, keep)).await;
             let kept = kept.unwrap_or_else(|late| Err(StoreError::unknown(Kind::Unavailable).because(late)));
             pass.ended(&kept);
             drop(permit);
@@ -281,7 +277,9 @@ impl Both {
         let as_of = self.hints.as_of(&id);
         let inserted = self.database.insert(id, facts, lease).await?;
         // Where its route kept it in the cache before.
-        self.placed().forget(&id);
+        if self.uses_cache() {
+            self.placed.forget(&id);
+        }
         match &inserted {
             Insert::Inserted { now, .. } => self.tell(*now),
             Insert::Existing { record, now } => {
@@ -314,10 +312,10 @@ impl Both {
     /// Erases or removes: the hint is ended before, so that it does not outlive a write whose answer is lost, and after, so
     /// that none comes in between.
     async fn forget(&self, id: RecordId, expect: Expect, write: Answer<'_, Write>) -> Result<Write, StoreError> {
+        let Expect::Seen(fence, revision) = expect else { return write.await };
         let read = self.database.get(id).await?;
         self.tell(read.now);
         let Some(there) = read.record else { return write.await };
-        let Expect::Seen(fence, revision) = expect else { return write.await };
         let keep = there.stored.keep_until.since(read.now) + SLACK;
         let ended =
             |fence, revision: Revision| Ended { id, fence, revision: Revision(revision.0.saturating_add(1)), keep };
@@ -344,7 +342,7 @@ impl Both {
         id: RecordId,
         write: impl Fn(&'a Guarded) -> Answer<'a, Write>,
     ) -> Result<Write, StoreError> {
-        if self.placed().has(&id) {
+        if self.placed.has(&id) {
             return write(&self.cache).await;
         }
         let written = write(&self.database).await?;
@@ -355,7 +353,7 @@ impl Both {
     }
 
     async fn get(&self, id: RecordId) -> Result<Read, StoreError> {
-        if self.placed().has(&id) {
+        if self.placed.has(&id) {
             return self.cache.get(id).await;
         }
         let read = self.database.get(id).await?;
@@ -369,7 +367,7 @@ impl Both {
             None if self.uses_cache() => {
                 let of_cache = self.cache.get(id).await?;
                 if of_cache.record.is_some() {
-                    self.placed().note(id);
+                    self.placed.note(id);
                     return Ok(of_cache);
                 }
             }
@@ -426,7 +424,7 @@ impl Store for Tiered {
     fn insert<'a>(&'a self, id: RecordId, facts: &'a Facts, lease: Duration) -> Answer<'a, Insert> {
         if self.both.is_in_cache(&facts.route) {
             self.both.has_used_cache.store(true, Ordering::Relaxed);
-            self.both.placed().note(id);
+            self.both.placed.note(id);
             return self.both.cache.insert(id, facts, lease);
         }
         Box::pin(self.both.insert_strict(id, facts, lease))
@@ -434,7 +432,7 @@ impl Store for Tiered {
 
     fn replace<'a>(&'a self, id: RecordId, write: &'a Replacement) -> Answer<'a, Write> {
         let both = &self.both;
-        let in_cache = both.placed().has(&id) || both.is_in_cache(&write.facts.route);
+        let in_cache = both.placed.has(&id) || both.is_in_cache(&write.facts.route);
         Box::pin(async move {
             let first =
                 if in_cache { both.cache.replace(id, write).await } else { both.replace_strict(id, write).await };
@@ -453,7 +451,7 @@ impl Store for Tiered {
 
     fn remove(&self, id: RecordId, expect: Expect) -> Answer<'_, Write> {
         match expect {
-            Expect::Seen(..) if !self.both.placed().has(&id) => Box::pin(async move {
+            Expect::Seen(..) if !self.both.placed.has(&id) => Box::pin(async move {
                 let removed = self.both.forget(id, expect, self.both.database.remove(id, expect)).await?;
                 if matches!(removed, Write::Lost { record: None, .. }) && self.both.uses_cache() {
                     return self.both.cache.remove(id, expect).await;
@@ -475,7 +473,7 @@ impl Store for Tiered {
                 return both.database.scan(after, limit, filter).await;
             }
             let (page, of_cache) = both.scans.page(Some(&both.cache), &both.database, after, limit, filter).await?;
-            page.records.iter().take(of_cache).for_each(|(id, _)| both.placed().note(*id));
+            page.records.iter().take(of_cache).for_each(|(id, _)| both.placed.note(*id));
             Ok(page)
         })
     }
@@ -486,7 +484,7 @@ impl Store for Tiered {
     }
 
     fn watch(&self, id: RecordId) -> Watch {
-        if self.both.placed().has(&id) { self.both.cache.watch(id) } else { self.both.database.watch(id) }
+        if self.both.placed.has(&id) { self.both.cache.watch(id) } else { self.both.database.watch(id) }
     }
 
     fn tell_forgotten(&self, hears: HearsForgotten) {

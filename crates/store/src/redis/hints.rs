@@ -75,15 +75,14 @@ impl Redis {
     pub async fn keep_hint(
         &self,
         id: RecordId,
-        record: &Record,
+        mut record: Record,
         as_of: AsOf,
         keep: Duration,
     ) -> Result<(), StoreError> {
-        let mut facts = record.facts.clone();
         // In one piece, which ends as a whole.
-        let until = facts.outcome.as_mut().map(|outcome| std::mem::take(&mut outcome.body_until));
+        let until = record.facts.outcome.as_mut().map(|outcome| std::mem::take(&mut outcome.body_until));
         let mut hint = head(as_of.0, record.stored.fence, record.stored.revision, until.unwrap_or_default());
-        hint.extend_from_slice(&value::pack(&facts).with(&record.stored));
+        hint.extend_from_slice(&value::pack(&record.facts).with(&record.stored));
         self.say_hint(id, as_of.0, &hint, keep).await.map(|_| ())
     }
 
