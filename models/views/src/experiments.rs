@@ -239,7 +239,7 @@ pub(crate) const EXPERIMENTS: &[Experiment] = &[
         name: "join_pg/2",
         shows: "the same, through a failover of Postgres",
         settings: Settings { joins: true, postgres_fails: true, flushes: false, crashes: false, ..BASE },
-        slow_mutants: &[&[TextJoinAtOnce], &[TextJoinAnyTimeline]],
+        slow_mutants: &[&[TextJoinAtOnce], &[TextInstallAtOnce], &[TextJoinAnyTimeline]],
         ..PLAIN
     },
     Experiment {

@@ -105,6 +105,8 @@ mutants! {
     JoinWithoutARow
     /// A session claims although Postgres may yet lose its member row.
     TextJoinAtOnce
+    /// The same, of those who are members when a view is activated.
+    TextInstallAtOnce
     /// A session joins the view that Postgres names, although another timeline wrote it.
     TextJoinAnyTimeline
     LeaveBeforeDrain

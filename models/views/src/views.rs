@@ -183,6 +183,16 @@ impl Model {
         Some(next)
     }
 
+    /// Members whose rows Postgres may yet lose. On no allow-list before that is over: with its row a session would be
+    /// forgotten, and the next view would not wait for it.
+    fn may_be_lost(&self, now: &State) -> Gateways {
+        if self.settings.postgres_fails {
+            now.postgres.members.without(now.standby.members)
+        } else {
+            Gateways::default()
+        }
+    }
+
     /// Members whose acknowledgement is still missing.
     fn missing(now: &State) -> Gateways {
         now.postgres.members.without(now.postgres.acked).without(now.postgres.retired)
@@ -208,6 +218,7 @@ impl Model {
     }
 
     fn install(&self, next: &mut State, server: ServerId) {
+        let not_kept = if self.is(Mutant::TextInstallAtOnce) { Gateways::default() } else { self.may_be_lost(next) };
         let view = &mut next.postgres;
         view.is_active = true;
         view.last_active = (view.view, view.incarnation);
@@ -218,7 +229,7 @@ impl Model {
             view.members
         } else {
             let retiring = if self.is(Mutant::NoR2) { Gateways::default() } else { view.retiring };
-            view.members.without(view.retired).without(retiring)
+            view.members.without(view.retired).without(retiring).without(not_kept)
         };
         if !self.is(Mutant::TextHwmNotCarried) {
             redis.hwm = redis.hwm.max(view.hwm);
@@ -301,9 +312,7 @@ impl Model {
         // One step with the look at the view row, which is locked: a retirement removes it from the list afterwards.
         let is_of_this_timeline = view.timeline == now.timeline || self.is(Mutant::TextJoinAnyTimeline);
         let is_the_view = view.is_active && view.view == who.view && now.is_on_timeline(gateway) && is_of_this_timeline;
-        // Where Postgres may lose its last commits, the member row must be past losing first.
-        let is_kept =
-            !self.settings.postgres_fails || now.standby.members.has(gateway) || self.is(Mutant::TextJoinAtOnce);
+        let is_kept = !self.may_be_lost(now).has(gateway) || self.is(Mutant::TextJoinAtOnce);
         if !has_joined || is_retired || !is_its_view || !is_the_view || !is_kept {
             return None;
         }
