@@ -135,3 +135,36 @@ async fn redis_is_emptied_and_killed_under_load_and_no_strict_key_runs_twice_or_
     }
     assert!(keys >= 150, "{keys}");
 }
+
+#[tokio::test]
+async fn a_reload_that_moves_a_routes_records_elsewhere_warns_that_its_keys_begin_anew() {
+    let (postgres, redis, upstream) = (database().await, Redis::start(&[]).unwrap(), Upstream::charging().await);
+    let gateway = Start::before(&upstream).config(&config(&postgres, &redis)).start().await;
+    let text = std::fs::read_to_string(gateway.start.config_file()).unwrap();
+    for path in ["/pay", "/search"] {
+        assert_eq!(gateway.post(path, "key", "{}").await.status, 201);
+    }
+    let applied = "onceward_config_reloads_total{result=\"applied\"}";
+    let reloaded = async |text: &str, count: f64| {
+        std::fs::write(gateway.start.config_file(), text).unwrap();
+        gateway.hang_up();
+        until("a reload", async || {
+            let metrics = gateway.metrics().await;
+            metrics.contains(applied) && metric(&metrics, applied) >= count
+        })
+        .await;
+    };
+    reloaded(&text.replace("[[route]]\nname = \"pay\"", "[[route]]\nname = \"pay\"\nretention = \"25h\""), 1.0).await;
+    assert!(!gateway.log().contains("another durability"), "{}", gateway.log());
+    reloaded(&text.replace("durability = \"cache\"", "durability = \"strict\""), 2.0).await;
+    let log = gateway.log();
+    let warned: Vec<&str> = log.lines().filter(|line| line.contains("another durability")).collect();
+    let [line] = warned[..] else { panic!("one route has moved: {warned:?}") };
+    assert!(
+        ["WARN", "route=\"search\"", "cache", "strict", "begin anew"].iter().all(|word| line.contains(word)),
+        "{line}"
+    );
+    // It says what is so.
+    assert!(!gateway.post("/search", "key", "{}").await.is_replay());
+    assert!(gateway.post("/pay", "key", "{}").await.is_replay());
+}
