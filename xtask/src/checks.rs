@@ -25,7 +25,8 @@ const STEPS: &[Step] = &[
             false => contract::print(contract::Store::Embedded, &counts.ended)?,
         }
         contract::run(&[&["--store", "postgres"], &contract::IN_THE_GATE[..]].concat(), counts)?;
-        contract::run(&[&["--store", "redis"], &contract::IN_THE_GATE[..]].concat(), counts)
+        contract::run(&[&["--store", "redis"], &contract::IN_THE_GATE[..]].concat(), counts)?;
+        contract::run(&[&["--store", "tiered", "--durability", "strict"], &contract::IN_THE_GATE[..]].concat(), counts)
     }),
     ("doctests", |counts| Shown::new("cargo test --workspace --doc").run(counts)),
     ("tidy", |counts| Shown::new("cargo xtask tidy").run(counts)),

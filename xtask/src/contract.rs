@@ -13,7 +13,7 @@
 //! A row without a case is an error, and so are a case that did not
 //! run or failed, a line that names no row, and a case for a row that is marked as not built.
 //!
-//! With `--store postgres` or `--store redis` the tests that start gateways run on a server of that kind instead;
+//! With `--store postgres`, `--store redis` or `--store tiered --durability strict` (or `cache`, of all routes) the tests that start gateways run on a server of that kind instead;
 //! `embedded_only` lists those that stay with the embedded store, each with its reason.
 
 mod embedded_only;
@@ -44,6 +44,8 @@ pub(crate) enum Store {
     Postgres,
     /// One Redis server.
     Redis,
+    /// One of each, with all routes strict or all in the cache.
+    Tiered(&'static str),
 }
 
 /// Runs the tests from outside, and prints the table.
@@ -64,11 +66,20 @@ pub(crate) fn run(arguments: &[&str], counts: &mut Counts) -> anyhow::Result<()>
         }
         ["--store", "postgres", modules @ ..] => on_a_server(Store::Postgres, &run, modules, counts),
         ["--store", "redis", modules @ ..] => on_a_server(Store::Redis, &run, modules, counts),
-        _ => bail!("{arguments:?} is not `--store embedded`, `--store postgres` or `--store redis`"),
+        ["--store", "tiered", "--durability", "strict", modules @ ..] => {
+            on_a_server(Store::Tiered("strict"), &run, modules, counts)
+        }
+        ["--store", "tiered", "--durability", "cache", modules @ ..] => {
+            on_a_server(Store::Tiered("cache"), &run, modules, counts)
+        }
+        _ => bail!(
+            "{arguments:?} is not `--store embedded`, `--store postgres`, `--store redis` or \
+             `--store tiered --durability strict` (or `cache`)"
+        ),
     }
 }
 
-/// The modules that `cargo xtask test` runs on Postgres and on Redis, which has no time for all of them: what a key's record is asked
+/// The modules that `cargo xtask test` runs on Postgres, on Redis and on both, which has no time for all of them: what a key's record is asked
 /// and told, over crashes too.
 pub(crate) const IN_THE_GATE: [&str; 5] = ["crashes::", "duplicates::", "keys::", "replays::", "unknown::"];
 
@@ -83,9 +94,15 @@ fn on_a_server(store: Store, run: &str, modules: &[&str], counts: &mut Counts) -
     install::program("openssl", "openssl")?;
     // Which end with the tests.
     let (postgres, redis);
-    let url = if store == Store::Redis {
+    let mut env = Vec::new();
+    let in_redis = if matches!(store, Store::Redis | Store::Tiered(_)) {
         redis = servers::Redis::start(&[("databases", "10000"), ("maxclients", "5000")])?;
-        redis.url()
+        Some(redis.url())
+    } else {
+        None
+    };
+    let url = if let (Store::Redis, Some(url)) = (store, &in_redis) {
+        url.clone()
     } else {
         postgres = servers::Postgres::start(&[("max_connections", "500")])?;
         postgres.create_database("contract")?;
@@ -94,6 +111,10 @@ fn on_a_server(store: Store, run: &str, modules: &[&str], counts: &mut Counts) -
         Shown::new(&format!("{binary} migrate --database {}", postgres.url("contract"))).run(counts)?;
         postgres.url("").trim_end_matches('/').to_owned()
     };
+    if let (Store::Tiered(durability), Some(in_redis)) = (store, in_redis) {
+        env.extend([("CONTRACT_IN_FRONT", in_redis), ("CONTRACT_DURABILITY", durability.to_owned())]);
+    }
+    env.push(("CONTRACT_STORE", url));
     for (test, why) in left_out(store) {
         println!("left out: {test}: {why}");
     }
@@ -101,9 +122,8 @@ fn on_a_server(store: Store, run: &str, modules: &[&str], counts: &mut Counts) -
     let binaries = ON_A_STORE.map(|binary| format!("--test {binary}")).join(" ");
     let left_out: String = left_out(store).iter().map(|(test, _)| format!(" --skip {test}")).collect();
     let modules_said = modules.join(" ");
-    let done = Shown::new(&format!("{run} {binaries} -- {modules_said}{left_out}"))
-        .env("CONTRACT_STORE", &url)
-        .run(&mut of_this);
+    let shown = Shown::new(&format!("{run} {binaries} -- {modules_said}{left_out}"));
+    let done = env.iter().fold(shown, |shown, (name, value)| shown.env(name, value)).run(&mut of_this);
     let printed = if modules.is_empty() { print(store, &of_this.ended) } else { Ok(()) };
     counts.add(of_this);
     printed.and(done)

@@ -3,8 +3,6 @@
 
 use std::{
     collections::HashSet,
-    future::Future,
-    pin::Pin,
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicU32, Ordering},
@@ -22,7 +20,7 @@ use onceward_core::{
 use onceward_store::{
     Applied, CacheRoutes, Filter, Insert, Store, Write,
     circuit::Breaker,
-    conformance::{Database, Hand, Harness, MOVABLE_CLOCK, OnPostgres, Subject, run_all},
+    conformance::{Database, MOVABLE_CLOCK, OnTiered, Servers, run_all},
     guarded::Guarded,
     postgres::{
         self, Postgres,
@@ -80,10 +78,13 @@ fn guarded(store: Arc<dyn Store>) -> Arc<Guarded> {
     Arc::new(Guarded::new(store, PATIENCE, Breaker::default()))
 }
 
-async fn redis(server: &servers::Redis) -> Arc<Redis> {
+fn redis_address(server: &servers::Redis) -> redis::address::Address {
     let nobody = redis::address::Credentials::default;
-    let at = redis::address::Address::new(&server.url(), nobody(), nobody(), None).unwrap();
-    Arc::new(Redis::open(redis::Options::new(at)).await.unwrap())
+    redis::address::Address::new(&server.url(), nobody(), nobody(), None).unwrap()
+}
+
+async fn redis(server: &servers::Redis) -> Arc<Redis> {
+    Arc::new(Redis::open(redis::Options::new(redis_address(server))).await.unwrap())
 }
 
 async fn tiered(database: Arc<dyn Store>, server: &servers::Redis) -> Tiered {
@@ -91,76 +92,24 @@ async fn tiered(database: Arc<dyn Store>, server: &servers::Redis) -> Tiered {
     Tiered::new(guarded(database), guarded(Arc::clone(&cache) as _), cache, Breaker::default())
 }
 
-/// Every route strict, or every route in the cache.
-struct OnTiered {
-    in_cache: bool,
-}
-
-struct Turned(Box<dyn Hand>, Arc<Tiered>);
-
-impl Hand for Turned {
-    fn turn(&self, micros: i64) {
-        self.0.turn(micros);
-        self.1.forget_time();
-    }
-}
-
-struct Shared(Arc<dyn Hand>);
-
-impl Hand for Shared {
-    fn turn(&self, micros: i64) {
-        self.0.turn(micros);
-    }
-}
-
-impl Subject for OnTiered {
-    fn name(&self) -> &'static str {
-        if self.in_cache { "tiered-cache" } else { "tiered-strict" }
-    }
-
-    fn open(&self) -> Pin<Box<dyn Future<Output = Harness> + Send + '_>> {
-        Box::pin(async {
-            let of_database = OnPostgres { name: "postgres", database: Some(database) }.open().await;
-            let server = servers::Redis::start(&[]).unwrap();
-            let store = Arc::new(tiered(of_database.store, &server).await);
-            let clock = of_database
-                .clock
-                .filter(|_| !self.in_cache)
-                .map(|clock| Arc::new(Turned(Box::new(Shared(clock)), Arc::clone(&store))) as Arc<dyn Hand>);
-            if self.in_cache {
-                let routes = CacheRoutes::default();
-                routes.set(["", "pay", "create-payment"].map(String::from).into());
-                store.keep_in_cache(Arc::new(routes));
-            }
-            let keep = Some(Box::new((of_database.keep, server)) as _);
-            Harness { store, clock, raw: None, rounds: 10, keep }
-        })
-    }
-
-    fn cannot(&self) -> &'static [(&'static str, &'static str)] {
-        const NOT_MOVED: &str = "the Redis store's own list moves its clock";
-        if self.in_cache {
-            return &[
-                ("fence_no_precision_loss_above_2p53", NOT_MOVED),
-                ("fence_increases_after_release_with_the_clock_set_back", NOT_MOVED),
-                ("schema_version_forward_refused", "the Redis store's own list writes a record of a later version"),
-            ];
-        }
-        OnPostgres { name: "postgres", database: None }.cannot()
-    }
+/// A Redis of its own.
+fn in_front() -> Servers {
+    let server = servers::Redis::start(&[]).unwrap();
+    Servers { options: redis::Options::new(redis_address(&server)), keep: Box::new(server) }
 }
 
 #[test]
 fn every_case_of_the_list_holds_where_routes_are_strict() {
+    // Outside of any runtime.
     server();
-    run_all(&OnTiered { in_cache: false }, 4);
+    run_all(&OnTiered { in_cache: false, database: Some(database), servers: Some(in_front) }, 4);
 }
 
 #[test]
 fn every_case_of_the_list_holds_where_routes_are_in_the_cache() {
     // Outside of any runtime.
     server();
-    run_all(&OnTiered { in_cache: true }, 4);
+    run_all(&OnTiered { in_cache: true, database: Some(database), servers: Some(in_front) }, 4);
 }
 
 /// Two processes on servers of their own.

@@ -1,6 +1,7 @@
 //! The same tests on another store: where `CONTRACT_STORE` names a server, each data folder has a place there for its
-//! records. On PostgreSQL that is a database of its own, a copy of the one named `contract`; on Redis one by its number.
-//! `cargo xtask contract --store postgres` and `--store redis` say it.
+//! records. On PostgreSQL that is a database of its own, a copy of the one named `contract`; on Redis one by its number;
+//! where `CONTRACT_IN_FRONT` names a Redis too, one of each. `cargo xtask contract --store postgres`, `--store redis` and
+//! `--store tiered` say it.
 
 use std::{path::Path, sync::OnceLock};
 
@@ -11,6 +12,10 @@ use servers::{
 
 /// How the tests connect to the server, without the name of a database.
 const SERVER: &str = "CONTRACT_STORE";
+/// A Redis in front of it.
+const IN_FRONT: &str = "CONTRACT_IN_FRONT";
+/// And what all routes ask of both.
+const DURABILITY: &str = "CONTRACT_DURABILITY";
 /// The database that has the schema.
 const TEMPLATE: &str = "contract";
 /// As the embedded store does at its start: whoever held a record is gone. Here that is a lease that has run out.
@@ -35,15 +40,25 @@ const DATABASES: &str = "contract:databases";
 /// The store's name in metrics.
 pub(crate) fn store_name() -> &'static str {
     match std::env::var(SERVER) {
-        Ok(server) if server.starts_with("redis:") => "redis",
+        Ok(server) if server.starts_with("redis:") || is_in_cache() => "redis",
         Ok(_) => "postgres",
         Err(_) => "embedded",
     }
 }
 
-/// The database of one data folder: its name or number, once it is made.
+/// Whether there are two, and records are in Redis.
+fn is_in_cache() -> bool {
+    std::env::var(DURABILITY).is_ok_and(|durability| durability == "cache")
+}
+
+/// The databases of one data folder, once they are made.
 #[derive(Default)]
-pub(crate) struct Database(OnceLock<String>);
+pub(crate) struct Database {
+    /// Its name, on PostgreSQL.
+    name: OnceLock<String>,
+    /// Its number, on Redis.
+    number: OnceLock<String>,
+}
 
 impl Database {
     /// What the environment says of it to a process with this configuration. Nothing where the tests run on the
@@ -56,10 +71,16 @@ impl Database {
         if config.contains("kind = \"") {
             return Vec::new();
         }
-        let mut env = match server.strip_prefix("redis://127.0.0.1:") {
-            Some(port) => self.in_redis(&server, port.parse().unwrap()),
-            None => self.in_postgres(&server, folder),
+        let mut env = match server.starts_with("redis:") {
+            true => self.in_redis(&server),
+            false => self.in_postgres(&server, folder),
         };
+        if let Ok(in_front) = std::env::var(IN_FRONT) {
+            // What is said last counts.
+            env.extend(self.in_redis(&in_front));
+            env.push(("ONCEWARD_STORE__KIND", "tiered".to_owned()));
+            env.push(("ONCEWARD_DEFAULTS__DURABILITY", std::env::var(DURABILITY).unwrap()));
+        }
         if !config.contains("deadline = ") {
             env.push(("ONCEWARD_STORE__DEADLINE", "5s".to_owned()));
         }
@@ -71,7 +92,7 @@ impl Database {
 
     fn in_postgres(&self, server: &str, folder: &Path) -> Vec<(&'static str, String)> {
         let name = folder.file_name().and_then(|name| name.to_str()).unwrap().trim_start_matches('.');
-        match self.0.set(name.to_owned()) {
+        match self.name.set(name.to_owned()) {
             Ok(()) => {
                 psql_at(&format!("{server}/postgres"), &format!("CREATE DATABASE \"{name}\" TEMPLATE {TEMPLATE}"))
             }
@@ -88,13 +109,14 @@ impl Database {
         ]
     }
 
-    fn in_redis(&self, server: &str, port: u16) -> Vec<(&'static str, String)> {
-        let number = match self.0.get() {
+    fn in_redis(&self, server: &str) -> Vec<(&'static str, String)> {
+        let port = server.strip_prefix("redis://127.0.0.1:").unwrap().parse().unwrap();
+        let number = match self.number.get() {
             Some(number) => {
                 command_at(port, &["EVAL", LEASES_RUN_OUT_IN_REDIS, "0", number]).unwrap();
                 number
             }
-            None => self.0.get_or_init(|| command_at(port, &["INCR", DATABASES]).unwrap()),
+            None => self.number.get_or_init(|| command_at(port, &["INCR", DATABASES]).unwrap()),
         };
         vec![
             ("ONCEWARD_STORE__KIND", "redis".to_owned()),

@@ -15,7 +15,7 @@
 //!
 //! `drive` a request's claim and a holder's or operator's step on any store · `script` the
 //! language of the rows and the checks made after each step · `rows` the rows · `races`, `content`,
-//! `faults` the cases in code · `postgres` and `redis` the stores across a network as subjects · `hooks` those that only the memory store can show, with its hooks
+//! `faults` the cases in code · `postgres`, `redis` and `tiered` the stores across a network as subjects · `hooks` those that only the memory store can show, with its hooks
 //!
 //! Not a stable interface: names and rows follow the guarantees.
 
@@ -47,6 +47,8 @@ mod redis;
 mod rows;
 mod script;
 mod subject;
+#[cfg(all(feature = "postgres", feature = "redis"))]
+mod tiered;
 
 #[cfg(feature = "postgres")]
 pub use self::postgres::{Database, MOVABLE_CLOCK, OnPostgres};
@@ -55,6 +57,8 @@ pub use self::redis::{OnRedis, Servers};
 #[cfg(feature = "embedded")]
 pub use self::subject::OnEmbedded;
 pub use self::subject::{OnMemory, OnMemoryWaiting};
+#[cfg(all(feature = "postgres", feature = "redis"))]
+pub use self::tiered::OnTiered;
 
 /// What a case returns; it panics where a rule is broken.
 pub type Run = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -211,6 +215,10 @@ pub fn subjects() -> Vec<Box<dyn Subject>> {
         Box::new(OnRedis { name: "redis-sentinel-watch", servers: None }),
         #[cfg(feature = "redis")]
         Box::new(OnRedis { name: "redis-cluster", servers: None }),
+        #[cfg(all(feature = "postgres", feature = "redis"))]
+        Box::new(OnTiered { in_cache: false, database: None, servers: None }),
+        #[cfg(all(feature = "postgres", feature = "redis"))]
+        Box::new(OnTiered { in_cache: true, database: None, servers: None }),
     ]
 }
 
