@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use crate::cache::{self, Cache};
 use crate::database::Database;
 use crate::disk::SmallDisk;
+use crate::plan::Durability;
 use crate::shards::Shards;
 
 /// The stores that plans are carried out on.
@@ -19,11 +20,13 @@ pub(crate) enum Store {
     Postgres,
     /// Two processes on one Redis server, or on a Cluster.
     Redis,
+    /// Two processes on one PostgreSQL database with one Redis server in front.
+    Tiered,
 }
 
 impl Store {
     /// All of them.
-    pub(crate) const ALL: [Self; 3] = [Self::Embedded, Self::Postgres, Self::Redis];
+    pub(crate) const ALL: [Self; 4] = [Self::Embedded, Self::Postgres, Self::Redis, Self::Tiered];
 
     /// As `--store` spells it.
     #[must_use]
@@ -32,6 +35,7 @@ impl Store {
             Self::Embedded => "embedded",
             Self::Postgres => "postgres",
             Self::Redis => "redis",
+            Self::Tiered => "tiered",
         }
     }
 }
@@ -62,15 +66,31 @@ pub(crate) enum Backing {
     Redis(Box<Cache>),
     /// A Redis Cluster.
     Cluster(Box<Shards>),
+    /// A database with Redis in front, and where all routes have their records.
+    Tiered(Box<Database>, Box<Cache>, Durability),
+}
+
+/// 32 bytes, in base64.
+pub(crate) const SECRET: &str = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=";
+
+/// The tables of every configuration whose records are shared.
+fn shared(kind: &str, own: &Path) -> String {
+    format!("[identity]\nsecret = \"{SECRET}\"\n[store]\nkind = \"{kind}\"\npath = {own:?}\ndeadline = \"2s\"\n")
 }
 
 impl Backing {
+    /// Whether Redis has the only copy of records.
+    #[must_use]
+    pub(crate) fn is_cache(&self) -> bool {
+        matches!(self, Self::Redis(_) | Self::Cluster(_) | Self::Tiered(_, _, Durability::Cache))
+    }
+
     /// How many processes are before it.
     #[must_use]
     pub(crate) fn gateways(&self) -> usize {
         match self {
             Self::Embedded { .. } => 1,
-            Self::Postgres(_) | Self::Redis(_) | Self::Cluster(_) => 2,
+            Self::Postgres(_) | Self::Redis(_) | Self::Cluster(_) | Self::Tiered(..) => 2,
         }
     }
 
@@ -81,9 +101,12 @@ impl Backing {
             Self::Embedded { folder, .. } => {
                 format!("[store]\nkind = \"embedded\"\npath = {folder:?}\nreserve = \"1MiB\"\n")
             }
-            Self::Postgres(database) => database.config(own),
-            Self::Redis(cache) => cache.config(own),
-            Self::Cluster(shards) => shards.config(own),
+            Self::Postgres(database) => format!("{}{}", shared("postgres", own), database.table()),
+            Self::Redis(cache) => format!("{}{}", shared("redis", own), cache.table()),
+            Self::Cluster(shards) => format!("{}{}", shared("redis", own), shards.table()),
+            Self::Tiered(database, cache, _) => {
+                format!("{}{}{}", shared("tiered", own), database.table(), cache.table())
+            }
         }
     }
 
@@ -92,7 +115,8 @@ impl Backing {
     pub(crate) fn defaults(&self) -> String {
         match self {
             Self::Embedded { .. } | Self::Postgres(_) => String::new(),
-            Self::Redis(cache) => cache.defaults(),
+            Self::Redis(cache) | Self::Tiered(_, cache, Durability::Cache) => cache.defaults(),
+            Self::Tiered(_, _, Durability::Strict) => cache::defaults_of_strict(),
             Self::Cluster(_) => cache::defaults(false),
         }
     }
@@ -105,7 +129,9 @@ impl Backing {
             // Nobody waits for the end of one: a process that is gone holds nothing.
             Self::Embedded { .. } => Leases { short: "400ms", again: "10s", long: "30m" },
             // The claims of a process that is gone are its own until their leases end.
-            Self::Postgres(_) | Self::Redis(_) | Self::Cluster(_) => Leases { short: "500ms", again: "3s", long: "3s" },
+            Self::Postgres(_) | Self::Redis(_) | Self::Cluster(_) | Self::Tiered(..) => {
+                Leases { short: "500ms", again: "3s", long: "3s" }
+            }
         }
     }
 
@@ -137,7 +163,7 @@ impl Backing {
     /// Where it is none.
     pub(crate) fn database(&mut self) -> anyhow::Result<&mut Database> {
         match self {
-            Self::Postgres(database) => Ok(database),
+            Self::Postgres(database) | Self::Tiered(database, ..) => Ok(database),
             _ => anyhow::bail!("this life needs a database"),
         }
     }
@@ -148,7 +174,7 @@ impl Backing {
     /// Where it is none.
     pub(crate) fn cache(&mut self) -> anyhow::Result<&mut Cache> {
         match self {
-            Self::Redis(cache) => Ok(cache),
+            Self::Redis(cache) | Self::Tiered(_, cache, _) => Ok(cache),
             _ => anyhow::bail!("this life needs one Redis"),
         }
     }

@@ -2,7 +2,6 @@
 //! processes say that it lost.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use anyhow::{Context as _, ensure};
 use onceward_core::key::{RecordId, Scope, Secret};
@@ -10,14 +9,14 @@ use servers::redis::{PASSWORD, USER};
 use servers::{Redis, Relay};
 use tokio::task::block_in_place;
 
+#[cfg(test)]
+use crate::backing::SECRET;
 use crate::history::{Operation, Told};
 use crate::plan::Strategy;
 use crate::traffic::wall_us;
 
 /// The bytes of the secret.
 const SECRET_BYTES: [u8; 32] = [7; 32];
-/// The same in base64.
-const SECRET: &str = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=";
 /// The environment of all routes.
 const ENV: &str = "chaos";
 /// Pieces of answers that are withheld: as many as claims and settlings may be on their way at once.
@@ -28,6 +27,8 @@ const LOST: &str = "Redis lost records";
 const QUARANTINE_S: u64 = 2;
 /// A record's key: `idemp:v1:{p017}:` and its id.
 const RECORD_KEY_BYTES: usize = 16 + 43;
+/// And what a hint's has after it.
+const HINT: &str = ":h";
 
 /// What a server is to do beyond the usual.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,6 +41,8 @@ pub(crate) struct Wanted {
     pub(crate) fails_over: bool,
     /// How processes take a step.
     pub(crate) strategy: Strategy,
+    /// It has hints, of records of a database.
+    pub(crate) has_hints: bool,
 }
 
 /// A Redis server that several processes share, and at times a replica.
@@ -72,10 +75,10 @@ impl Cache {
         Ok(Self { wanted, primary, replica: None, stream: None, saved: BTreeSet::new(), place })
     }
 
-    /// The tables of the configuration that name it.
+    /// The table of the configuration that names it.
     #[must_use]
-    pub(crate) fn config(&self, own: &Path) -> String {
-        config(&format!("redis://{}/0", self.place.address()), own, self.wanted.strategy)
+    pub(crate) fn table(&self) -> String {
+        table(&format!("redis://{}/0", self.place.address()), self.wanted.strategy)
     }
 
     /// What its routes must say.
@@ -90,13 +93,21 @@ impl Cache {
         if self.wanted.quarantine { QUARANTINE_S * 1_000_000 } else { 0 }
     }
 
+    /// Whether it has anything that can be lost.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub(crate) fn has_any(&self) -> anyhow::Result<bool> {
+        block_in_place(|| Ok(!self.kept(&self.primary)?.is_empty()))
+    }
+
     /// Takes everything out of it, and is certain that there were records.
     ///
     /// # Errors
     /// Where there were none, or it does not answer.
     pub(crate) fn flush(&self) -> anyhow::Result<()> {
         block_in_place(|| {
-            ensure!(!records(&self.primary)?.is_empty(), "there was nothing to lose");
+            ensure!(!self.kept(&self.primary)?.is_empty(), "there was nothing to lose");
             self.primary.command(&["FLUSHALL"]).map(|_| ())
         })
     }
@@ -111,7 +122,7 @@ impl Cache {
             ensure!(!had.is_empty(), "there was nothing to lose");
             self.primary.kill()?;
             self.primary.start_again()?;
-            let has = records(&self.primary)?;
+            let has = self.kept(&self.primary)?;
             let expected = if self.wanted.is_kept { had } else { BTreeSet::new() };
             ensure!(has == expected, "it was to come back with {} records, and has {}", expected.len(), has.len());
             self.place.accept()
@@ -126,7 +137,7 @@ impl Cache {
         block_in_place(|| {
             let at = wall_us();
             self.primary.command(&["SAVE"])?;
-            self.saved = records(&self.primary)?;
+            self.saved = self.kept(&self.primary)?;
             Ok(at)
         })
     }
@@ -140,7 +151,7 @@ impl Cache {
             let had = self.close()?;
             self.primary.kill()?;
             self.primary.start_again()?;
-            lacks(&had, &records(&self.primary)?)?;
+            lacks(&had, &self.kept(&self.primary)?)?;
             self.place.accept()
         })
     }
@@ -158,7 +169,7 @@ impl Cache {
             self.primary.wait_for_replicas(1)?;
             stream.refuse()?;
             stream.cut();
-            self.saved = records(&replica)?;
+            self.saved = self.kept(&replica)?;
             (self.replica, self.stream) = (Some(replica), Some(stream));
             Ok(at)
         })
@@ -169,7 +180,7 @@ impl Cache {
     /// # Errors
     /// Where it does not answer.
     pub(crate) fn is_ahead(&self) -> anyhow::Result<bool> {
-        block_in_place(|| Ok(!records(&self.primary)?.is_subset(&self.saved)))
+        block_in_place(|| Ok(!self.kept(&self.primary)?.is_subset(&self.saved)))
     }
 
     /// `kill -9` of the primary for good; the replica takes its place, and lacks records.
@@ -179,7 +190,7 @@ impl Cache {
     pub(crate) fn fail_over(&mut self) -> anyhow::Result<()> {
         let replica = self.replica.take().context("there is no replica")?;
         block_in_place(|| {
-            lacks(&self.close()?, &records(&replica)?)?;
+            lacks(&self.close()?, &self.kept(&replica)?)?;
             self.primary.kill()?;
             replica.promote()?;
             self.place.leads_to(replica.port());
@@ -205,7 +216,16 @@ impl Cache {
     fn close(&self) -> anyhow::Result<BTreeSet<String>> {
         self.place.refuse()?;
         self.place.cut();
-        records(&self.primary)
+        self.kept(&self.primary)
+    }
+
+    /// The keys of what a server has that counts.
+    fn kept(&self, server: &Redis) -> anyhow::Result<BTreeSet<String>> {
+        let mut kept = records(server)?;
+        if self.wanted.has_hints {
+            kept.extend(hints(server)?);
+        }
+        Ok(kept)
     }
 
     /// Stops its process where it is.
@@ -238,15 +258,20 @@ impl Cache {
     }
 }
 
-/// The tables of a configuration that name Redis.
+/// The table of a configuration that names Redis.
 #[must_use]
-pub(crate) fn config(url: &str, own: &Path, strategy: Strategy) -> String {
+pub(crate) fn table(url: &str, strategy: Strategy) -> String {
     let strategy = strategy.name();
     format!(
-        "[identity]\nsecret = \"{SECRET}\"\n[store]\nkind = \"redis\"\npath = {own:?}\ndeadline = \"2s\"\n\
-         [store.redis]\nurl = \"{url}\"\nusername = \"{USER}\"\npassword = \"{PASSWORD}\"\n\
+        "[store.redis]\nurl = \"{url}\"\nusername = \"{USER}\"\npassword = \"{PASSWORD}\"\n\
          strategy = \"{strategy}\"\n"
     )
+}
+
+/// What routes must say whose records are in a database, and of which Redis has hints.
+#[must_use]
+pub(crate) fn defaults_of_strict() -> String {
+    format!("durability = \"strict\"\nscope = {{ env = \"fixed:{ENV}\" }}\n")
 }
 
 /// What routes must say whose records are in Redis.
@@ -314,6 +339,12 @@ fn parts(list: &str) -> Option<BTreeSet<u16>> {
 pub(crate) fn records(server: &Redis) -> anyhow::Result<BTreeSet<String>> {
     let keys = server.command(&["KEYS", "idemp:v1:{p*}:*"])?;
     Ok(keys.lines().filter(|key| key.len() == RECORD_KEY_BYTES).map(str::to_owned).collect())
+}
+
+/// The keys of the hints that a server has.
+fn hints(server: &Redis) -> anyhow::Result<BTreeSet<String>> {
+    let keys = server.command(&["KEYS", &format!("idemp:v1:{{p*}}:*{HINT}")])?;
+    Ok(keys.lines().map(str::to_owned).collect())
 }
 
 /// Whether it lacks some of what another had, and not all.

@@ -15,8 +15,6 @@ use crate::PATIENCE;
 
 /// Its name on the server.
 const NAME: &str = "keys";
-/// 32 bytes, in base64.
-const SECRET: &str = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=";
 /// How often a standby is asked for.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Pieces of answers that are withheld: as many as claims and settlings may be on their way at once.
@@ -51,15 +49,12 @@ impl Database {
         Ok(database)
     }
 
-    /// The tables of the configuration that name it.
+    /// The table of the configuration that names it.
     #[must_use]
-    pub(crate) fn config(&self, own: &Path) -> String {
+    pub(crate) fn table(&self) -> String {
         let hosts: Vec<String> = self.places.iter().map(|place| place.address().to_string()).collect();
         let url = format!("postgresql://{USER}@{}/{NAME}?target_session_attrs=read-write", hosts.join(","));
-        format!(
-            "[identity]\nsecret = \"{SECRET}\"\n[store]\nkind = \"postgres\"\npath = {own:?}\ndeadline = \"2s\"\n\
-             [store.postgres]\nurl = \"{url}\"\npassword = \"{PASSWORD}\"\ntls = \"off\"\n"
-        )
+        format!("[store.postgres]\nurl = \"{url}\"\npassword = \"{PASSWORD}\"\ntls = \"off\"\n")
     }
 
     fn place(&self, at: usize) -> anyhow::Result<&Relay> {
@@ -71,7 +66,23 @@ impl Database {
     /// # Errors
     /// Where it does not come back.
     pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
-        block_in_place(|| self.primary.kill())?;
+        self.fall()?;
+        self.rise()
+    }
+
+    /// `kill -9` of all the server's processes.
+    ///
+    /// # Errors
+    /// Where it does not run.
+    pub(crate) fn fall(&mut self) -> anyhow::Result<()> {
+        block_in_place(|| self.primary.kill())
+    }
+
+    /// Its start after that.
+    ///
+    /// # Errors
+    /// Where it does not come back.
+    pub(crate) fn rise(&mut self) -> anyhow::Result<()> {
         block_in_place(|| self.primary.start_again())
     }
 

@@ -166,7 +166,8 @@ impl<'a> Lives<'a> {
         }
         self.answers(after).await?;
         self.crowd().await;
-        if let Backing::Redis(_) = self.backing {
+        let is_of_redis = blow.is_of_redis() && matches!(self.backing, Backing::Tiered(..));
+        if is_of_redis || matches!(self.backing, Backing::Redis(_)) {
             return self.strike_redis(blow, after).await;
         }
         if let Backing::Cluster(_) = self.backing {

@@ -5,7 +5,7 @@
 //!
 //! [`plan`] what a seed means · [`round`] one plan carried out · [`lives`] faults, life by life, with
 //! [`damage`], [`disk`] and [`clock`] · [`gateway`] a process
-//! under test · [`backing`] what is behind it: a folder, a [`database`] or a [`cache`] behind a relay, or a Cluster's [`shards`] · [`ledger`] the upstream, which knows the truth · [`clients`], [`traffic`] who asks, and what all of them
+//! under test · [`backing`] what is behind it: a folder, a [`database`] or a [`cache`] behind a relay, both, or a Cluster's [`shards`] · [`ledger`] the upstream, which knows the truth · [`clients`], [`traffic`] who asks, and what all of them
 //! saw · [`history`] what is judged · [`judge`] the rules · [`mutants`] the product
 //! without one of its safeties
 
@@ -36,7 +36,7 @@ use clap::{Parser, Subcommand};
 use onceward_core::mutant::Mutant;
 
 use crate::backing::Store;
-use crate::plan::{Plan, RESHARDING, Strategy, names};
+use crate::plan::{Durability, Plan, RESHARDING, Strategy, names};
 use crate::round::{Counts, Programs};
 
 /// Against what hangs; no verdict depends on it but that a key ends.
@@ -68,6 +68,9 @@ enum Command {
         /// How processes take steps on one Redis
         #[arg(long, value_enum, default_value_t)]
         strategy: Strategy,
+        /// Where all routes of the tiered store have their records
+        #[arg(long)]
+        durability: Option<Durability>,
         /// Rounds go on for so long; without it each plan has one
         #[arg(long, conflicts_with = "long")]
         seconds: Option<u64>,
@@ -103,11 +106,15 @@ async fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Ledger { file } => ledger::serve(&file).await.map(|()| true),
         Command::Mutants { onceward, seed, store, only } => teeth(onceward, seed, store, &only).await,
-        Command::Run { onceward, seed, store, plan, strategy, seconds, long } => {
+        Command::Run { onceward, seed, store, plan, strategy, durability, seconds, long } => {
             let programs = Programs { onceward, mutant: None };
             let seconds = seconds.or(long.map(|minutes| minutes.saturating_mul(60)));
-            match chosen(store, &plan).and_then(|chosen| by(strategy, chosen)) {
-                Ok(chosen) => run(&programs, seed, &chosen, strategy, seconds.map(Duration::from_secs)).await,
+            let chosen = kept(store, durability).and_then(|durability| {
+                let how = How { strategy, durability };
+                Ok((by(strategy, chosen(store, &plan)?)?, how))
+            });
+            match chosen {
+                Ok((chosen, how)) => run(&programs, seed, &chosen, how, seconds.map(Duration::from_secs)).await,
                 Err(error) => Err(error),
             }
         }
@@ -120,6 +127,20 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What a plan leaves open.
+#[derive(Clone, Copy)]
+struct How {
+    strategy: Strategy,
+    durability: Durability,
+}
+
+/// Where the routes of the tiered store have their records.
+fn kept(store: Option<Store>, durability: Option<Durability>) -> anyhow::Result<Durability> {
+    let is_there = durability.is_none() || store == Some(Store::Tiered);
+    ensure!(is_there, "only with both is there a choice of durability: --store tiered");
+    Ok(durability.unwrap_or_default())
 }
 
 /// A plan by its store and name.
@@ -187,7 +208,7 @@ async fn run(
     programs: &Programs,
     seed: u64,
     names: &[Name],
-    strategy: Strategy,
+    how: How,
     goes_on: Option<Duration>,
 ) -> anyhow::Result<bool> {
     let began = Instant::now();
@@ -196,7 +217,8 @@ async fn run(
     let mut is_green = true;
     'rounds: loop {
         for ((store, name), counts) in names.iter().zip(&mut of_each) {
-            let plan = Plan { strategy, ..Plan::of(*store, name, seed).context("a plan that is known")? };
+            let How { strategy, durability } = how;
+            let plan = Plan { strategy, durability, ..Plan::of(*store, name, seed).context("a plan that is known")? };
             is_green = one(&plan, programs, counts).await?;
             seed += 1;
             if !is_green || goes_on.is_some_and(|goes_on| began.elapsed() >= goes_on) {

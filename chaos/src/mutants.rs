@@ -60,6 +60,8 @@ fn is_of(mutant: Mutant, store: Store) -> bool {
         // A claim is one commit of the server, whose `synchronous_commit` the store looks at; and no process knows
         // that the session of another is over.
         Mutant::ClaimNotDurable | Mutant::StaleSession => store == Store::Embedded,
+        // Only there is a choice.
+        Mutant::StrictInCache => store == Store::Tiered,
         // Its scripts do both, and have no mutants.
         Mutant::FenceNotCompared | Mutant::LeaseDeletes => store != Store::Redis,
         _ => true,
@@ -69,6 +71,7 @@ fn is_of(mutant: Mutant, store: Store) -> bool {
 /// The plan that is most about it.
 fn shows(mutant: Mutant) -> &'static str {
     match mutant {
+        Mutant::StrictInCache => "flush",
         Mutant::FenceNotCompared => "overtaken",
         _ => "kills",
     }

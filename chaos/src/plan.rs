@@ -45,9 +45,26 @@ pub(crate) enum Blow {
     Stopped,
     /// Slots of a Cluster are moved.
     Moved,
+    /// The database and Redis are killed at a time, and Redis comes back without what it had.
+    Both,
 }
 
 impl Blow {
+    /// Where there are a database and Redis: what is done to the latter too.
+    #[must_use]
+    pub(crate) fn is_of_redis(self) -> bool {
+        matches!(
+            self,
+            Self::Flushed
+                | Self::Emptied
+                | Self::LeftBehind
+                | Self::SetBack
+                | Self::Deleted
+                | Self::Stopped
+                | Self::Both
+        )
+    }
+
     /// In the list of faults.
     #[must_use]
     pub(crate) fn name(self) -> &'static str {
@@ -64,6 +81,7 @@ impl Blow {
             Self::Deleted => "record deleted",
             Self::Stopped => "database stopped",
             Self::Moved => "slots moved",
+            Self::Both => "database and Redis kill -9 at a time",
         }
     }
 }
@@ -185,6 +203,20 @@ pub(crate) fn names(store: Store) -> &'static [&'static str] {
             "unconfirmed",
             RESHARDING,
         ],
+        Store::Tiered => &[
+            "kills",
+            "database",
+            "failover",
+            "connections",
+            "flush",
+            "emptied",
+            "stale",
+            "both",
+            "stops",
+            "failpoints",
+            "overtaken",
+            "unconfirmed",
+        ],
     }
 }
 
@@ -218,6 +250,40 @@ impl Strategy {
     }
 }
 
+/// Where all routes have their records, in a store that leaves it to them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Durability {
+    /// In the database, with hints in Redis.
+    #[default]
+    Strict,
+    /// In Redis alone.
+    Cache,
+}
+
+impl std::str::FromStr for Durability {
+    type Err = &'static str;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        match word {
+            "strict" => Ok(Self::Strict),
+            "cache" => Ok(Self::Cache),
+            "journaled" => Err("no store keeps a journal yet: there are strict and cache"),
+            _ => Err("there are strict and cache"),
+        }
+    }
+}
+
+impl Durability {
+    /// As `--durability` and the configuration spell it.
+    #[must_use]
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Strict => "strict",
+            Self::Cache => "cache",
+        }
+    }
+}
+
 /// What is done in one round: a folder, a ledger, clients, and several lives of the process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
@@ -233,6 +299,8 @@ pub(crate) struct Plan {
     pub(crate) lives: Vec<Life>,
     /// On Redis.
     pub(crate) strategy: Strategy,
+    /// On both.
+    pub(crate) durability: Durability,
 }
 
 impl Plan {
@@ -248,7 +316,7 @@ impl Plan {
             (_, "pauses") => pauses(&mut rng),
             (Store::Embedded, "stops") => stops(&mut rng, 500, 900),
             // Another process may take over what is sent late only where the upstream does not look at the fence.
-            (Store::Postgres, "stops") => stops(&mut rng, 700, 1500),
+            (Store::Postgres | Store::Tiered, "stops") => stops(&mut rng, 700, 1500),
             (Store::Redis, "stops") => {
                 let mut lives = stops(&mut rng, 700, 1500);
                 lives.push(struck_by(&mut rng, Blow::Stopped));
@@ -270,6 +338,8 @@ impl Plan {
             (Store::Redis, "failover") => {
                 vec![struck_by(&mut rng, Blow::LeftBehind), struck_by(&mut rng, Blow::LeftBehind)]
             }
+            (_, "stale") => vec![struck_by(&mut rng, Blow::LeftBehind), struck_by(&mut rng, Blow::LeftBehind)],
+            (_, "both") => struck(&mut rng, &[Blow::Both, Blow::Both]),
             (_, "overtaken") => vec![Life::Unrenewed { after: rng.u32(80..160) }],
             (_, "unconfirmed") => vec![Life::Unconfirmed { after: rng.u32(30..60) }],
             (_, "clock") => clock(&mut rng),
@@ -281,18 +351,19 @@ impl Plan {
         };
         lives.push(Life::Clean);
         let mix = if name == "overtaken" { Mix::Overtaken } else { Mix::All };
-        Some(Self { store, name, seed, mix, lives, strategy: Strategy::Script })
+        Some(Self { store, name, seed, mix, lives, strategy: Strategy::Script, durability: Durability::Strict })
     }
 
     /// The command that runs it again.
     #[must_use]
     pub(crate) fn command(&self) -> String {
-        let Self { store, name, seed, strategy, .. } = self;
-        let strategy = match strategy {
-            Strategy::Script => String::new(),
-            Strategy::Watch => format!(" --strategy {}", strategy.name()),
+        let Self { store, name, seed, strategy, durability, .. } = self;
+        let how = match (store, strategy) {
+            (Store::Tiered, _) => format!(" --durability {}", durability.name()),
+            (_, Strategy::Script) => String::new(),
+            (_, Strategy::Watch) => format!(" --strategy {}", strategy.name()),
         };
-        format!("cargo xtask chaos --store {} --plan {name}{strategy} --seed {seed}", store.name())
+        format!("cargo xtask chaos --store {} --plan {name}{how} --seed {seed}", store.name())
     }
 }
 

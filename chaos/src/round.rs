@@ -20,7 +20,7 @@ use crate::history::{self, Seen};
 use crate::judge::{self, Broken};
 use crate::ledger::Ledger;
 use crate::lives::{Done, Lives};
-use crate::plan::{Blow, Life, Plan, RESHARDING};
+use crate::plan::{Blow, Durability, Life, Plan, RESHARDING};
 use crate::shards::Shards;
 use crate::traffic::Traffic;
 
@@ -167,15 +167,10 @@ async fn carry_out(plan: &Plan, programs: &Programs, folder: &Path) -> anyhow::R
         }
         Store::Postgres => Backing::Postgres(Box::new(Database::start(&programs.onceward).await?)),
         Store::Redis if plan.name == RESHARDING => Backing::Cluster(Box::new(Shards::start()?)),
-        Store::Redis => {
-            let fails_over = plan.lives.iter().any(|life| matches!(life, Life::Struck { blow: Blow::LeftBehind, .. }));
-            let wanted = Wanted {
-                is_kept: plan.name == "database",
-                quarantine: plan.name == "quarantine",
-                fails_over,
-                strategy: plan.strategy,
-            };
-            Backing::Redis(Box::new(Cache::start(wanted)?))
+        Store::Redis => Backing::Redis(Box::new(Cache::start(wanted(plan))?)),
+        Store::Tiered => {
+            let database = Box::new(Database::start(&programs.onceward).await?);
+            Backing::Tiered(database, Box::new(Cache::start(wanted(plan))?), plan.durability)
         }
     };
     let site = Site { program: programs.onceward.clone(), mutant: programs.mutant.clone(), folder: folder.to_owned() };
@@ -222,6 +217,18 @@ async fn carry_out(plan: &Plan, programs: &Programs, folder: &Path) -> anyhow::R
     ensure!(losing == 0 || counts.again > 0, "nothing ran again of what was lost {losing} times");
     ensure!(counts.keys > 0 && counts.dispatches > 0, "no client came through");
     Ok((seen, counts))
+}
+
+/// What Redis is to do in this plan.
+fn wanted(plan: &Plan) -> Wanted {
+    let fails_over = plan.lives.iter().any(|life| matches!(life, Life::Struck { blow: Blow::LeftBehind, .. }));
+    Wanted {
+        is_kept: plan.store == Store::Redis && plan.name == "database",
+        quarantine: plan.name == "quarantine",
+        fails_over,
+        strategy: plan.strategy,
+        has_hints: plan.store == Store::Tiered && plan.durability == Durability::Strict,
+    }
 }
 
 /// Asks of each key, with each body that came under it, how it stands.

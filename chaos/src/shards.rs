@@ -2,7 +2,6 @@
 //! was left behind.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use anyhow::{Context as _, ensure};
 use fastrand::Rng;
@@ -52,11 +51,11 @@ impl Shards {
         })
     }
 
-    /// The tables of the configuration that name it.
+    /// The table of the configuration that names it.
     #[must_use]
-    pub(crate) fn config(&self, own: &Path) -> String {
+    pub(crate) fn table(&self) -> String {
         let hosts: Vec<String> = self.cluster.nodes().iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();
-        cache::config(&format!("redis+cluster://{}", hosts.join(",")), own, Strategy::Script)
+        cache::table(&format!("redis+cluster://{}", hosts.join(",")), Strategy::Script)
     }
 
     /// Begins to move slots, each to another primary, and moves some of their keys.

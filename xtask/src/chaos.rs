@@ -9,10 +9,14 @@ use crate::{install, tree};
 const ON_POSTGRES: &str = "kills,database,failover,connections,stops";
 /// Those on Redis; the others are for by hand.
 const ON_REDIS: &str = "kills,flush,failover,connections,quarantine,stops";
+/// Those on both with every route strict, and with every route in Redis; the others are for by hand.
+const ON_TIERED: [(&str, &str); 2] = [("strict", "database,flush,both"), ("cache", "flush")];
+/// What is taken out where there are both.
+const TAKEN_OUT_ON_TIERED: &str = "strict-in-cache,completion-not-durable";
 /// And the safeties that are taken out on Postgres.
 const TAKEN_OUT_ON_POSTGRES: &str = "completion-not-durable,fence-not-compared,lease-deletes,unknown-as-failed";
 
-/// What `cargo xtask test` runs: every plan and every mutant on the embedded store, and some plans on Postgres and Redis.
+/// What `cargo xtask test` runs: every plan and every mutant on the embedded store, and some on Postgres, Redis and both.
 ///
 /// # Errors
 /// As [`run`].
@@ -20,11 +24,16 @@ pub(crate) fn gate(counts: &mut Counts) -> anyhow::Result<()> {
     run(&["--store", "embedded"], counts)?;
     run(&["--store", "postgres", "--plan", ON_POSTGRES], counts)?;
     run(&["--store", "redis", "--plan", ON_REDIS], counts)?;
+    for (durability, plans) in ON_TIERED {
+        run(&["--store", "tiered", "--durability", durability, "--plan", plans], counts)?;
+    }
     run(&["--mutants", "--store", "embedded"], counts)?;
     // The build with mutants is still there.
     let mutants = tree::shown(&mutants_binary());
-    let store = ["--store", "postgres", "--only", TAKEN_OUT_ON_POSTGRES];
-    checker(&["mutants", "--onceward", &mutants], &store, counts)
+    for (store, only) in [("postgres", TAKEN_OUT_ON_POSTGRES), ("tiered", TAKEN_OUT_ON_TIERED)] {
+        checker(&["mutants", "--onceward", &mutants], &["--store", store, "--only", only], counts)?;
+    }
+    Ok(())
 }
 
 /// Builds what is needed, and runs the checker.

@@ -22,11 +22,18 @@ const REDIS_STOPPED: Duration = Duration::from_secs(3);
 impl Lives<'_> {
     /// The same to Redis; whatever may have lost records is noticed by both processes.
     pub(super) async fn strike_redis(&mut self, blow: Blow, after: u32) -> anyhow::Result<()> {
+        // Hints are kept beside, and are left out where Redis is slow.
+        for _ in 0..AHEAD_TRIES_MAX {
+            if self.backing.is_cache() || self.backing.cache()?.has_any()? {
+                break;
+            }
+            self.settled(self.traffic.figures().settled.saturating_add(1)).await?;
+        }
         // What was written from then on will be gone.
         let mut from_us = match blow {
             Blow::LeftBehind => Some(self.backing.cache()?.leave_behind()?),
             Blow::SetBack => Some(self.backing.cache()?.save()?),
-            Blow::Flushed | Blow::Emptied | Blow::Deleted => Some(0),
+            Blow::Flushed | Blow::Emptied | Blow::Deleted | Blow::Both => Some(0),
             _ => None,
         };
         if matches!(blow, Blow::LeftBehind | Blow::SetBack) {
@@ -45,6 +52,11 @@ impl Lives<'_> {
         match blow {
             Blow::Flushed => cache.flush()?,
             Blow::Killed | Blow::Emptied => cache.kill()?,
+            Blow::Both => {
+                self.backing.database()?.fall()?;
+                self.backing.cache()?.kill()?;
+                self.backing.database()?.rise()?;
+            }
             Blow::LeftBehind => cache.fail_over()?,
             Blow::SetBack => cache.set_back()?,
             Blow::Deleted => {
@@ -64,10 +76,10 @@ impl Lives<'_> {
         }
         self.count(blow.name());
         let is_told = from_us.is_some() && only.is_none() || blow == Blow::Killed;
-        if is_told || only.is_some() {
+        if self.backing.is_cache() && (is_told || only.is_some()) {
             self.struck.push(Struck { log, from_us: from_us.take(), begun_us, over_us: wall_us(), only, parts: None });
         }
-        if is_told {
+        if is_told && self.backing.is_cache() {
             self.told_by_all(log, usize::from(PARTITIONS)).await?;
         }
         self.settled(settled.saturating_add(after)).await
@@ -136,6 +148,9 @@ impl Lives<'_> {
     /// # Errors
     /// Where they said so of anything else.
     pub(super) fn losses(&mut self) -> anyhow::Result<Vec<history::Loss>> {
+        if !self.backing.is_cache() {
+            return Ok(Vec::new());
+        }
         let quarantine_us = self.backing.cache().map_or(0, |cache| cache.quarantine_us());
         let ends = self.struck.iter().skip(1).map(|next| next.log).chain([u64::MAX]).collect::<Vec<_>>();
         let first = self.struck.first().map_or(u64::MAX, |first| first.log);

@@ -32,11 +32,13 @@ pub enum Mutant {
     WaitersNotReading,
     /// A release frees the key although an earlier attempt is unknown.
     ReleaseAfterUnknown,
+    /// What asks for `strict` is kept in Redis alone, which grants it.
+    StrictInCache,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::ClaimNotDurable,
         Self::CompletionNotDurable,
         Self::TiedToClient,
@@ -47,6 +49,7 @@ impl Mutant {
         Self::PrincipalLeftOut,
         Self::WaitersNotReading,
         Self::ReleaseAfterUnknown,
+        Self::StrictInCache,
     ];
 
     /// As `ONCEWARD_MUTANT` spells it.
@@ -63,6 +66,7 @@ impl Mutant {
             Self::PrincipalLeftOut => "principal-left-out",
             Self::WaitersNotReading => "waiters-not-reading",
             Self::ReleaseAfterUnknown => "release-after-unknown",
+            Self::StrictInCache => "strict-in-cache",
         }
     }
 

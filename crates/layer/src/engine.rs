@@ -14,6 +14,7 @@ use onceward_core::{
     claim::SettledBy,
     fingerprint::Fingerprinter,
     key::{RecordId, Scope, Secret},
+    mutant::{self, Mutant},
     policy::{Outage, Policy},
     record::{ClaimId, Micros, SessionId},
 };
@@ -358,7 +359,11 @@ fn falling_back(routes: &Routes) -> HashSet<String> {
 }
 
 fn in_cache(routes: &Routes) -> HashSet<String> {
-    routes.all().filter(|route| route.in_cache).map(|route| route.name.clone()).collect()
+    routes
+        .all()
+        .filter(|route| route.in_cache || mutant::is(Mutant::StrictInCache))
+        .map(|route| route.name.clone())
+        .collect()
 }
 
 /// One execution that runs or is being recorded.

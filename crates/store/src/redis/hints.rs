@@ -4,7 +4,7 @@
 //! partition's epoch as it was *before* the other store was asked, so that nothing comes back that was ended and then lost
 //! with the word that ended it. What is ended leaves a word behind for as long as a late hint could count.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use onceward_core::{
     key::RecordId,
@@ -49,8 +49,11 @@ impl Redis {
         let Value::Array(found) = self.shared.link.call(&get).await.map_err(CallError::read)? else { return Ok(None) };
         let [marker, hint] = &*found else { return Ok(None) };
         if !matches!(marker, Value::BulkString(marker) if is_of(marker, &epoch)) {
-            // What was lost is told there; then the epoch is known.
-            let _lost = upkeep::unmarked(&self.shared, keys.partition, epoch).await;
+            // What was lost is told there; then the epoch is known. A hint is not waited for as long as a look may take, and
+            // one that is begun is to come to its end: else none ever would.
+            let (shared, partition) = (Arc::clone(&self.shared), keys.partition);
+            let look = async move { upkeep::unmarked(&shared, partition, epoch).await };
+            let _lost = tokio::spawn(look).await;
             return Ok(None);
         }
         let Value::BulkString(hint) = hint else { return Ok(None) };
