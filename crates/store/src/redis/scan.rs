@@ -23,8 +23,12 @@ use crate::{Filter, Kind, Page, StoreError, figures::Change};
 const READS_AT_ONCE: usize = 64;
 /// How many keys one SCAN looks at.
 const SCAN_COUNT: usize = 256;
-/// How many SCANs one page takes at most; then the next page goes on.
+/// How many SCANs one page takes at most; then the next page goes on. Open sets are short, and each page asks first which
+/// of those that are left have anything.
 const SCANS_MAX: usize = 16;
+const OPEN_SCANS_MAX: usize = 64;
+/// Nor does it go on after so many records.
+const LOOKED_AT_MAX: usize = SCANS_MAX * SCAN_COUNT;
 
 /// Where a page goes on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,9 +84,10 @@ pub(super) async fn page(
             return Err(StoreError::not_applied(Kind::Unavailable).because(said));
         }
     };
-    let places = Places::of(shared, open).await?;
+    let places = Places::of(shared, open, cursor.place).await?;
     let mut page = Page { now: shared.floor(), ..Page::default() };
-    for _ in 0..SCANS_MAX {
+    let mut looked_at = 0;
+    for _ in 0..if open { OPEN_SCANS_MAX } else { SCANS_MAX } {
         cursor = places.next(cursor);
         if places.is_over(cursor.place) {
             return Ok(page);
@@ -111,7 +116,8 @@ pub(super) async fn page(
         } else {
             Cursor { at: next, given: 0, ..cursor }
         };
-        if page.records.len() >= limit {
+        looked_at += taken;
+        if page.records.len() >= limit || looked_at >= LOOKED_AT_MAX {
             break;
         }
     }
@@ -122,7 +128,7 @@ pub(super) async fn page(
 
 /// What is gone through.
 enum Places {
-    /// The partitions that have something open.
+    /// The partitions that have something open, from where the page goes on.
     Open(BTreeSet<u16>),
     /// One server.
     One,
@@ -131,9 +137,9 @@ enum Places {
 }
 
 impl Places {
-    async fn of(shared: &Shared, open: bool) -> Result<Self, StoreError> {
+    async fn of(shared: &Shared, open: bool, from: u16) -> Result<Self, StoreError> {
         if open {
-            let counts = super::upkeep::count_open(shared).await?;
+            let counts = super::upkeep::count_open(shared, from).await?;
             return Ok(Self::Open(counts.into_iter().filter(|(_, count)| *count > 0).map(|(at, _)| at).collect()));
         }
         if !shared.side.address().is_cluster() {
@@ -204,7 +210,7 @@ fn read_scan(answer: Value, open: bool) -> Option<(u64, Vec<RecordId>)> {
 
 /// What each tenant takes up, by reading every record.
 pub(super) async fn usage(shared: &Shared) -> Result<HashMap<String, Change>, StoreError> {
-    let places = Places::of(shared, false).await?;
+    let places = Places::of(shared, false, 0).await?;
     let mut counted = HashMap::new();
     let mut cursor = Cursor::default();
     // SCAN may give a key twice.

@@ -166,7 +166,7 @@ async fn once(shared: &Shared, counts: bool) -> Result<(), StoreError> {
     drop(looking);
     super::shared::say_again(shared).await?;
     if counts {
-        let open = count_open(shared).await?.into_iter().map(|(_, count)| count).sum();
+        let open = count_open(shared, 0).await?.into_iter().map(|(_, count)| count).sum();
         shared.health.lock().figures.open = open;
         super::foreign::look(shared).await?;
     }
@@ -458,9 +458,9 @@ fn look(shared: &Shared, infos: &[Info]) {
     state.figures = figures;
 }
 
-/// How many are in flight or unknown, by partition.
-pub(super) async fn count_open(shared: &Shared) -> Result<Vec<(u16, u64)>, StoreError> {
-    let counts = key::partitions().map(|partition| async move {
+/// How many are in flight or unknown, by partition, from one on.
+pub(super) async fn count_open(shared: &Shared, from: u16) -> Result<Vec<(u16, u64)>, StoreError> {
+    let counts = key::partitions().filter(|partition| *partition >= from).map(|partition| async move {
         let command = redis::cmd("SCARD").arg(key::open(partition)).take();
         match shared.side.call(&command).await.map_err(CallError::read)? {
             Value::Int(count) => Ok((partition, u64::try_from(count).unwrap_or_default())),
