@@ -17,7 +17,7 @@ use onceward_core::key::PARTITIONS;
 use onceward_store::{
     Insert, Kind, Store,
     redis::{
-        Options, Redis, Strategy,
+        Evictions, Options, Redis, Strategy,
         address::{Address, Credentials},
     },
 };
@@ -158,6 +158,43 @@ async fn a_move_of_a_slot_under_load_grants_no_key_twice_and_is_no_loss() {
     for store in stores {
         assert_eq!(store.stats().cache.unwrap().losses, 0, "a move is no loss");
     }
+}
+
+/// Has a node evict one key of its own.
+fn evict(cluster: &RedisCluster, node: usize) {
+    let key = (0..).map(|n| format!("other-{n}")).find(|key| {
+        let slot = cluster.slot_of(key).unwrap();
+        cluster.primary_of(slot).unwrap() == node
+    });
+    let of = cluster.node(node).unwrap();
+    of.command(&["SET", &key.unwrap(), "value", "EX", "3600"]).unwrap();
+    of.command(&["CONFIG", "SET", "maxmemory-policy", "volatile-lru"]).unwrap();
+    of.command(&["CONFIG", "SET", "maxmemory", "1"]).unwrap();
+    // Before a command it makes room where it can.
+    let _refused = of.command(&["SET", "other", "value"]);
+    of.command(&["CONFIG", "SET", "maxmemory", "0"]).unwrap();
+    assert!(!of.command(&["INFO", "stats"]).unwrap().contains("evicted_keys:0\r"), "it evicted nothing");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn evictions_of_before_a_slot_moved_there_are_no_loss_of_it_and_those_after_are() {
+    let cluster = RedisCluster::start(&[]).unwrap();
+    let partition = 17;
+    let slot = slot(&cluster, partition);
+    let to = (cluster.primary_of(slot).unwrap() + 1) % 3;
+    evict(&cluster, to);
+    let store = Redis::open(Options { evictions: Evictions::Inline, ..of_cluster(&cluster) }).await.unwrap();
+    let mut numbers = (0..).filter(|number| id(*number).partition() == partition);
+    let granted = async |number| {
+        // Whoever meets what is not known yet is refused, and nothing is done.
+        until(async || claim(&store, number).await.is_ok()).await;
+        store.stats().cache.unwrap().losses
+    };
+    assert_eq!(granted(numbers.next().unwrap()).await, 0);
+    cluster.move_slot(slot, to).unwrap();
+    assert_eq!(granted(numbers.next().unwrap()).await, 0, "nothing that it has now was evicted");
+    evict(&cluster, to);
+    assert_eq!(granted(numbers.next().unwrap()).await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

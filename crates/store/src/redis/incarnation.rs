@@ -75,6 +75,8 @@ struct State {
     tags: BTreeSet<Tag>,
     /// By partition, of the server that had it when its marker was last looked at.
     served: BTreeMap<u16, Tag>,
+    /// By server, how many keys it is known to have evicted.
+    evicted: BTreeMap<Tag, u64>,
     /// A time of the store at which its servers were those that are known, the latest.
     well_at: Micros,
     losses: VecDeque<Loss>,
@@ -126,6 +128,20 @@ impl Incarnations {
 
     pub(super) fn evicted(&self, partition: u16) -> u64 {
         self.evicted.get(usize::from(partition)).map_or(0, |known| known.load(Ordering::SeqCst))
+    }
+
+    /// Whether a server has evicted keys since it was looked at last. What it evicted before a slot moved to it was none of
+    /// that slot's; whether it was before or after is not known of a server that is new.
+    pub(super) fn has_evicted_more(&self, tag: Tag, count: u64) -> bool {
+        count > self.lock().evicted.get(&tag).copied().unwrap_or_default()
+    }
+
+    /// Takes for known how many keys each of these servers has evicted, beside those that have partitions and say nothing now.
+    pub(super) fn learn_evicted_by(&self, servers: impl Iterator<Item = (Tag, u64)>) {
+        let mut state = self.lock();
+        let served: BTreeSet<Tag> = state.served.values().copied().collect();
+        state.evicted.retain(|tag, _| served.contains(tag));
+        state.evicted.extend(servers);
     }
 
     /// Takes for known how many keys the partition's server has evicted, where it says so.

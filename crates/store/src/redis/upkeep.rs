@@ -113,9 +113,7 @@ pub(super) async fn start(shared: &Shared) -> Result<(), StoreError> {
     shared.time(if wall < written { written.plus(UNWRITTEN) } else { wall });
     tell(shared, &servers, &marked, true);
     are_well(shared).await;
-    for partition in key::partitions() {
-        shared.incarnations.learn_evicted(partition, servers.evicted(partition));
-    }
+    learn_evicted(shared, &servers);
     super::shared::say_again(shared).await?;
     if let Some(at) = super::shared::last_loss(shared).await? {
         shared.incarnations.knows_of(at, shared.floor());
@@ -217,7 +215,8 @@ async fn look_at_all(shared: &Shared) -> Result<(), StoreError> {
 fn tell_evicted(shared: &Shared, servers: &Servers) {
     if shared.options.evictions == Evictions::Inline {
         let is_more = |partition: &u16| {
-            servers.evicted(*partition).is_some_and(|count| count > shared.incarnations.evicted(*partition))
+            let said = servers.tag(*partition).zip(servers.evicted(*partition));
+            said.is_some_and(|(tag, count)| shared.incarnations.has_evicted_more(tag, count))
         };
         let more: Vec<u16> = key::partitions().filter(is_more).collect();
         if !more.is_empty() {
@@ -225,9 +224,15 @@ fn tell_evicted(shared: &Shared, servers: &Servers) {
             shared.watchers.wake_all();
         }
         // Only now, as in `tell`.
-        for partition in key::partitions() {
-            shared.incarnations.learn_evicted(partition, servers.evicted(partition));
-        }
+        learn_evicted(shared, servers);
+    }
+}
+
+fn learn_evicted(shared: &Shared, servers: &Servers) {
+    let said = |info: &Info| Some((tag_of(info.history()?)?, info.number("evicted_keys")));
+    shared.incarnations.learn_evicted_by(servers.infos.iter().filter_map(said));
+    for partition in key::partitions() {
+        shared.incarnations.learn_evicted(partition, servers.evicted(partition));
     }
 }
 
