@@ -4,6 +4,8 @@ use onceward_store::conformance;
 
 onceward_store::conformance_tests!(memory, onceward_store::conformance::OnMemory);
 onceward_store::conformance_tests!(memory_waiting, onceward_store::conformance::OnMemoryWaiting);
+onceward_store::conformance_tests!(fallback, onceward_store::conformance::OnFallback::FirstIsWell);
+onceward_store::conformance_tests!(fallback_first_dead, onceward_store::conformance::OnFallback::FirstIsDead);
 #[cfg(feature = "embedded")]
 onceward_store::conformance_tests!(embedded, onceward_store::conformance::OnEmbedded);
 

@@ -1,7 +1,7 @@
 //! Two stores as one: what goes to which, and that what ran while the first was gone does not run again.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use onceward_core::{
     cas::Expect,
@@ -11,12 +11,7 @@ use onceward_core::{
     transition::{self, Write as Transition},
 };
 use onceward_store::{
-    Applied, Filter, Insert, Read, Store, Write,
-    circuit::Breaker,
-    conformance::{Harness, OnMemory, Subject, run_all},
-    fallback::Fallback,
-    guarded::Guarded,
-    memory::Memory,
+    Applied, Filter, Insert, Read, Store, Write, circuit::Breaker, fallback::Fallback, guarded::Guarded, memory::Memory,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -26,29 +21,6 @@ const BREAKER: Breaker = Breaker { failures: 1, open: Duration::from_millis(100)
 
 fn guarded(store: Arc<dyn Store>) -> Arc<Guarded> {
     Arc::new(Guarded::new(store, SECOND, BREAKER))
-}
-
-/// The memory store with another beside it that is never needed.
-struct OnFallback;
-
-impl Subject for OnFallback {
-    fn name(&self) -> &'static str {
-        "fallback"
-    }
-
-    fn open(&self) -> Pin<Box<dyn Future<Output = Harness> + Send + '_>> {
-        Box::pin(async {
-            let harness = OnMemory.open().await;
-            let second = guarded(Arc::new(Memory::default()));
-            let slow = Guarded::new(harness.store, Duration::from_secs(60), Breaker::default());
-            Harness { store: Arc::new(Fallback::new(Arc::new(slow), second)), ..harness }
-        })
-    }
-}
-
-#[test]
-fn every_case_of_the_list_holds_where_the_first_is_well() {
-    run_all(&OnFallback, 4);
 }
 
 struct Two {

@@ -56,7 +56,7 @@ pub use self::postgres::{Database, MOVABLE_CLOCK, OnPostgres};
 pub use self::redis::{OnRedis, Servers};
 #[cfg(feature = "embedded")]
 pub use self::subject::OnEmbedded;
-pub use self::subject::{OnMemory, OnMemoryWaiting};
+pub use self::subject::{OnFallback, OnMemory, OnMemoryWaiting};
 #[cfg(all(feature = "postgres", feature = "redis"))]
 pub use self::tiered::OnTiered;
 
@@ -195,6 +195,8 @@ pub fn subjects() -> Vec<Box<dyn Subject>> {
     vec![
         Box::new(OnMemory),
         Box::new(OnMemoryWaiting),
+        Box::new(OnFallback::FirstIsWell),
+        Box::new(OnFallback::FirstIsDead),
         #[cfg(feature = "embedded")]
         Box::new(OnEmbedded),
         #[cfg(feature = "postgres")]

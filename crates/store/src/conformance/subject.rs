@@ -7,13 +7,20 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
 use onceward_core::key::RecordId;
 
 use super::{Hand, Harness, Raw, Subject};
-use crate::memory::{Bounds, Clock, Memory};
+use crate::{
+    Store as _,
+    circuit::Breaker,
+    fallback::Fallback,
+    guarded::Guarded,
+    memory::{Bounds, Clock, Memory},
+};
 
 /// The memory store on a clock of the case's.
 #[derive(Clone, Copy, Debug)]
@@ -99,6 +106,72 @@ impl Subject for OnMemoryWaiting {
     }
 }
 
+/// The memory store beside another.
+#[derive(Clone, Copy, Debug)]
+pub enum OnFallback {
+    /// Before a fallback that is never needed.
+    FirstIsWell,
+    /// As the fallback of one that never answers.
+    FirstIsDead,
+}
+
+impl Subject for OnFallback {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::FirstIsWell => "fallback",
+            Self::FirstIsDead => "fallback-first-dead",
+        }
+    }
+
+    fn open(&self) -> Pin<Box<dyn Future<Output = Harness> + Send + '_>> {
+        /// Longer than any case takes.
+        const LONG: Duration = Duration::from_secs(60);
+        Box::pin(async {
+            let harness = OnMemory.open().await;
+            let other = Memory::default();
+            other.set_replica(matches!(self, Self::FirstIsDead));
+            // Open from its first call on.
+            let breaker = Breaker { failures: 1, open: LONG };
+            let well = Arc::new(Guarded::new(Arc::clone(&harness.store), LONG, Breaker::default()));
+            let other = Arc::new(Guarded::new(Arc::new(other), LONG, breaker));
+            let store = match self {
+                Self::FirstIsWell => Fallback::new(well, other),
+                Self::FirstIsDead => Fallback::new(other, well),
+            };
+            let is_dead = matches!(self, Self::FirstIsDead);
+            store.fall_back(Arc::new(move |_, _| is_dead));
+            Harness { store: Arc::new(store), ..harness }
+        })
+    }
+
+    fn cannot(&self) -> &'static [(&'static str, &'static str)] {
+        const ABSENT: &str =
+            "reads a key that the second does not have: whether it is nowhere only the first could say";
+        const SWEPT: &str = "a sweep is one of the first; what has ended in the second goes beside";
+        match self {
+            Self::FirstIsWell => &[],
+            Self::FirstIsDead => &[
+                ("a_body_ends_before_its_fact", SWEPT),
+                ("claim_quota_per_tenant", SWEPT),
+                ("complete_absent_resurrects_or_absent_per_mode", ABSENT),
+                ("fence_increases_after_expiry", ABSENT),
+                ("fence_increases_after_forget_reuse", ABSENT),
+                ("fence_increases_after_release", ABSENT),
+                ("fence_increases_after_release_with_the_clock_set_back", ABSENT),
+                ("fence_no_precision_loss_above_2p53", ABSENT),
+                ("forget_absent_creates_tombstone", ABSENT),
+                ("get_is_pure", ABSENT),
+                ("release_by_owner_after_unknown_claim", ABSENT),
+                ("release_makes_absent", ABSENT),
+                ("renew_absent_lost", ABSENT),
+                ("rules_are_found_under_their_policy", "rules count as kept once the first has them"),
+                ("sweep_never_removes_inprogress", SWEPT),
+                ("tombstone_expires_to_absent", ABSENT),
+            ],
+        }
+    }
+}
+
 /// The embedded store in a folder of its own, on a clock of the case's.
 #[cfg(feature = "embedded")]
 #[derive(Clone, Copy, Debug)]
@@ -133,7 +206,7 @@ impl Subject for OnEmbedded {
             getrandom::fill(&mut name).unwrap_or_else(|error| panic!("no randomness: {error}"));
             let folder = std::env::temp_dir().join(format!("onceward-{:016x}", u64::from_le_bytes(name)));
             let log =
-                log::Options { segment_bytes: 8 << 20, pause: std::time::Duration::ZERO, ..log::Options::default() };
+                log::Options { segment_bytes: 8 << 20, pause: Duration::ZERO, ..log::Options::default() };
             let clock = embedded::Clock::Manual(Arc::clone(&hand.0));
             let store = Embedded::open(&folder, Options { log, clock, ..Options::default() }).await;
             let store = store.unwrap_or_else(|error| panic!("opening {}: {error}", folder.display()));
