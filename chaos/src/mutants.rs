@@ -62,8 +62,6 @@ fn is_of(mutant: Mutant, store: Store) -> bool {
         Mutant::ClaimNotDurable | Mutant::StaleSession => store == Store::Embedded,
         // Only there is a choice.
         Mutant::StrictInCache => store == Store::Tiered,
-        // Its scripts do both, and have no mutants.
-        Mutant::FenceNotCompared | Mutant::LeaseDeletes => store != Store::Redis,
         _ => true,
     }
 }

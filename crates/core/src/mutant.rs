@@ -34,11 +34,13 @@ pub enum Mutant {
     ReleaseAfterUnknown,
     /// What asks for `strict` is kept in Redis alone, which grants it.
     StrictInCache,
+    /// A claim counts as no record, whatever its lease.
+    InsertOverClaim,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::ClaimNotDurable,
         Self::CompletionNotDurable,
         Self::TiedToClient,
@@ -50,6 +52,7 @@ impl Mutant {
         Self::WaitersNotReading,
         Self::ReleaseAfterUnknown,
         Self::StrictInCache,
+        Self::InsertOverClaim,
     ];
 
     /// As `ONCEWARD_MUTANT` spells it.
@@ -67,6 +70,7 @@ impl Mutant {
             Self::WaitersNotReading => "waiters-not-reading",
             Self::ReleaseAfterUnknown => "release-after-unknown",
             Self::StrictInCache => "strict-in-cache",
+            Self::InsertOverClaim => "insert-over-claim",
         }
     }
 

@@ -347,7 +347,10 @@ impl Store for Embedded {
         Box::pin(self.inner.write(id, Vec::with_capacity(512), move |inner, there, now, bytes| {
             let existing = |record| Ok(Evaluated::Answer(Insert::Existing { record, now }));
             let ended = match there {
-                There::Open(open) if mutant::is(Mutant::LeaseDeletes) && open.stored.lease_until <= now => {
+                There::Open(open)
+                    if mutant::is(Mutant::InsertOverClaim)
+                        || mutant::is(Mutant::LeaseDeletes) && open.stored.lease_until <= now =>
+                {
                     Some(open.stored)
                 }
                 There::Open(open) => return existing(Box::new(open.record().map_err(damaged)?)),

@@ -223,12 +223,13 @@ impl Postgres {
         self.shared.plain()?.write(sql, &parameters).await.map(|_| ()).map_err(|failed| failed.error)
     }
 
-    /// [`Mutant::LeaseDeletes`]: a claim whose lease is over counts as no record.
-    async fn claim_over_lease(&self, id: RecordId, claim: step::Claim) -> Result<step::Answered, StoreError> {
+    /// [`Mutant::LeaseDeletes`]: a claim whose lease is over counts as no record; [`Mutant::InsertOverClaim`]: any does.
+    async fn claim_over(&self, id: RecordId, claim: step::Claim) -> Result<step::Answered, StoreError> {
         let again = step::Claim { facts: claim.facts.clone(), lease: claim.lease };
         match self.claims.write(id, claim).await? {
             step::Answered::There { record: Some(there), now }
-                if there.facts.state == State::InFlight && there.stored.lease_until <= now =>
+                if there.facts.state == State::InFlight
+                    && (mutant::is(Mutant::InsertOverClaim) || there.stored.lease_until <= now) =>
             {
                 step::remove(&self.shared, id, Expect::Seen(there.stored.fence, there.stored.revision)).await?;
                 self.claims.write(id, again).await
@@ -282,8 +283,8 @@ impl Store for Postgres {
                 let said = "a claim carries neither an outcome nor a checkpoint";
                 return Err(StoreError::not_applied(Kind::Damaged(said.into())));
             }
-            let claimed = match mutant::is(Mutant::LeaseDeletes) {
-                true => self.claim_over_lease(id, claim).await?,
+            let claimed = match mutant::is(Mutant::LeaseDeletes) || mutant::is(Mutant::InsertOverClaim) {
+                true => self.claim_over(id, claim).await?,
                 false => self.claims.write(id, claim).await?,
             };
             Ok(match claimed {

@@ -4,6 +4,7 @@ use std::{sync::LazyLock, time::Duration};
 
 use onceward_core::{
     cas::{Expect, FenceRule, Keep, Lease},
+    mutant::{self, Mutant},
     record::{Fence, Micros, Revision},
 };
 use redis::{Cmd, ToRedisArgs, Value};
@@ -37,6 +38,9 @@ const EVICTED: &str = "--EVICTED";
 /// first argument.
 const NOTICING: &str = "local evicted = string.match(call('INFO', 'stats'), 'evicted_keys:(%d+)')\n\
     if not evicted or string.rep('0', 20 - #evicted) .. evicted ~= sub(said, -20) then return '6' end";
+/// Where an insert asks whether there is a record, and a write whether it is the one that is meant.
+const NO_RECORD: &str = "if not there or ended then";
+const IS_MEANT: &str = "if readable and not ended and (";
 /// Where a test puts what moves the clock.
 const MOVED: &str = "--MOVED";
 /// Adds what a test has put beside the marker to the server's clock.
@@ -51,7 +55,7 @@ impl Scripts {
     pub(super) fn new(tell: &str, evictions: Evictions, clock_moves: bool) -> Self {
         let noticing = if evictions == Evictions::Inline { NOTICING } else { "" };
         let step = |own: &str| {
-            let own = &own.replace(EVICTED, noticing);
+            let own = &mutated(own.replace(EVICTED, noticing));
             let text = [include_str!("scripts/begin.lua"), own, include_str!("scripts/found.lua")].concat();
             Script::new(&moving(&text.replace("'PUBLISH'", &format!("'{tell}'")), clock_moves))
         };
@@ -159,6 +163,28 @@ impl Scripts {
             _ => Err(odd()),
         }
     }
+}
+
+/// A step's own file, without the safety that is taken out.
+fn mutated(own: String) -> String {
+    let without = |kept: &str, instead: &str| own.replace(kept, instead);
+    if mutant::is(Mutant::InsertOverClaim) {
+        return without(NO_RECORD, "if not there or ended or string.byte(there, 4) == 1 then");
+    }
+    if mutant::is(Mutant::LeaseDeletes) {
+        // What was compared of its end before is used no more.
+        return without(
+            NO_RECORD,
+            "local lhi, llo = 0, 0\n\
+             if readable then lhi, llo = unpack('>I4I4', there, 29) end\n\
+             local is_over = readable and string.byte(there, 4) == 1 and (lhi < nhi or (lhi == nhi and llo <= nlo))\n\
+             if not there or ended or is_over then",
+        );
+    }
+    if mutant::is(Mutant::FenceNotCompared) {
+        return without(IS_MEANT, "if readable and not ended and (true or");
+    }
+    own
 }
 
 fn moving(text: &str, clock_moves: bool) -> String {

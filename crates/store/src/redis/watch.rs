@@ -14,6 +14,7 @@ use std::{
 use onceward_core::{
     cas::{self, FenceRule, Keep},
     codec,
+    mutant::{self, Mutant},
     record::{Fence, Micros, Record, State, Stored},
 };
 use redis::{Pipeline, Value};
@@ -254,24 +255,32 @@ enum Decided {
     Write(Writing),
 }
 
+/// Whether a mutant has an insert take this record for none.
+fn counts_as_none(record: &Record, now: Micros) -> bool {
+    let is_over = record.stored.lease_until <= now;
+    record.facts.state == State::InFlight
+        && (mutant::is(Mutant::InsertOverClaim) || mutant::is(Mutant::LeaseDeletes) && is_over)
+}
+
 /// The step's decision on what is there.
 fn decide(step: &Step<'_>, there: There, marker: Marker, now: Micros) -> Result<Decided, StoreError> {
     let mark = Fence(marker.written.0);
     let bytes = there.value.as_ref().map_or(0, Vec::len);
     let was_apart = there.value.as_deref().is_some_and(value::is_apart);
     let record = there.value.map(|value| value::unpack(value, there.apart.as_deref())).transpose()?;
-    let (ended, record) = match record {
+    let (ended, mut record) = match record {
         Some(record) if record.is_expired(now) => (Some(record), None),
         record => (None, record),
     };
     let signed = |bytes: usize| i64::try_from(bytes).unwrap_or(i64::MAX);
     if let What::Insert { facts, lease } = &step.what {
-        if let Some(record) = record {
+        if let Some(record) = record.take_if(|record| !counts_as_none(record, now)) {
             return Ok(Decided::Found(Stepped::There { record: Box::new(record), now }));
         }
         let packed = value::pack(facts);
         let change = Change { records: 1, bytes: signed(packed.len()) };
-        let stored = cas::inserted(*lease, now, mark, ended.map(|ended| ended.stored).as_ref());
+        let before = ended.or(record).map(|before| before.stored);
+        let stored = cas::inserted(*lease, now, mark, before.as_ref());
         let new = Some((packed, facts.state, None));
         return Ok(Decided::Write(Writing { stored, was_open: false, new, was_apart, change, removed: None }));
     }
