@@ -18,7 +18,7 @@ use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use crate::gateways;
 use crate::redis::Place;
@@ -117,6 +117,8 @@ async fn upstream(seen: Arc<Seen>) -> anyhow::Result<String> {
 /// Notes how many commands Redis has processed, but for this one.
 async fn watch(mut raw: MultiplexedConnection, seen: Arc<Seen>) {
     let mut beat = interval(BIN);
+    // While it stands still no reading is owed.
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for own in 0.. {
         beat.tick().await;
         let said = raw.req_packed_command(redis::cmd("INFO").arg("stats")).await;
@@ -177,17 +179,20 @@ fn bins(times: &[Instant], from: Instant, to: Instant) -> Vec<f64> {
     bins
 }
 
-/// The same of a count that was read about as often.
+/// The same of a count that was read about as often; between two readings it is taken for even.
 fn rates(samples: &[(Instant, u64)], from: Instant, to: Instant) -> Vec<f64> {
-    let within: Vec<_> = samples.iter().filter(|(at, _)| (from..to).contains(at)).collect();
-    let rate = |pair: &[&(Instant, u64)]| match pair {
-        [(began, before), (ended, after)] => {
-            let span = (*ended - *began).as_secs_f64().max(0.01);
-            Some((after - before) as f64 * BIN.as_secs_f64() / span)
-        }
-        _ => None,
+    let at = |time: Instant| {
+        let after = samples.partition_point(|(at, _)| *at <= time);
+        let (&(began, before), &(ended, count)) =
+            after.checked_sub(1).and_then(|at| samples.get(at)).zip(samples.get(after))?;
+        let share = (time - began).as_secs_f64() / (ended - began).as_secs_f64();
+        Some(before as f64 + (count - before) as f64 * share)
     };
-    within.windows(2).filter_map(rate).collect()
+    let edges: Vec<f64> = (0..).map(|n| from + BIN * n).take_while(|edge| *edge <= to).map_while(at).collect();
+    edges
+        .windows(2)
+        .map(|pair| pair.iter().rev().copied().reduce(|more, less| more - less).unwrap_or_default())
+        .collect()
 }
 
 /// The most in a tenth of a second, and in a second.

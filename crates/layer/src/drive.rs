@@ -116,6 +116,8 @@ pub(crate) struct Terms<'a> {
     pub(crate) only_there: bool,
     /// How long none is made after a loss of the store.
     pub(crate) quarantine: Option<Duration>,
+    /// Whether it takes its turn once the store answers again, and is refused where that is far off.
+    pub(crate) takes_turns: bool,
 }
 
 /// Claims the key, waits for whoever holds it, or finds its answer.
@@ -145,6 +147,10 @@ pub(crate) async fn obtain(
                 if let Some(record) = shared.flights.unrecorded(&id) {
                     Event::Existing { now: record.stored.written_at, record: Box::new(Record::clone(&record)) }
                 } else {
+                    // What it repeats has had its turn.
+                    if terms.takes_turns && !must_finish.load(Ordering::Relaxed) && !in_turn(engine).await {
+                        return Obtained::Refused { refusal: Refusal::StoreUnavailable, record: None };
+                    }
                     let may_claim = if terms.only_there {
                         Err(Obtained::Absent)
                     } else if quarantined(&**engine.store(), terms.quarantine).is_some() {
@@ -265,6 +271,9 @@ pub(crate) async fn obtain(
                 return Obtained::Replay { record, waited, now };
             }
             Action::Refuse { refusal, abandon, record } => {
+                if refusal == Refusal::StoreUnavailable {
+                    shared.pace.refused(Instant::now());
+                }
                 if abandon {
                     abandon_claim(engine, id, claim);
                 }
@@ -298,6 +307,20 @@ pub(crate) async fn obtain(
             engine.count_settled(&claim.facts().route, by);
         }
     }
+}
+
+/// Waits for the turn to claim; tells whether it comes.
+async fn in_turn(engine: &Engine) -> bool {
+    let turn = engine.0.pace.claim(Instant::now());
+    match turn {
+        Some(Duration::ZERO) => {}
+        Some(after) => {
+            engine.0.metrics.paced_waited.increment(1);
+            tokio::time::sleep(after).await;
+        }
+        None => engine.0.metrics.paced_refused.increment(1),
+    }
+    turn.is_some()
 }
 
 /// What whoever has a seat hears, or is refused one; nothing where the key is not executed in this process.
@@ -383,6 +406,9 @@ async fn insert(engine: &Engine, id: RecordId, facts: &Facts, terms: Terms<'_>, 
         result = engine.0.store.insert(id, facts, lease).await;
     }
     engine.0.metrics.store_operation(StoreVerb::Insert, result_of(&result), started.elapsed());
+    if result.is_ok() {
+        engine.0.pace.answered(Instant::now());
+    }
     let (said, spent, event) = match result {
         Ok(Insert::Inserted { fence, now }) => (now, Duration::ZERO, Event::Inserted { fence, now }),
         Ok(Insert::Existing { record, now }) => {
@@ -709,6 +735,7 @@ mod tests {
             books: None,
             only_there: false,
             quarantine: None,
+            takes_turns: true,
         };
         insert(&engine, id, &facts, terms, &mut clock).await;
         tokio::time::advance(LATER).await;

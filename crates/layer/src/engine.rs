@@ -24,7 +24,7 @@ use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use crate::{
     metrics::Metrics,
-    observe, outage,
+    observe, outage, pace,
     policies::Policies,
     quota::{Gate, Quotas},
     remember::Remembered,
@@ -117,6 +117,8 @@ pub(crate) struct Shared {
     pub(crate) settling: Settling,
     /// That of `store`, for whoever is refused.
     pub(crate) outage: outage::Outage,
+    /// How many claims go on at a time after it.
+    pub(crate) pace: pace::Pace,
 }
 
 impl Shared {
@@ -192,6 +194,7 @@ impl Engine {
             queues: Mutex::default(),
             settling: Settling::default(),
             outage: outage::Outage::default(),
+            pace: pace::Pace::default(),
         }))
     }
 

@@ -31,7 +31,7 @@
 //! somebody else, [`ask`] how somebody else is asked · `drive`
 //! runs the claim against the store, `abandon` frees one that was never used, `anew` makes one again that the store lost · `quota` what a tenant may claim · `wait` where a duplicate in flight waits · `exchange` one
 //! execution · `capture` reads the answer · `replay` answers from a record · `remember`, `remembering` answers of the store that this process holds for its
-//! outages · `refuse` the only
+//! outages · `outage`, `pace` who comes after one, and when · `refuse` the only
 //! place that says a status of our own · [`grpc`] what gRPC says otherwise · `detach` work that
 //! outlives its client · `observe` shadow mode, on the copies that `tee` makes · `run_once` jobs.
 
@@ -56,6 +56,7 @@ mod metrics;
 mod observe;
 mod once;
 mod outage;
+mod pace;
 pub mod pattern;
 mod policies;
 mod probe;

@@ -99,6 +99,8 @@ pub(crate) struct Metrics {
     pub(crate) unrecorded_dropped: Counter,
     pub(crate) remembered: Counter,
     pub(crate) remembered_dropped: Counter,
+    pub(crate) paced_waited: Counter,
+    pub(crate) paced_refused: Counter,
     auth: [Counter; 4],
     over_quota: [Counter; 3],
 }
@@ -201,6 +203,8 @@ impl Metrics {
             unrecorded_dropped: counter!("onceward_unrecorded_dropped_total"),
             remembered: counter!("onceward_remembered_replays_total"),
             remembered_dropped: counter!("onceward_remembered_dropped_total"),
+            paced_waited: counter!("onceward_paced_claims_total", "result" => "waited"),
+            paced_refused: counter!("onceward_paced_claims_total", "result" => "refused"),
             auth: ["allowed", "cached", "refused", "unavailable"]
                 .map(|result| counter!("onceward_auth_checks_total", "result" => result)),
             over_quota: QuotaLimit::ALL.map(|limit| counter!("onceward_over_quota_total", "limit" => limit.as_str())),
@@ -334,6 +338,7 @@ fn describe() {
     describe_counter!("onceward_unrecorded_dropped_total", "Unrecorded answers that newer ones took the room of");
     describe_counter!("onceward_remembered_replays_total", "Replays from memory while the store did not answer");
     describe_counter!("onceward_remembered_dropped_total", "Remembered answers that newer ones took the room of");
+    describe_counter!("onceward_paced_claims_total", "Claims that did not go on at once after an outage of the store");
     describe_counter!("onceward_auth_checks_total", "Checks of credentials, by what became of them");
     describe_counter!("onceward_over_quota_total", "Fresh claims refused by a tenant's quota, by its limit");
     describe_counter!("onceward_unknown_outcomes_total", "Unknown outcomes settled");

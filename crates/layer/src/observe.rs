@@ -147,6 +147,7 @@ async fn claim(engine: &Engine, route: &Arc<Route>, asked: Box<Asked>, answer: E
         books: None,
         only_there: false,
         quarantine: route.quarantine,
+        takes_turns: true,
     };
     let (mut claim, first) = Claim::new(policy, ask, belongs, fields);
     if !engine.0.policies.is_kept(policies::number(&route.fingerprint)) {

@@ -180,6 +180,7 @@ impl Jobs {
             books: None,
             only_there: false,
             quarantine: None,
+            takes_turns: true,
         };
         let finish = AtomicBool::new(true);
         let obtained = drive::obtain(&self.engine, id, &mut claim, first, terms, None, &finish).await;

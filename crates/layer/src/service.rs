@@ -17,7 +17,7 @@ use onceward_core::{
     claim::{Belongs, Claim},
     decide::{Ask, Refusal},
     key::{self, ClientKey},
-    policy::Policy,
+    policy::{Outage, Policy},
     record::Micros,
 };
 use onceward_store::Read;
@@ -214,6 +214,8 @@ where
         books: Some(Books { route: &route, key: (!derived).then_some(&key) }),
         only_there: false,
         quarantine: route.quarantine,
+        // Where nobody is refused in an outage, nobody comes back after it.
+        takes_turns: policy.on_store_outage == Outage::Deny,
     };
     if !engine.0.policies.is_kept(policies::number(&route.fingerprint)) {
         Box::pin(engine.keep_rules(&route.fingerprint)).await;

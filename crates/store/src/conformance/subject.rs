@@ -205,8 +205,7 @@ impl Subject for OnEmbedded {
             let mut name = [0; 8];
             getrandom::fill(&mut name).unwrap_or_else(|error| panic!("no randomness: {error}"));
             let folder = std::env::temp_dir().join(format!("onceward-{:016x}", u64::from_le_bytes(name)));
-            let log =
-                log::Options { segment_bytes: 8 << 20, pause: Duration::ZERO, ..log::Options::default() };
+            let log = log::Options { segment_bytes: 8 << 20, pause: Duration::ZERO, ..log::Options::default() };
             let clock = embedded::Clock::Manual(Arc::clone(&hand.0));
             let store = Embedded::open(&folder, Options { log, clock, ..Options::default() }).await;
             let store = store.unwrap_or_else(|error| panic!("opening {}: {error}", folder.display()));
