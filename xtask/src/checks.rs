@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::bail;
 
 use crate::step::{Counts, Shown};
-use crate::{chaos, contract, fuzz, install, model, tidy, tree};
+use crate::{chaos, contract, fuzz, install, model, sim, tidy, tree};
 
 /// A step's name and what runs it.
 type Step = (&'static str, fn(&mut Counts) -> anyhow::Result<()>);
@@ -37,6 +37,7 @@ const STEPS: &[Step] = &[
     ("chaos", chaos::gate),
     ("fuzz", |_| fuzz::run(&["--seconds", &fuzz::SECONDS.to_string()])),
     ("model", model::gate),
+    ("sim", sim::gate),
 ];
 
 /// Runs the named steps, or all.

@@ -5,8 +5,8 @@
 //! [`checks`] the steps of `cargo xtask test`, [`step`] one command that is shown, timed and
 //! counted, [`install`] what the steps need from outside, [`contract`] the contract's rows with their
 //! tests, [`tidy`] the rules of the tree that no compiler knows, [`codegen`] what is generated from `proto/`, [`mod@bench`] the measurements,
-//! [`chaos`] the crash checker, [`fuzz`] what comes from outside, [`model`] the view protocol explored, [`rolling`] two
-//! builds on one store.
+//! [`chaos`] the crash checker, [`fuzz`] what comes from outside, [`model`] the view protocol explored, [`sim`] whole
+//! systems in virtual time, [`rolling`] two builds on one store.
 
 mod bench;
 mod chaos;
@@ -18,6 +18,7 @@ mod fuzz;
 mod install;
 mod model;
 mod rolling;
+mod sim;
 mod step;
 mod tidy;
 mod tree;
@@ -29,7 +30,7 @@ usage: cargo xtask TASK
 
   test [STEP…]           everything that must hold before a change lands, or some steps of it:
                          fmt clippy features docs tests contract doctests tidy alerts conformance codegen
-                         clients chaos fuzz model
+                         clients chaos fuzz model sim
   install                the servers that tests start themselves, where they are missing
   tidy                   the rules of the tree that no compiler knows
   codegen [--check]      makes crates/core/src/wire.rs from proto/, or says that it differs
@@ -49,6 +50,8 @@ usage: cargo xtask TASK
                          what comes from outside, in forms that nobody thought of; --guided is led by coverage
   model [--experiment NAME,…] [--long] [--mutants] [--trace]
                          every state that the view protocol can come to; --mutants: with one thing wrong at a time
+  sim [--seeds N] [--from N] [--seconds N] [--mutants] [--only NAME,…] [--trace]
+                         whole systems in virtual time, a seed a run; --mutants: with one safety taken out at a time
   rolling [--other FILE] two builds on one Redis, each taking the other's place under load; without --other one is
                          built that differs in what it says of itself";
 
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         ["chaos", rest @ ..] => chaos::run(rest, &mut step::Counts::default()),
         ["fuzz", rest @ ..] => fuzz::run(rest),
         ["model", rest @ ..] => model::run(rest),
+        ["sim", rest @ ..] => sim::run(rest),
         ["rolling", rest @ ..] => rolling::run(rest),
         _ => {
             eprintln!("{USAGE}");

@@ -36,10 +36,44 @@ pub enum Mutant {
     StrictInCache,
     /// A claim counts as no record, whatever its lease.
     InsertOverClaim,
+    /// A claim leaves its view before it is in the spool.
+    GuardEndsEarly,
+    /// A view is acknowledged while a claim of the one before is on its way.
+    AckInsideGuard,
+    /// A view is acknowledged before all that was granted is in the journal.
+    AckBeforeDrain,
+    /// A claim is sent that is not in the spool.
+    NotSpooled,
+    /// A claim comes back from the journal as not sent.
+    HydrateKeepsPhase,
+    /// A claim that a stale replica says was not sent is believed.
+    StalePhase,
+    /// A view is warm before Redis has what the journal has.
+    WarmEarly,
+    /// A session claims before its member row is past losing.
+    JoinAtOnce,
+    /// What the database may have lost is not shipped again.
+    NotShippedAgain,
+    /// What was shipped is forgotten before it is past losing.
+    WindowNotKept,
+    /// A session is retired that may still claim.
+    RetireWithoutShutOut,
+    /// A session is retired whose claims are not in the journal.
+    RetireWithoutDrain,
+    /// What is erased is erased in Redis alone.
+    ForgetNotJournaled,
+    /// A view that is not warm grants without the journal's row.
+    NoConfirm,
+    /// An answer is given that is not in the spool.
+    OutcomeNotSpooled,
+    /// A claim whose answer was lost, and that recognises itself, is not in the spool.
+    RepeatNotSpooled,
+    /// An outcome of which nobody knows whether Redis has it is not looked at again.
+    NotRepeated,
 }
 
 impl Mutant {
-    /// All of them.
+    /// Those that the crash checker looks for.
     pub const ALL: [Self; 12] = [
         Self::ClaimNotDurable,
         Self::CompletionNotDurable,
@@ -53,6 +87,27 @@ impl Mutant {
         Self::ReleaseAfterUnknown,
         Self::StrictInCache,
         Self::InsertOverClaim,
+    ];
+
+    /// Those of the journaled store's protocol, which the simulator looks for.
+    pub const OF_VIEWS: [Self; 17] = [
+        Self::GuardEndsEarly,
+        Self::AckInsideGuard,
+        Self::AckBeforeDrain,
+        Self::NotSpooled,
+        Self::HydrateKeepsPhase,
+        Self::StalePhase,
+        Self::WarmEarly,
+        Self::JoinAtOnce,
+        Self::NotShippedAgain,
+        Self::WindowNotKept,
+        Self::RetireWithoutShutOut,
+        Self::RetireWithoutDrain,
+        Self::ForgetNotJournaled,
+        Self::NoConfirm,
+        Self::OutcomeNotSpooled,
+        Self::RepeatNotSpooled,
+        Self::NotRepeated,
     ];
 
     /// As `ONCEWARD_MUTANT` spells it.
@@ -71,13 +126,30 @@ impl Mutant {
             Self::ReleaseAfterUnknown => "release-after-unknown",
             Self::StrictInCache => "strict-in-cache",
             Self::InsertOverClaim => "insert-over-claim",
+            Self::GuardEndsEarly => "guard-ends-early",
+            Self::AckInsideGuard => "ack-inside-guard",
+            Self::AckBeforeDrain => "ack-before-drain",
+            Self::NotSpooled => "not-spooled",
+            Self::HydrateKeepsPhase => "hydrate-keeps-phase",
+            Self::StalePhase => "stale-phase",
+            Self::WarmEarly => "warm-early",
+            Self::JoinAtOnce => "join-at-once",
+            Self::NotShippedAgain => "not-shipped-again",
+            Self::WindowNotKept => "window-not-kept",
+            Self::RetireWithoutShutOut => "retire-without-shut-out",
+            Self::RetireWithoutDrain => "retire-without-drain",
+            Self::ForgetNotJournaled => "forget-not-journaled",
+            Self::NoConfirm => "no-confirm",
+            Self::OutcomeNotSpooled => "outcome-not-spooled",
+            Self::RepeatNotSpooled => "repeat-not-spooled",
+            Self::NotRepeated => "not-repeated",
         }
     }
 
     /// The mutant of this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|mutant| mutant.name() == name)
+        Self::ALL.into_iter().chain(Self::OF_VIEWS).find(|mutant| mutant.name() == name)
     }
 }
 
@@ -110,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_mutant_is_found_by_its_name_and_none_is_chosen_by_itself() {
-        for mutant in Mutant::ALL {
+        for mutant in Mutant::ALL.into_iter().chain(Mutant::OF_VIEWS) {
             assert_eq!(Mutant::named(mutant.name()), Some(mutant));
             assert!(!is(mutant));
         }

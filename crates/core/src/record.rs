@@ -46,7 +46,7 @@ pub type Attempt = u32;
 pub struct ClaimId(pub [u8; 16]);
 
 /// One life of one process; new at each start.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
 pub struct SessionId(pub [u8; 16]);
 
 macro_rules! hex_debug {

@@ -40,7 +40,7 @@
 //!
 //! [`memory`] the reference, [`embedded`] the durable store of one process over [`log`], `postgres` the store of
 //! several processes in a PostgreSQL database, `redis` that in Redis, `watch` the waking of waiters inside a process, `conformance` the cases;
-//! [`fallback`] a second store for the time in which the first does not answer; `tiered` Redis in front of a database; [`effects`] what an upstream wrote down beside, `doctor` what is found of a store's servers.
+//! [`journaled`] the protocol of Redis in front of a journal, [`fallback`] a second store for the time in which the first does not answer; `tiered` Redis in front of a database; [`effects`] what an upstream wrote down beside, `doctor` what is found of a store's servers.
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -70,6 +70,7 @@ mod figures;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 mod forgotten;
 pub mod guarded;
+pub mod journaled;
 #[cfg(feature = "embedded")]
 pub mod log;
 pub mod memory;

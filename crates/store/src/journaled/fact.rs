@@ -1,0 +1,151 @@
+//! What is known of a key, and which of two facts says more.
+
+use onceward_core::{
+    key::RecordId,
+    mutant::{self, Mutant},
+    record::{Fence, Micros, Phase, Record, Revision, State},
+};
+
+/// A record of a key, as the journal is told of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fact {
+    /// Whose it is.
+    pub id: RecordId,
+    /// As it was written.
+    pub record: Record,
+}
+
+/// Orders the facts of one key: the larger one is what both say together, whenever and however often each arrives
+/// (GUARANTEES 2.9, A4). Revisions are no part of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Order {
+    /// Of the holder.
+    pub fence: Fence,
+    /// In flight, not executed, settled, erased.
+    pub rank: u8,
+    /// How many recovery points it has.
+    pub step: u32,
+}
+
+impl Order {
+    /// Of a record.
+    #[must_use]
+    pub fn of(record: &Record) -> Self {
+        let rank = match record.facts.state {
+            State::InFlight => 1,
+            State::NotExecuted => 2,
+            State::Completed | State::Failed => 3,
+            State::Erased => 4,
+        };
+        let step = record.facts.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.seq);
+        Self { fence: record.stored.fence, rank, step }
+    }
+}
+
+/// What becomes of the record `held` in Redis when the journal has `row`: `None` where it stays as it is.
+///
+/// A claim counts as sent, whatever the row says (2.7): that it was may have been written to a Redis that is lost. The
+/// same holds for a claim that is there and says no more than the row (A5): a replica that was promoted may have
+/// missed the mark.
+#[must_use]
+pub fn merged(held: Option<&Record>, row: &Record, now: Micros) -> Option<Record> {
+    if row.is_expired(now) {
+        return None;
+    }
+    let of_row = Order::of(row);
+    let revision = held.map_or(0, |held| held.stored.revision.0).saturating_add(1);
+    match held {
+        Some(held) if Order::of(held) > of_row => None,
+        Some(held) if Order::of(held) == of_row => {
+            let is_behind = held.facts.state == State::InFlight
+                && held.facts.phase == Phase::Claimed
+                && !mutant::is(Mutant::StalePhase);
+            is_behind.then(|| sent(held.clone(), Revision(revision)))
+        }
+        _ => {
+            let revision = Revision(revision.max(row.stored.revision.0));
+            Some(match row.facts.state {
+                State::InFlight if !mutant::is(Mutant::HydrateKeepsPhase) => sent(row.clone(), revision),
+                _ => Record {
+                    stored: onceward_core::record::Stored { revision, ..row.stored },
+                    facts: row.facts.clone(),
+                },
+            })
+        }
+    }
+}
+
+fn sent(mut record: Record, revision: Revision) -> Record {
+    record.stored.revision = revision;
+    record.facts.phase = Phase::Dispatched;
+    record
+}
+
+#[cfg(test)]
+mod tests {
+    use onceward_core::{
+        outcome::Outcome,
+        record::{ClaimId, Stored},
+        transition,
+    };
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NOW: Micros = Micros(1_000);
+
+    fn record(fence: u64, state: State, phase: Phase) -> Record {
+        let facts = transition::place(ClaimId([1; 16]), onceward_core::record::SessionId([2; 16]));
+        let outcome = (state == State::Completed).then(Outcome::default);
+        let stored = Stored { fence: Fence(fence), revision: Revision(1), ..Stored::default() };
+        Record { stored, facts: onceward_core::record::Facts { state, phase, outcome, ..facts } }
+    }
+
+    fn any_record() -> impl Strategy<Value = Record> {
+        let states = vec![State::InFlight, State::NotExecuted, State::Completed, State::Erased];
+        let phases = vec![Phase::Claimed, Phase::Dispatched];
+        (1..4_u64, prop::sample::select(states), prop::sample::select(phases))
+            .prop_map(|(fence, state, phase)| record(fence, state, phase))
+    }
+
+    proptest! {
+        #[test]
+        fn facts_that_come_twice_late_and_out_of_order_come_to_the_same(
+            facts in prop::collection::vec(any_record(), 1..8),
+            order in prop::collection::vec(any::<prop::sample::Index>(), 0..16),
+        ) {
+            let all = |facts: &mut dyn Iterator<Item = &Record>| {
+                facts.fold(None::<Record>, |held, row| merged(held.as_ref(), row, NOW).or(held))
+            };
+            let once = all(&mut facts.iter()).unwrap();
+            let again = order.iter().map(|at| at.get(&facts)).chain(facts.iter().rev());
+            let shuffled = all(&mut again.collect::<Vec<_>>().into_iter()).unwrap();
+            prop_assert_eq!(Order::of(&once), Order::of(&shuffled));
+            prop_assert!(shuffled.facts.state != State::InFlight || shuffled.facts.phase == Phase::Dispatched);
+        }
+    }
+
+    #[test]
+    fn a_claim_of_the_journal_counts_as_sent_and_so_does_one_that_is_there_as_the_same() {
+        let row = record(5, State::InFlight, Phase::Claimed);
+        assert_eq!(merged(None, &row, NOW).unwrap().facts.phase, Phase::Dispatched);
+        let held = record(5, State::InFlight, Phase::Claimed);
+        let raised = merged(Some(&held), &row, NOW).unwrap();
+        assert_eq!((raised.facts.phase, raised.stored.revision), (Phase::Dispatched, Revision(2)));
+        assert_eq!(merged(Some(&raised), &row, NOW), None);
+    }
+
+    #[test]
+    fn what_says_less_changes_nothing_and_what_has_ended_is_none() {
+        let held = record(5, State::Completed, Phase::Dispatched);
+        for less in [record(5, State::InFlight, Phase::Dispatched), record(4, State::Erased, Phase::Dispatched)] {
+            assert_eq!(merged(Some(&held), &less, NOW), None);
+        }
+        let erased = merged(Some(&held), &record(5, State::Erased, Phase::Dispatched), NOW).unwrap();
+        assert_eq!((erased.facts.state, erased.stored.revision), (State::Erased, Revision(2)));
+        let mut ended = record(9, State::Completed, Phase::Dispatched);
+        ended.stored.keep_until = NOW;
+        assert_eq!(merged(None, &ended, NOW), None);
+        assert!(merged(None, &ended, Micros(NOW.0 - 1)).is_some());
+    }
+}

@@ -1,0 +1,58 @@
+//! How a session ends: by itself, or by others where it is heard of no more (2.5, R1 to R3, A7, A8).
+
+use onceward_core::{
+    mutant::{self, Mutant},
+    record::SessionId,
+};
+use tokio::time::timeout;
+
+use super::{At, LastActive, Shared, Snapshot};
+use crate::StoreError;
+
+/// This session ends: it claims nothing more, and is over once all that it holds is in the journal for good.
+pub(super) async fn end(shared: &Shared, seen: &Snapshot) -> Result<(), StoreError> {
+    shared.is_over_now();
+    for guard in shared.guards() {
+        guard.close();
+        guard.emptied().await;
+    }
+    let _drained = timeout(shared.deadline, shared.shipments.drained()).await;
+    if shared.shipments.is_over() && shared.journal.leave(shared.session, seen.timeline).await? {
+        shared.has_left_now();
+    }
+    Ok(())
+}
+
+/// Retires those who are heard of no more, while the servers of their views are there: what they were granted is in the
+/// set of dirty records.
+pub(super) async fn others(shared: &Shared, seen: &Snapshot) {
+    for target in seen.silent.iter().filter(|target| **target != shared.session) {
+        if let Err(error) = one(shared, *target, seen.timeline).await {
+            tracing::debug!(%error, "a session that is silent could not be retired");
+        }
+    }
+}
+
+async fn one(shared: &Shared, target: SessionId, timeline: u64) -> Result<(), StoreError> {
+    let (session, journal, front) = (shared.session, &shared.journal, &shared.front);
+    let Some(views) = journal.retire(session, target, timeline).await? else { return Ok(()) };
+    for view in &views {
+        let LastActive { partition, view: of, incarnation } = *view;
+        let at = At { partition, view: of, incarnation, session };
+        // From here on it is granted nothing there, even if it wakes up.
+        if !mutant::is(Mutant::RetireWithoutShutOut) && !front.shut_out(&at, target).await? {
+            return Ok(());
+        }
+        let Some(dirty) = front.dirty(&at).await? else { return Ok(()) };
+        if mutant::is(Mutant::RetireWithoutDrain) {
+            continue;
+        }
+        let Some(_mark) = journal.drain(session, timeline, view, &dirty).await? else { return Ok(()) };
+        // Kept like its own, for as long as the database may lose them.
+        dirty.into_iter().for_each(|fact| shared.shipments.queue(fact));
+    }
+    // Each step was taken in the view that it names, so nothing that was granted there can be missing.
+    journal.retired(target, timeline, &views).await?;
+    shared.amiss.notify_one();
+    Ok(())
+}

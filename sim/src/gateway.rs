@@ -1,0 +1,240 @@
+//! A gateway: the engine that users get, over the journaled store, over servers that fail.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use onceward::{Engine, JobError, Jobs, Limits, Route, Routes, RunError};
+use onceward_core::{
+    cas::{Expect, Replacement},
+    key::{RecordId, Secret},
+    policy::Policy,
+    record::{Facts, Fence},
+};
+use onceward_store::{
+    Answer, Filter, Insert, Page, Read, Stats, Store, Swept, Usage, Watch, Write,
+    journaled::{Fact, Journaled, Options, Spool},
+};
+use tokio::time::sleep;
+
+use crate::{
+    database::SimJournal,
+    history::{Call, Effect, Key, Told, answer},
+    redis::SimFront,
+    world::{DEADLINE, PARTITIONS, World},
+};
+
+/// A spool that is gone with its gateway.
+#[derive(Debug)]
+struct SimSpool {
+    world: Arc<World>,
+    who: usize,
+    life: u32,
+}
+
+impl Spool for SimSpool {
+    fn append<'a>(&'a self, _fact: &'a Fact) -> Answer<'a, ()> {
+        Box::pin(async {
+            let takes = {
+                let inner = &mut *self.world.lock();
+                let slow = if inner.rng.u32(..inner.spool_is_slow_in) == 0 { 300 } else { 1 };
+                Duration::from_micros(inner.rng.u64(50..2_000) * slow)
+            };
+            sleep(takes).await;
+            self.world.awake(self.who, self.life).await;
+            Ok(())
+        })
+    }
+
+    fn release(&self, _count: usize) {}
+}
+
+/// The protocol as a store of the engine: what the engine does not ask for in a run is not there.
+struct Behind(Arc<Journaled>);
+
+impl fmt::Debug for Behind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Store for Behind {
+    fn kind(&self) -> &'static str {
+        "journaled"
+    }
+
+    fn insert<'a>(&'a self, id: RecordId, facts: &'a Facts, lease: Duration) -> Answer<'a, Insert> {
+        Box::pin(self.0.insert(id, facts, lease))
+    }
+
+    fn replace<'a>(&'a self, id: RecordId, write: &'a Replacement) -> Answer<'a, Write> {
+        Box::pin(self.0.replace(id, write))
+    }
+
+    fn extend(&self, id: RecordId, holder: Fence, lease: Duration) -> Answer<'_, Write> {
+        Box::pin(self.0.extend(id, holder, lease))
+    }
+
+    fn remove(&self, id: RecordId, expect: Expect) -> Answer<'_, Write> {
+        Box::pin(self.0.remove(id, expect))
+    }
+
+    fn get(&self, id: RecordId) -> Answer<'_, Read> {
+        Box::pin(self.0.get(id))
+    }
+
+    fn scan(&self, _after: Option<RecordId>, _limit: usize, _filter: Filter) -> Answer<'_, Page> {
+        unreachable!("nobody lists records in a run")
+    }
+
+    fn sweep(&self, _limit: usize, _waits: Duration) -> Answer<'_, Swept> {
+        unreachable!("nobody sweeps in a run")
+    }
+
+    fn watch(&self, _id: RecordId) -> Watch {
+        Watch::never()
+    }
+
+    fn keep_rules<'a>(&'a self, _policy: u32, _rules: &'a str) -> Answer<'a, ()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn rules(&self, _policy: u32) -> Answer<'_, Option<String>> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
+
+    fn usage(&self, _tenant: &str) -> Usage {
+        Usage::default()
+    }
+
+    fn lost_ago(&self) -> Option<Duration> {
+        None
+    }
+
+    fn stats(&self) -> Stats {
+        Stats { accepts_claims: true, ..Stats::default() }
+    }
+}
+
+/// One life of a gateway.
+#[derive(Clone)]
+pub(crate) struct Gateway {
+    world: Arc<World>,
+    pub(crate) who: usize,
+    life: u32,
+    pub(crate) journaled: Arc<Journaled>,
+    jobs: Jobs,
+}
+
+impl Gateway {
+    pub(crate) fn start(world: &Arc<World>, who: usize) -> Self {
+        let life = world.lock().gateways[who].life;
+        let session = world.new_session();
+        let front = SimFront { world: Arc::clone(world), who, life };
+        let journal = SimJournal { world: Arc::clone(world), who, life };
+        let spool = SimSpool { world: Arc::clone(world), who, life };
+        let options = Options { session, partitions: PARTITIONS, deadline: DEADLINE };
+        let journaled = Arc::new(Journaled::start(options, Arc::new(front), Arc::new(journal), Arc::new(spool)));
+        let routes = Routes::new(vec![], Route::new("default"));
+        let limits = Limits { replay_cache_bytes: 0, ..Limits::default() };
+        let store = Arc::new(Behind(Arc::clone(&journaled)));
+        let engine = Engine::new(store, Secret::from_bytes([7; 32]), routes, limits, session);
+        let two_phase_dispatch = world.lock().has_two_phases;
+        let policy = Policy { lease: Duration::from_millis(1_500), two_phase_dispatch, ..Policy::default() };
+        let jobs = Jobs::new(engine, "work", policy, Duration::from_millis(700));
+        Self { world: Arc::clone(world), who, life, journaled, jobs }
+    }
+
+    /// Sends the request of a key through this gateway, and notes what came of it.
+    pub(crate) async fn request(&self, key: Key) -> Told {
+        let (world, who, life) = (Arc::clone(&self.world), self.who, self.life);
+        let asked_at = world.elapsed();
+        let upstream = Arc::clone(&world);
+        let work = move |run: onceward::Run| async move {
+            let (before, takes, dice) = {
+                let rng = &mut upstream.lock().rng;
+                let takes = if rng.u32(..10) == 0 { 3_000 } else { 50 };
+                (rng.u64(1..5), rng.u64(1..takes), rng.u32(..100))
+            };
+            sleep(Duration::from_millis(before)).await;
+            upstream.awake(who, life).await;
+            if dice < 8 {
+                return Err(JobError::NotDone(Nothing));
+            }
+            // On its way: what the gateway does from now on changes nothing for it.
+            let effect = Effect { key, fence: run.fence, at: upstream.elapsed(), who };
+            tracing::debug!(at = ?upstream.elapsed(), key, who, fence = run.fence, "sent");
+            if dice < 95 {
+                upstream.lock().history.effects.push(effect);
+            }
+            sleep(Duration::from_millis(takes)).await;
+            upstream.awake(who, life).await;
+            if !(15..95).contains(&dice) {
+                return Err(JobError::Unknown(Nothing));
+            }
+            Ok(Bytes::from(answer(key, run.fence)))
+        };
+        let told = match self.jobs.run_once(&format!("key-{key}"), b"", work).await {
+            Ok(done) => Told::Done(String::from_utf8_lossy(&done.output).into_owned()),
+            Err(RunError::InFlight) => Told::InFlight,
+            Err(RunError::OutcomeUnknown | RunError::ClaimLost | RunError::Job(JobError::Unknown(_))) => Told::Unknown,
+            Err(RunError::Gone) => Told::Gone,
+            Err(RunError::StoreUnavailable) => Told::Unavailable,
+            Err(RunError::Job(JobError::NotDone(_))) => Told::NotDone,
+            Err(other) => Told::Other(other.to_string()),
+        };
+        world.awake(who, life).await;
+        tracing::debug!(at = ?world.elapsed(), ?asked_at, key, who, ?told, "told");
+        let call = Call { key, who, asked_at, told_at: world.elapsed(), told: told.clone() };
+        world.lock().history.calls.push(call);
+        told
+    }
+
+    /// Erases a key, as an operator does, and notes that it is done.
+    pub(crate) async fn erase(&self, key: Key) {
+        use onceward_core::transition::{self, Forget, Write as Wanted};
+        let id = record_id(key);
+        let Ok(Read { record: Some(record), now }) = self.journaled.get(id).await else { return };
+        let kept = Duration::from_secs(3_600);
+        let Ok(Wanted::Replace(write)) = transition::forget(&record, Forget::Erase, false, "asked to", kept, now)
+        else {
+            return;
+        };
+        if matches!(self.journaled.replace(id, &write).await, Ok(Write::Applied { .. })) {
+            self.world.awake(self.who, self.life).await;
+            let at = self.world.elapsed();
+            tracing::debug!(?at, key, who = self.who, "erased");
+            self.world.lock().history.erased.entry(key).or_insert(at);
+        }
+    }
+
+    /// Settles an unknown outcome by the upstream's books, where they say that it took effect: only that stays true.
+    pub(crate) async fn settle(&self, key: Key) {
+        use onceward_core::{
+            outcome::Outcome,
+            transition::{self, Resolution},
+        };
+        let id = record_id(key);
+        let Ok(Read { record: Some(record), now }) = self.journaled.get(id).await else { return };
+        let effect = self.world.lock().history.effects.iter().find(|effect| effect.key == key).cloned();
+        let Some(Effect { fence, .. }) = effect else { return };
+        let body = Bytes::from(answer(key, fence));
+        let outcome = Outcome { status: 200, body, ..Outcome::default() };
+        let kept = Duration::from_secs(3_600);
+        let wanted = transition::resolve(&record, Resolution::Executed(outcome), "by the books", kept, now);
+        if let Ok(write) = wanted {
+            drop(self.journaled.replace(id, &write).await);
+        }
+    }
+}
+
+/// As [`Jobs::run_once`] makes it.
+pub(crate) fn record_id(key: Key) -> RecordId {
+    use onceward_core::key::Scope;
+    let scope = Scope { tenant: "default", env: "default", principal: "job", route: "work" };
+    RecordId::derive(&Secret::from_bytes([7; 32]), &scope, &format!("key-{key}"))
+}
+
+/// Why a job says so.
+#[derive(Debug, thiserror::Error)]
+#[error("the dice said so")]
+pub(crate) struct Nothing;
