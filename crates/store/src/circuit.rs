@@ -45,6 +45,8 @@ pub enum Circuit {
 /// The breaker of one store.
 #[derive(Debug)]
 pub(crate) struct Gate {
+    /// As the log names it.
+    name: &'static str,
     breaker: Breaker,
     /// Whether it is closed and the last call was answered, so that calls of a store that is well take no lock.
     is_well: AtomicBool,
@@ -66,9 +68,9 @@ pub(crate) struct Pass<'a> {
 }
 
 impl Gate {
-    pub(crate) fn new(breaker: Breaker) -> Self {
+    pub(crate) fn new(name: &'static str, breaker: Breaker) -> Self {
         let state = Mutex::new(State::Closed { failures: 0 });
-        Self { breaker, is_well: AtomicBool::new(true), state }
+        Self { name, breaker, is_well: AtomicBool::new(true), state }
     }
 
     pub(crate) fn breaker(&self) -> Breaker {
@@ -137,10 +139,10 @@ impl Pass<'_> {
         };
         match (&*state, &next) {
             (State::Closed { .. }, State::Open { .. }) => {
-                tracing::error!("the store does not answer: calls fail at once until it does");
+                tracing::error!("{} does not answer: calls fail at once until it does", self.gate.name);
             }
             (State::HalfOpen { since }, State::Closed { .. }) => {
-                tracing::info!(probe_us = since.elapsed().as_micros(), "the store answers again");
+                tracing::info!(probe_us = since.elapsed().as_micros(), "{} answers again", self.gate.name);
             }
             _ => {}
         }
@@ -187,7 +189,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn it_opens_after_failures_in_a_row_and_one_call_decides_when_it_closes() {
-        let gate = Gate::new(Breaker { failures: 3, open: SECOND });
+        let gate = Gate::new("the store", Breaker { failures: 3, open: SECOND });
         for result in [down(), down(), Ok(()), down(), down()] {
             assert!(call(&gate, result));
         }
@@ -207,7 +209,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_store_that_says_no_is_well_and_a_probe_that_nobody_waits_for_is_tried_again() {
-        let gate = Gate::new(Breaker { failures: 1, open: SECOND });
+        let gate = Gate::new("the store", Breaker { failures: 1, open: SECOND });
         for kind in [Kind::Full, Kind::Damaged("x".into()), Kind::SessionOver] {
             assert!(call(&gate, Err(StoreError::not_applied(kind))));
         }
@@ -220,7 +222,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_late_end_of_an_older_call_does_not_keep_it_open() {
-        let gate = Gate::new(Breaker { failures: 1, open: SECOND });
+        let gate = Gate::new("the store", Breaker { failures: 1, open: SECOND });
         let (slow, slower) = (gate.pass().unwrap(), gate.pass().unwrap());
         assert!(call(&gate, down()));
         slow.ended(&down());

@@ -31,7 +31,7 @@ impl Guarded {
     /// `inner`, whose calls answer within `deadline`; scans and sweeps within twenty times that.
     #[must_use]
     pub fn new(inner: Arc<dyn Store>, deadline: Duration, breaker: Breaker) -> Self {
-        Self { inner, deadline, gate: Arc::new(Gate::new(breaker)) }
+        Self { inner, deadline, gate: Arc::new(Gate::new("the store", breaker)) }
     }
 
     /// For how long its circuit stays open, about.
@@ -153,7 +153,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_write_that_is_late_is_unknown_and_a_read_that_is_late_is_not() {
         let second = Duration::from_secs(1);
-        let gate = Gate::new(Breaker::default());
+        let gate = Gate::new("the store", Breaker::default());
         let write = within(&gate, second, StoreError::unknown, hung::<Write>).await.unwrap_err();
         assert_eq!((write.kind, write.applied), (Kind::Unavailable, Applied::Unknown));
         let read = within(&gate, second, StoreError::not_applied, hung::<Read>).await.unwrap_err();

@@ -134,7 +134,7 @@ impl Tiered {
             database,
             cache,
             hints,
-            gate: Gate::new(breaker),
+            gate: Gate::new("Redis, for hints of answered keys,", breaker),
             in_cache: OnceLock::new(),
             has_used_cache: AtomicBool::new(false),
             placed: Recent::default(),
