@@ -117,7 +117,7 @@ impl Database {
         match self.rows.get(&fact.id) {
             None if !may_insert => {}
             Some(row) if Order::of(row) >= Order::of(&fact.record) => {}
-            _ => drop(self.rows.insert(fact.id, fact.record.clone())),
+            _ => drop(self.rows.insert(fact.id, Record::clone(&fact.record))),
         }
     }
 
@@ -233,7 +233,7 @@ impl Journal for SimJournal {
             let database = &inner.database;
             let rows = database.rows.range((after.map_or(Unbounded, Excluded), Unbounded));
             let rows = rows.filter(|(id, _)| partition_of(id) == partition).take(limit);
-            let facts = rows.map(|(id, record)| Fact { id: *id, record: record.clone() }).collect();
+            let facts = rows.map(|(id, record)| Fact { id: *id, record: Arc::new(record.clone()) }).collect();
             database.serves(partition, view).then_some(facts)
         }))
     }
@@ -251,9 +251,10 @@ impl Journal for SimJournal {
             let tag = inner.rng.u64(..);
             let database = &mut inner.database;
             let is_member = database.members.get(&session).is_some_and(|row| row.status != Status::Retired);
+            let has_members = database.members.values().any(|row| row.status != Status::Retired);
             let state = &mut database.views[usize::from(before.partition)];
             let is_same = state.row.view == before.view && state.row.timeline == before.timeline;
-            if database.timeline != timeline || !is_member || !is_same {
+            if database.timeline != timeline || (has_members && !is_member) || !is_same {
                 return false;
             }
             let number = before.view.number.max(acknowledged) + 1;
@@ -290,7 +291,7 @@ impl Journal for SimJournal {
                 |row: &MemberRow| row.status == Status::Live && (row.since <= kept || mutant::is(Mutant::JoinAtOnce));
             let erased = |(id, record): (&RecordId, &Record)| {
                 let is_erased = record.facts.state == State::Erased && partition_of(id) == partition;
-                is_erased.then(|| Fact { id: *id, record: record.clone() })
+                is_erased.then(|| Fact { id: *id, record: Arc::new(record.clone()) })
             };
             Some(Install {
                 admitted: database.members.iter().filter(|(_, row)| may(row)).map(|(session, _)| *session).collect(),

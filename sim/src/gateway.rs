@@ -12,7 +12,7 @@ use onceward_core::{
 };
 use onceward_store::{
     Answer, Filter, Insert, Page, Read, Stats, Store, Swept, Usage, Watch, Write,
-    journaled::{Fact, Journaled, Options, Spool},
+    journaled::{Fact, Journaled, Options, Owed, Spool},
 };
 use tokio::time::sleep;
 
@@ -122,18 +122,21 @@ pub(crate) struct Gateway {
     pub(crate) who: usize,
     life: u32,
     pub(crate) journaled: Arc<Journaled>,
+    pub(crate) owed: Arc<Owed>,
     jobs: Jobs,
 }
 
 impl Gateway {
-    pub(crate) fn start(world: &Arc<World>, who: usize) -> Self {
+    /// Begins a session, of a process that owes what its earlier ones left.
+    pub(crate) fn start(world: &Arc<World>, who: usize, owed: Arc<Owed>) -> Self {
         let life = world.lock().gateways[who].life;
         let session = world.new_session();
         let front = SimFront { world: Arc::clone(world), who, life };
         let journal = SimJournal { world: Arc::clone(world), who, life };
         let spool = SimSpool { world: Arc::clone(world), who, life };
         let options = Options { session, partitions: PARTITIONS, deadline: DEADLINE };
-        let journaled = Arc::new(Journaled::start(options, Arc::new(front), Arc::new(journal), Arc::new(spool)));
+        let journaled =
+            Arc::new(Journaled::start(options, Arc::new(front), Arc::new(journal), Arc::new(spool), Arc::clone(&owed)));
         let routes = Routes::new(vec![], Route::new("default"));
         let limits = Limits { replay_cache_bytes: 0, ..Limits::default() };
         let store = Arc::new(Behind(Arc::clone(&journaled)));
@@ -141,7 +144,7 @@ impl Gateway {
         let two_phase_dispatch = world.lock().has_two_phases;
         let policy = Policy { lease: Duration::from_millis(1_500), two_phase_dispatch, ..Policy::default() };
         let jobs = Jobs::new(engine, "work", policy, Duration::from_millis(700));
-        Self { world: Arc::clone(world), who, life, journaled, jobs }
+        Self { world: Arc::clone(world), who, life, journaled, owed, jobs }
     }
 
     /// Sends the request of a key through this gateway, and notes what came of it.

@@ -80,12 +80,12 @@ impl Partition {
         }
     }
 
-    fn put(&mut self, id: RecordId, stored: Stored, facts: Facts) -> Box<Record> {
+    fn put(&mut self, id: RecordId, stored: Stored, facts: Facts) -> Arc<Record> {
         let record = Record { stored, facts };
         self.mark = self.mark.max(stored.fence);
         self.records.insert(id, record.clone());
         self.dirty.insert(id);
-        Box::new(record)
+        Arc::new(record)
     }
 
     fn step(&mut self, id: RecordId, what: What<'_>, row: Option<&Row>, now: Micros) -> Stepped {
@@ -224,7 +224,7 @@ impl Front for SimFront {
     fn dirty<'a>(&'a self, at: &'a At) -> Answer<'a, Option<Vec<Fact>>> {
         Box::pin(self.on(move |server, _| {
             let partition = server.in_view(at)?;
-            let of = |id: &RecordId| Some(Fact { id: *id, record: partition.records.get(id)?.clone() });
+            let of = |id: &RecordId| Some(Fact { id: *id, record: Arc::new(partition.records.get(id)?.clone()) });
             Some(partition.dirty.iter().filter_map(of).collect())
         }))
     }

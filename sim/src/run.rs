@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use onceward_store::journaled::Owed;
 use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
@@ -31,8 +32,14 @@ impl Fleet {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A process begins.
     pub(crate) fn start(&self, world: &Arc<World>, who: usize) {
-        let gateway = Gateway::start(world, who);
+        self.go_on(world, who, Arc::default());
+    }
+
+    /// A process goes on with another session.
+    fn go_on(&self, world: &Arc<World>, who: usize, owed: Arc<Owed>) {
+        let gateway = Gateway::start(world, who, owed);
         self.gateways()[who] = Some(gateway);
     }
 
@@ -150,8 +157,8 @@ async fn start_again(world: Arc<World>, fleet: Arc<Fleet>, gateways: usize) {
             let is_paused = world.lock().gateways[who].is_paused;
             if let Some(gateway) = fleet.get(who).filter(|gateway| !is_paused && gateway.journaled.is_over()) {
                 // It leaves in order beside the new one, as far as it can.
+                fleet.go_on(&world, who, Arc::clone(&gateway.owed));
                 tokio::spawn(async move { gateway.journaled.leave(Duration::from_secs(30)).await });
-                fleet.start(&world, who);
             }
         }
     }

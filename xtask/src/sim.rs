@@ -8,7 +8,7 @@ use crate::tree;
 /// # Errors
 /// As [`run`].
 pub(crate) fn gate(counts: &mut Counts) -> anyhow::Result<()> {
-    simulate(&["--seeds", "10000", "--mutants"], counts)
+    simulate(&["--seeds", "50000", "--seconds", "240", "--mutants"], counts)
 }
 
 /// Builds the simulator, and runs what the arguments say.

@@ -1,5 +1,7 @@
 //! What is known of a key, and which of two facts says more.
 
+use std::sync::Arc;
+
 use onceward_core::{
     key::RecordId,
     mutant::{self, Mutant},
@@ -11,8 +13,8 @@ use onceward_core::{
 pub struct Fact {
     /// Whose it is.
     pub id: RecordId,
-    /// As it was written.
-    pub record: Record,
+    /// As it was written. Shared, since it is in the spool, on its way and in the window at once.
+    pub record: Arc<Record>,
 }
 
 /// Orders the facts of one key: the larger one is what both say together, whenever and however often each arrives

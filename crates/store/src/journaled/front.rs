@@ -1,6 +1,6 @@
 //! What the protocol asks of Redis: steps that are taken in one view only, and what gives a partition its view.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use onceward_core::{
     cas::{Expect, Replacement},
@@ -91,7 +91,7 @@ pub enum Stepped {
     /// It was applied.
     Done {
         /// As it stands now.
-        record: Box<Record>,
+        record: Arc<Record>,
         /// The server's time.
         now: Micros,
     },

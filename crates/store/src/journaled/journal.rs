@@ -94,7 +94,8 @@ pub trait Journal: Send + Sync + fmt::Debug + 'static {
     fn rows(&self, partition: u16, view: View, after: Option<RecordId>, limit: usize) -> Answer<'_, Option<Vec<Fact>>>;
 
     /// Opens the next view of a partition on a server, in the place of `before`; its number is above that and above
-    /// `acknowledged`.
+    /// `acknowledged`. Refused to a session that is no member, unless all who ever were are retired: then nobody holds
+    /// anything, since whoever claims has a member row that is past losing.
     fn open(
         &self,
         session: SessionId,

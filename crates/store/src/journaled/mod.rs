@@ -38,7 +38,7 @@ use onceward_core::{
     cas::{Expect, FenceRule, Keep, Lease, Replacement},
     key::RecordId,
     mutant::{self, Mutant},
-    record::{Facts, Fence, Phase, Record, SessionId, State, Stored},
+    record::{Facts, Fence, Micros, Phase, Record, Revision, SessionId, State, Stored},
 };
 use tokio::{
     sync::Notify,
@@ -50,13 +50,10 @@ pub use self::{
     fact::{Fact, Order, merged},
     front::{At, Dirty, Front, Incarnation, Install, Row, Sight, Stepped, View, What},
     journal::{Journal, LastActive, Mark, Member, Snapshot, Timeline, ViewRow},
+    owed::Owed,
     shipments::Spool,
 };
-use self::{
-    guard::Guard,
-    owed::{Owed, Word},
-    shipments::Shipments,
-};
+use self::{guard::Guard, owed::Word, shipments::Shipments};
 use crate::{Applied, Insert, Kind, Read, StoreError, Write};
 
 /// How often the database is looked at.
@@ -93,7 +90,7 @@ struct Shared {
     front: Arc<dyn Front>,
     journal: Arc<dyn Journal>,
     shipments: Shipments,
-    owed: Owed,
+    owed: Arc<Owed>,
     guards: Vec<Guard>,
     /// Something is not as this process knows it.
     amiss: Notify,
@@ -119,7 +116,7 @@ impl Shared {
         self.over.load(Ordering::SeqCst)
     }
 
-    fn is_over_now(&self) {
+    fn end_session(&self) {
         if !self.over.swap(true, Ordering::SeqCst) {
             tracing::error!("this session is over: it claims nothing more, and another has to begin");
         }
@@ -130,7 +127,7 @@ impl Shared {
         self.left.load(Ordering::SeqCst)
     }
 
-    fn has_left_now(&self) {
+    fn note_left(&self) {
         self.left.store(true, Ordering::SeqCst);
     }
 
@@ -174,11 +171,11 @@ impl Shared {
         }
         if let Some(record) = own(&what, &stepped) {
             let inside = (!mutant::is(Mutant::GuardEndsEarly)).then_some(inside);
-            let kept = self.shipments.append(Fact { id, record: record.clone() }).await;
+            let kept = self.shipments.append(Fact { id, record }).await;
             drop(inside);
             if let Err(error) = kept {
                 // Redis has it, and what is dirty there is shipped when this session is retired.
-                self.is_over_now();
+                self.end_session();
                 return Err(StoreError::unknown(error.kind.clone()).because(error));
             }
         }
@@ -187,7 +184,7 @@ impl Shared {
 }
 
 /// The record that this process is answerable for after a step: what it wrote, also with a call whose answer was lost.
-fn own<'a>(what: &What<'_>, stepped: &'a Stepped) -> Option<&'a Record> {
+fn own(what: &What<'_>, stepped: &Stepped) -> Option<Arc<Record>> {
     let is_left_out = |record: &Record| match record.facts.state {
         State::Erased => mutant::is(Mutant::ForgetNotJournaled),
         State::Completed => mutant::is(Mutant::OutcomeNotSpooled),
@@ -196,14 +193,14 @@ fn own<'a>(what: &What<'_>, stepped: &'a Stepped) -> Option<&'a Record> {
     };
     let record = match (what, stepped) {
         (What::Extend { .. } | What::Get, _) => None,
-        (_, Stepped::Done { record, .. }) => Some(&**record),
+        (_, Stepped::Done { record, .. }) => Some(Arc::clone(record)),
         (_, Stepped::There { .. }) if mutant::is(Mutant::RepeatNotSpooled) => None,
         (What::Insert { facts, .. }, Stepped::There { record, .. }) => {
-            (record.facts.claim_id == facts.claim_id).then_some(&**record)
+            (record.facts.claim_id == facts.claim_id).then(|| Arc::new(Record::clone(record)))
         }
         (_, Stepped::There { record, .. }) => {
             let is_ours = what.holder() == Some(record.stored.fence) && record.facts.state != State::InFlight;
-            is_ours.then_some(&**record)
+            is_ours.then(|| Arc::new(Record::clone(record)))
         }
         _ => None,
     };
@@ -221,9 +218,16 @@ impl fmt::Debug for Journaled {
 }
 
 impl Journaled {
-    /// Begins a session: it joins, and serves once views are there.
+    /// Begins a session: it joins, and serves once views are there. `owed` is this process's, and was given to its earlier
+    /// sessions, too.
     #[must_use]
-    pub fn start(options: Options, front: Arc<dyn Front>, journal: Arc<dyn Journal>, spool: Arc<dyn Spool>) -> Self {
+    pub fn start(
+        options: Options,
+        front: Arc<dyn Front>,
+        journal: Arc<dyn Journal>,
+        spool: Arc<dyn Spool>,
+        owed: Arc<Owed>,
+    ) -> Self {
         let Options { session, partitions, deadline } = options;
         let shared = Arc::new(Shared {
             session,
@@ -231,7 +235,7 @@ impl Journaled {
             front,
             journal,
             shipments: Shipments::new(spool),
-            owed: Owed::default(),
+            owed,
             guards: (0..partitions.max(1)).map(|_| Guard::default()).collect(),
             amiss: Notify::new(),
             over: AtomicBool::new(false),
@@ -247,7 +251,7 @@ impl Journaled {
     /// The session ends in order: nothing more is claimed. `false` where what it holds could not be put into the journal
     /// within `limit`; others retire it then.
     pub async fn leave(&self, limit: Duration) -> bool {
-        self.shared.is_over_now();
+        self.shared.end_session();
         let left = async {
             while !self.shared.has_left() {
                 sleep(TICK).await;
@@ -317,9 +321,9 @@ impl Journaled {
     /// Where nothing can be read now.
     pub async fn get(&self, id: RecordId) -> Result<Read, StoreError> {
         match self.shared.step(id, What::Get).await.map_err(nothing_was_done)? {
-            Stepped::There { record, now } | Stepped::Done { record, now } => Ok(Read { record: Some(*record), now }),
+            Stepped::There { record, now } => Ok(Read { record: Some(*record), now }),
             Stepped::Absent { now } => Ok(Read { record: None, now }),
-            Stepped::NeedsRow | Stepped::Elsewhere => Err(odd()),
+            Stepped::Done { .. } | Stepped::NeedsRow | Stepped::Elsewhere => Err(odd()),
         }
     }
 
@@ -370,10 +374,10 @@ impl Journaled {
         let fence = record.stored.fence;
         let keep_until = match write.keep {
             Keep::For(span) => read.now.plus(span),
-            Keep::Open => onceward_core::record::Micros::ZERO,
+            Keep::Open => Micros::ZERO,
         };
-        let stored = Stored { keep_until, lease_until: onceward_core::record::Micros::ZERO, ..record.stored };
-        let erased = Fact { id, record: Record { stored, facts: write.facts.clone() } };
+        let stored = Stored { keep_until, lease_until: Micros::ZERO, ..record.stored };
+        let erased = Fact { id, record: Arc::new(Record { stored, facts: write.facts.clone() }) };
         if !mutant::is(Mutant::ForgetNotJournaled) {
             let timeline = self.shared.shipments.timeline();
             let shipped =
@@ -402,10 +406,10 @@ impl Journaled {
     }
 }
 
-fn seen(expect: Expect) -> (Fence, onceward_core::record::Revision) {
+fn seen(expect: Expect) -> (Fence, Revision) {
     match expect {
         Expect::Seen(fence, revision) => (fence, revision),
-        Expect::Holder(fence) => (fence, onceward_core::record::Revision(0)),
+        Expect::Holder(fence) => (fence, Revision(0)),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Outcomes of which nobody knows whether Redis has them: it may show what neither the spool nor the journal has. Each is
-//! repeated until Redis says what became of it, in later views too (A3).
+//! repeated until Redis says what became of it, in later views too (A3), and by the next session of the same process where
+//! this one is over.
 
 use std::{
     collections::VecDeque,
@@ -11,9 +12,12 @@ use onceward_core::{
     cas::{Expect, Replacement},
     key::RecordId,
 };
-use tokio::{sync::Notify, time::sleep};
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
 
-use super::{Shared, What};
+use super::{Shared, TICK, What};
 
 /// So many are repeated; of more the oldest are given up, and told.
 const OWED_MAX: usize = 10_000;
@@ -36,8 +40,9 @@ impl Word {
     }
 }
 
+/// What a process owes, whichever of its sessions began it.
 #[derive(Debug, Default)]
-pub(super) struct Owed {
+pub struct Owed {
     words: Mutex<VecDeque<(RecordId, Word)>>,
     some: Notify,
 }
@@ -62,18 +67,15 @@ impl Owed {
 
 /// Repeats what is owed, for as long as the session lives.
 pub(super) async fn repeat(shared: Arc<Shared>) {
-    loop {
-        let some = shared.owed.some.notified();
-        match shared.owed.pop() {
-            None => some.await,
-            // One who is over writes nothing more; what is dirty in Redis is shipped by whoever retires it.
-            Some(_) if shared.is_over() => {}
-            Some((id, word)) => {
-                if shared.step(id, word.what()).await.is_err() {
-                    shared.owed.push(id, word);
-                    sleep(AGAIN).await;
-                }
-            }
+    while !shared.is_over() {
+        let Some((id, word)) = shared.owed.pop() else {
+            // A session that has ended may have taken the word that there is some.
+            let _some = timeout(TICK, shared.owed.some.notified()).await;
+            continue;
+        };
+        if shared.step(id, word.what()).await.is_err() {
+            shared.owed.push(id, word);
+            sleep(AGAIN).await;
         }
     }
 }

@@ -11,14 +11,14 @@ use crate::StoreError;
 
 /// This session ends: it claims nothing more, and is over once all that it holds is in the journal for good.
 pub(super) async fn end(shared: &Shared, seen: &Snapshot) -> Result<(), StoreError> {
-    shared.is_over_now();
+    shared.end_session();
     for guard in shared.guards() {
         guard.close();
         guard.emptied().await;
     }
     let _drained = timeout(shared.deadline, shared.shipments.drained()).await;
     if shared.shipments.is_over() && shared.journal.leave(shared.session, seen.timeline).await? {
-        shared.has_left_now();
+        shared.note_left();
     }
     Ok(())
 }

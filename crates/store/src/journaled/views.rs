@@ -60,6 +60,9 @@ async fn turn(shared: &Arc<Shared>, part: &mut Part) -> Result<(), StoreError> {
             shared.guards().iter().for_each(Guard::close);
             let is_in = shared.journal.join(shared.session, seen.timeline).await?;
             tracing::debug!(session = ?shared.session, is_in, "joined");
+            if !is_in {
+                open_for_nobody(shared, &seen).await?;
+            }
             return Ok(());
         }
         Member::Live { is_kept } => is_kept || mutant::is(Mutant::JoinAtOnce),
@@ -73,12 +76,23 @@ async fn turn(shared: &Arc<Shared>, part: &mut Part) -> Result<(), StoreError> {
     for (row, done) in join_all(each).await {
         match done {
             Ok(Some(Took::Acknowledged)) => drop(part.acknowledged.insert(row.partition, row.view)),
-            Ok(Some(Took::Admitted)) => drop(part.admitted.insert(row.partition, row.view)),
+            Ok(Some(Took::Admitted)) => {
+                part.acknowledged.insert(row.partition, row.view);
+                part.admitted.insert(row.partition, row.view);
+            }
             Ok(None) => {}
             Err(error) => tracing::debug!(%error, partition = row.partition, "a view could not be changed"),
         }
     }
     retire::others(shared, &seen).await;
+    Ok(())
+}
+
+/// A view of another timeline that has no member left who could open the next.
+async fn open_for_nobody(shared: &Shared, seen: &Snapshot) -> Result<(), StoreError> {
+    for row in seen.views.iter().filter(|row| row.view.number > 0 && row.timeline != seen.timeline) {
+        shared.journal.open(shared.session, seen.timeline, row, 0, row.incarnation).await?;
+    }
     Ok(())
 }
 
@@ -122,10 +136,10 @@ async fn partition(shared: &Shared, own: Own, row: &ViewRow, timeline: Timeline)
     if row.is_active {
         let guard = shared.guard(row.partition)?;
         if own.is_kept && !own.is_admitted && is_there {
-            // Joined since: it holds nothing of any view before.
             let is_in = front.admit(&at).await?;
             tracing::debug!(?session, partition = row.partition, number = row.view.number, is_in, "admitted");
-            if is_in && guard.serving().is_none() && own.acknowledged.is_none() {
+            // Joined since, or acknowledged with an answer that was lost: it holds nothing of any view before.
+            if is_in && guard.serving().is_none() {
                 guard.serve(Serving { view: row.view, incarnation: row.incarnation });
             }
             return Ok(is_in.then_some(Took::Admitted));
