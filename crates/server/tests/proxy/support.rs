@@ -272,9 +272,15 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    /// What it has logged until now.
+    /// What it has logged until now: lines gather before they are written, so what it has just done may not be there yet.
     pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
+    }
+
+    /// Until `words` are in its log, which is answered.
+    pub(crate) async fn says(&self, words: &str) -> String {
+        until(words, async || self.log().contains(words)).await;
+        self.log()
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -157,7 +157,7 @@ async fn a_reload_that_moves_a_routes_records_elsewhere_warns_that_its_keys_begi
     reloaded(&text.replace("[[route]]\nname = \"pay\"", "[[route]]\nname = \"pay\"\nretention = \"25h\""), 1.0).await;
     assert!(!gateway.log().contains("another durability"), "{}", gateway.log());
     reloaded(&text.replace("durability = \"cache\"", "durability = \"strict\""), 2.0).await;
-    let log = gateway.log();
+    let log = gateway.says("another durability").await;
     let warned: Vec<&str> = log.lines().filter(|line| line.contains("another durability")).collect();
     let [line] = warned[..] else { panic!("one route has moved: {warned:?}") };
     assert!(
