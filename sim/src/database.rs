@@ -6,12 +6,13 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 use onceward_core::{
     key::RecordId,
     mutant::{self, Mutant},
-    record::{Fence, Record, SessionId, State},
+    record::{Fence, Micros, Record, SessionId, State},
 };
 use onceward_store::{
     Answer, StoreError,
     journaled::{
-        Fact, Incarnation, Install, Journal, LastActive, Mark, Member, Order, Row, Snapshot, Timeline, View, ViewRow,
+        Fact, Incarnation, Install, Journal, LastActive, Mark, Member, Opening, Order, Row, Snapshot, Timeline, View,
+        ViewRow,
     },
 };
 
@@ -121,6 +122,25 @@ impl Database {
         }
     }
 
+    /// What a server is to be given with a view that all have acknowledged.
+    fn install(&self, timeline: Timeline, kept: Mark, partition: u16, view: View) -> Option<Install> {
+        let row = self.view(partition).row;
+        let is_it = self.timeline == timeline && row.view == view && row.timeline == timeline && !row.is_active;
+        if !is_it || !self.is_agreed(&row, kept) {
+            return None;
+        }
+        let may = |row: &MemberRow| row.status == Status::Live && (row.since <= kept || mutant::is(Mutant::JoinAtOnce));
+        let erased = |(id, record): (&RecordId, &Record)| {
+            let is_erased = record.facts.state == State::Erased && partition_of(id) == partition;
+            is_erased.then(|| Fact { id: *id, record: Arc::new(record.clone()) })
+        };
+        Some(Install {
+            admitted: self.members.iter().filter(|(_, row)| may(row)).map(|(session, _)| *session).collect(),
+            mark: self.marks.get(&partition).copied().unwrap_or_default(),
+            erased: self.rows.iter().filter_map(erased).collect(),
+        })
+    }
+
     fn is_last_active(&self, view: &LastActive) -> bool {
         self.view(view.partition).last_active == Some((*view, self.timeline))
     }
@@ -154,6 +174,31 @@ impl SimJournal {
         self.on(|inner, _| {
             let kept = inner.kept();
             inner.database.timeline == timeline && does(&mut inner.database, kept)
+        })
+        .await
+    }
+}
+
+impl SimJournal {
+    /// A transaction over several partitions: those of which it was taken.
+    async fn of_each(
+        &self,
+        timeline: Timeline,
+        views: &[(u16, View)],
+        does: impl Fn(&mut Database, Mark, u16, View) -> bool,
+    ) -> Result<Vec<u16>, StoreError> {
+        self.on(|inner, _| {
+            let kept = inner.kept();
+            let database = &mut inner.database;
+            if database.timeline != timeline {
+                return Vec::new();
+            }
+            let taken = views.iter().filter(|(partition, view)| does(database, kept, *partition, *view));
+            let taken: Vec<u16> = taken.map(|(partition, _)| *partition).collect();
+            if !taken.is_empty() {
+                database.commit();
+            }
+            taken
         })
         .await
     }
@@ -238,35 +283,47 @@ impl Journal for SimJournal {
         }))
     }
 
-    fn open(
-        &self,
-        session: SessionId,
-        timeline: Timeline,
-        before: &ViewRow,
-        acknowledged: u64,
-        incarnation: Incarnation,
-    ) -> Answer<'_, bool> {
-        let before = *before;
-        Box::pin(self.on(move |inner, _| {
-            let tag = inner.rng.u64(..);
-            let database = &mut inner.database;
-            let is_member = database.members.get(&session).is_some_and(|row| row.status != Status::Retired);
-            let has_members = database.members.values().any(|row| row.status != Status::Retired);
-            let state = &mut database.views[usize::from(before.partition)];
-            let is_same = state.row.view == before.view && state.row.timeline == before.timeline;
-            if database.timeline != timeline || (has_members && !is_member) || !is_same {
-                return false;
-            }
-            let number = before.view.number.max(acknowledged) + 1;
-            let view = View { number, tag };
-            state.row = ViewRow { view, incarnation, timeline, is_active: false, is_agreed: false, ..before };
-            database.commit();
-            true
+    fn list(&self, after: Option<RecordId>, limit: usize) -> Answer<'_, (Vec<Fact>, Micros)> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        Box::pin(self.on(move |inner, now| {
+            let rows = inner.database.rows.range((after.map_or(Unbounded, Excluded), Unbounded)).take(limit);
+            let facts = rows.map(|(id, record)| Fact { id: *id, record: Arc::new(record.clone()) }).collect();
+            (facts, Micros::ZERO.plus(now))
         }))
     }
 
-    fn acknowledge(&self, session: SessionId, timeline: Timeline, partition: u16, view: View) -> Answer<'_, bool> {
-        Box::pin(self.within(timeline, move |database, _| {
+    fn open<'a>(&'a self, session: SessionId, timeline: Timeline, openings: &'a [Opening]) -> Answer<'a, usize> {
+        Box::pin(self.on(move |inner, _| {
+            let database = &mut inner.database;
+            let is_member = database.members.get(&session).is_some_and(|row| row.status != Status::Retired);
+            let has_members = database.members.values().any(|row| row.status != Status::Retired);
+            if database.timeline != timeline || (has_members && !is_member) {
+                return 0;
+            }
+            let mut opened = 0;
+            for Opening { before, acknowledged, incarnation } in openings {
+                let state = &mut database.views[usize::from(before.partition)];
+                if state.row.view != before.view || state.row.timeline != before.timeline {
+                    continue;
+                }
+                let number = before.view.number.max(*acknowledged) + 1;
+                let view = View { number, tag: inner.rng.u64(..) };
+                let incarnation = *incarnation;
+                state.row = ViewRow { view, incarnation, timeline, is_active: false, is_agreed: false, ..*before };
+                opened += 1;
+            }
+            database.commit();
+            opened
+        }))
+    }
+
+    fn acknowledge<'a>(
+        &'a self,
+        session: SessionId,
+        timeline: Timeline,
+        views: &'a [(u16, View)],
+    ) -> Answer<'a, Vec<u16>> {
+        Box::pin(self.of_each(timeline, views, move |database, _, partition, view| {
             let row = database.view(partition).row;
             let waits = row.view == view && !row.is_active && row.timeline == timeline;
             let Some(member) = database.members.get_mut(&session).filter(|_| waits) else { return false };
@@ -274,35 +331,22 @@ impl Journal for SimJournal {
                 return false;
             }
             member.acknowledged.insert(partition, view);
-            database.commit();
             true
         }))
     }
 
-    fn agreed(&self, timeline: Timeline, partition: u16, view: View) -> Answer<'_, Option<Install>> {
+    fn agreed<'a>(&'a self, timeline: Timeline, views: &'a [(u16, View)]) -> Answer<'a, Vec<(u16, Install)>> {
         Box::pin(self.on(move |inner, _| {
             let (kept, database) = (inner.kept(), &inner.database);
-            let row = database.view(partition).row;
-            let is_it = database.timeline == timeline && row.view == view && row.timeline == timeline && !row.is_active;
-            if !is_it || !database.is_agreed(&row, kept) {
-                return None;
-            }
-            let may =
-                |row: &MemberRow| row.status == Status::Live && (row.since <= kept || mutant::is(Mutant::JoinAtOnce));
-            let erased = |(id, record): (&RecordId, &Record)| {
-                let is_erased = record.facts.state == State::Erased && partition_of(id) == partition;
-                is_erased.then(|| Fact { id: *id, record: Arc::new(record.clone()) })
-            };
-            Some(Install {
-                admitted: database.members.iter().filter(|(_, row)| may(row)).map(|(session, _)| *session).collect(),
-                mark: database.marks.get(&partition).copied().unwrap_or_default(),
-                erased: database.rows.iter().filter_map(erased).collect(),
-            })
+            let each = views.iter().filter_map(|(partition, view)| {
+                Some((*partition, database.install(timeline, kept, *partition, *view)?))
+            });
+            each.collect()
         }))
     }
 
-    fn activate(&self, timeline: Timeline, partition: u16, view: View) -> Answer<'_, bool> {
-        Box::pin(self.within(timeline, move |database, kept| {
+    fn activate<'a>(&'a self, timeline: Timeline, views: &'a [(u16, View)]) -> Answer<'a, Vec<u16>> {
+        Box::pin(self.of_each(timeline, views, move |database, kept, partition, view| {
             let row = database.view(partition).row;
             if row.view != view || row.timeline != timeline || row.is_active || !database.is_agreed(&row, kept) {
                 return false;
@@ -310,7 +354,6 @@ impl Journal for SimJournal {
             let last = LastActive { partition, view, incarnation: row.incarnation };
             let state = &mut database.views[usize::from(partition)];
             (state.row.is_active, state.last_active) = (true, Some((last, timeline)));
-            database.commit();
             true
         }))
     }

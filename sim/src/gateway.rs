@@ -8,11 +8,11 @@ use onceward_core::{
     cas::{Expect, Replacement},
     key::{RecordId, Secret},
     policy::Policy,
-    record::{Facts, Fence},
+    record::{Facts, Fence, SessionId},
 };
 use onceward_store::{
-    Answer, Filter, Insert, Page, Read, Stats, Store, Swept, Usage, Watch, Write,
-    journaled::{Fact, Journaled, Options, Owed, Spool},
+    Answer, Filter, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write,
+    journaled::{Fact, Journaled, Left, Options, Owed, Place, Spool},
 };
 use tokio::time::sleep;
 
@@ -23,7 +23,25 @@ use crate::{
     world::{DEADLINE, PARTITIONS, World},
 };
 
-/// A spool that is gone with its gateway.
+/// A gateway's disk, on which its spool is: it may outlive the gateway.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Disk(Vec<Option<(SessionId, Fact)>>);
+
+impl Disk {
+    /// What is there, by session.
+    fn left(&self) -> Vec<Left> {
+        let mut all: Vec<Left> = Vec::new();
+        for (at, (session, fact)) in self.0.iter().enumerate().filter_map(|(at, entry)| Some((at, entry.as_ref()?))) {
+            let fact = (fact.id, Place { segment: 0, offset: u32::try_from(at).unwrap_or(u32::MAX), len: 1 });
+            match all.iter_mut().find(|left| left.session == *session) {
+                Some(left) => left.facts.push(fact),
+                None => all.push(Left { session: *session, facts: vec![fact] }),
+            }
+        }
+        all
+    }
+}
+
 #[derive(Debug)]
 struct SimSpool {
     world: Arc<World>,
@@ -32,8 +50,8 @@ struct SimSpool {
 }
 
 impl Spool for SimSpool {
-    fn append<'a>(&'a self, _fact: &'a Fact) -> Answer<'a, ()> {
-        Box::pin(async {
+    fn append<'a>(&'a self, session: SessionId, fact: &'a Fact) -> Answer<'a, Place> {
+        Box::pin(async move {
             let takes = {
                 let inner = &mut *self.world.lock();
                 let slow = if inner.rng.u32(..inner.spool_is_slow_in) == 0 { 300 } else { 1 };
@@ -41,11 +59,32 @@ impl Spool for SimSpool {
             };
             sleep(takes).await;
             self.world.awake(self.who, self.life).await;
-            Ok(())
+            let disk = &mut self.world.lock().gateways[self.who].disk.0;
+            disk.push(Some((session, fact.clone())));
+            let offset = u32::try_from(disk.len() - 1).unwrap_or(u32::MAX);
+            Ok(Place { segment: 0, offset, len: 1 })
         })
     }
 
-    fn release(&self, _count: usize) {}
+    fn read(&self, _id: RecordId, place: Place) -> Answer<'_, Fact> {
+        let disk = &self.world.lock().gateways[self.who].disk.0;
+        let fact = disk.get(place.offset as usize).and_then(|entry| entry.as_ref().map(|(_, fact)| fact.clone()));
+        let gone = || StoreError::not_applied(Kind::Damaged("released, and read again".into()));
+        Box::pin(std::future::ready(fact.ok_or_else(gone)))
+    }
+
+    fn release(&self, places: &[Place]) {
+        let disk = &mut self.world.lock().gateways[self.who].disk.0;
+        for place in places {
+            if let Some(entry) = disk.get_mut(place.offset as usize) {
+                *entry = None;
+            }
+        }
+    }
+
+    fn has_room(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
 
 /// The protocol as a store of the engine: what the engine does not ask for in a run is not there.
@@ -145,6 +184,11 @@ impl Gateway {
         let policy = Policy { lease: Duration::from_millis(1_500), two_phase_dispatch, ..Policy::default() };
         let jobs = Jobs::new(engine, "work", policy, Duration::from_millis(700));
         Self { world: Arc::clone(world), who, life, journaled, owed, jobs }
+    }
+
+    /// What a process that begins owes: what those before it left on its disk.
+    pub(crate) fn owed(world: &World, who: usize) -> Arc<Owed> {
+        Arc::new(Owed::new(world.lock().gateways[who].disk.left()))
     }
 
     /// Sends the request of a key through this gateway, and notes what came of it.

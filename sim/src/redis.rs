@@ -175,10 +175,14 @@ impl Front for SimFront {
         }))
     }
 
-    fn look(&self, partition: u16) -> Answer<'_, Sight> {
+    fn look<'a>(&'a self, partitions: &'a [u16]) -> Answer<'a, Vec<(u16, Sight)>> {
         Box::pin(self.on(move |server, _| {
-            let of = &server.partitions[usize::from(partition)];
-            Sight { is_primary: server.is_primary, incarnation: server.incarnation, view: of.view, is_warm: of.is_warm }
+            let sight = |partition: &u16| {
+                let of = &server.partitions[usize::from(*partition)];
+                let Server { is_primary, incarnation, .. } = *server;
+                (*partition, Sight { is_primary, incarnation, view: of.view, is_warm: of.is_warm })
+            };
+            partitions.iter().map(sight).collect()
         }))
     }
 

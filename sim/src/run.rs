@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::{
     faults::{Fault, replicate},
-    gateway::Gateway,
+    gateway::{Disk, Gateway},
     history::{History, Told},
     world::World,
 };
@@ -34,7 +34,7 @@ impl Fleet {
 
     /// A process begins.
     pub(crate) fn start(&self, world: &Arc<World>, who: usize) {
-        self.go_on(world, who, Arc::default());
+        self.go_on(world, who, Gateway::owed(world, who));
     }
 
     /// A process goes on with another session.
@@ -43,10 +43,16 @@ impl Fleet {
         self.gateways()[who] = Some(gateway);
     }
 
-    /// It is gone, with its spool; what it sent may still arrive.
+    /// It is gone, one time in two with its disk; what it sent may still arrive.
     pub(crate) fn crash(&self, world: &Arc<World>, who: usize) {
         let gone = self.gateways()[who].take();
-        world.lock().gateways[who].life += 1;
+        {
+            let inner = &mut *world.lock();
+            inner.gateways[who].life += 1;
+            if inner.rng.bool() {
+                inner.gateways[who].disk = Disk::default();
+            }
+        }
         drop(gone);
     }
 

@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::{database::Database, history::History, redis::Server};
+use crate::{database::Database, gateway::Disk, history::History, redis::Server};
 
 /// How many partitions there are: enough that one is not another.
 pub(crate) const PARTITIONS: u16 = 2;
@@ -39,6 +39,8 @@ pub(crate) struct Gateway {
     pub(crate) is_paused: bool,
     pub(crate) is_cut_from_redis: bool,
     pub(crate) is_cut_from_database: bool,
+    /// With its spool.
+    pub(crate) disk: Disk,
     /// Which server its client follows.
     pub(crate) follows: usize,
 }

@@ -70,6 +70,8 @@ pub enum Mutant {
     RepeatNotSpooled,
     /// An outcome of which nobody knows whether Redis has it is not looked at again.
     NotRepeated,
+    /// A session whose process is gone is over although what is in its spool was not shipped.
+    LeftNotShipped,
 }
 
 impl Mutant {
@@ -90,7 +92,7 @@ impl Mutant {
     ];
 
     /// Those of the journaled store's protocol, which the simulator looks for.
-    pub const OF_VIEWS: [Self; 17] = [
+    pub const OF_VIEWS: [Self; 18] = [
         Self::GuardEndsEarly,
         Self::AckInsideGuard,
         Self::AckBeforeDrain,
@@ -108,6 +110,7 @@ impl Mutant {
         Self::OutcomeNotSpooled,
         Self::RepeatNotSpooled,
         Self::NotRepeated,
+        Self::LeftNotShipped,
     ];
 
     /// As `ONCEWARD_MUTANT` spells it.
@@ -143,6 +146,7 @@ impl Mutant {
             Self::OutcomeNotSpooled => "outcome-not-spooled",
             Self::RepeatNotSpooled => "repeat-not-spooled",
             Self::NotRepeated => "not-repeated",
+            Self::LeftNotShipped => "left-not-shipped",
         }
     }
 

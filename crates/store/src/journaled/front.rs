@@ -158,8 +158,8 @@ pub trait Front: Send + Sync + fmt::Debug + 'static {
     /// Takes a step.
     fn step<'a>(&'a self, at: &'a At, id: RecordId, what: What<'a>, row: Option<&'a Row>) -> Answer<'a, Stepped>;
 
-    /// What a partition's server is now.
-    fn look(&self, partition: u16) -> Answer<'_, Sight>;
+    /// What the partitions' servers are now; without those that do not answer. Not in one step.
+    fn look<'a>(&'a self, partitions: &'a [u16]) -> Answer<'a, Vec<(u16, Sight)>>;
 
     /// Gives the partition this view, unless it has one as high. The server is of `at`'s incarnation and a primary;
     /// `false` where it is not, and then nothing is done.

@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use onceward_core::{key::RecordId, record::SessionId};
+use onceward_core::{
+    key::RecordId,
+    record::{Micros, SessionId},
+};
 
 use super::{Fact, Incarnation, Install, Row, View};
 use crate::Answer;
@@ -63,6 +66,17 @@ pub struct Snapshot {
     pub silent: Vec<SessionId>,
 }
 
+/// A view that is to be opened, in the place of `before`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opening {
+    /// As the database had it.
+    pub before: ViewRow,
+    /// The highest number that is known of the partition, in Redis or to whoever opens it.
+    pub acknowledged: u64,
+    /// Of the server that it is on.
+    pub incarnation: Incarnation,
+}
+
 /// A partition's last active view, for a retirement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LastActive {
@@ -75,7 +89,7 @@ pub struct LastActive {
 }
 
 /// The database, as the protocol sees it. Each call is one transaction. Those that take a timeline are refused on any
-/// other: `false` or `None` then, and nothing is done.
+/// other: `false`, `None` or none then, and nothing is done. Of several partitions each is decided for itself.
 pub trait Journal: Send + Sync + fmt::Debug + 'static {
     /// What there is, and that this session is alive.
     fn look(&self, session: SessionId) -> Answer<'_, Snapshot>;
@@ -93,27 +107,30 @@ pub trait Journal: Send + Sync + fmt::Debug + 'static {
     /// Rows of a partition after `after`, at most `limit`, likewise.
     fn rows(&self, partition: u16, view: View, after: Option<RecordId>, limit: usize) -> Answer<'_, Option<Vec<Fact>>>;
 
-    /// Opens the next view of a partition on a server, in the place of `before`; its number is above that and above
-    /// `acknowledged`. Refused to a session that is no member, unless all who ever were are retired: then nobody holds
-    /// anything, since whoever claims has a member row that is past losing.
-    fn open(
-        &self,
+    /// Rows after `after` in the order of the ids, at most `limit`, and the database's time: for lists, which decide nothing.
+    fn list(&self, after: Option<RecordId>, limit: usize) -> Answer<'_, (Vec<Fact>, Micros)>;
+
+    /// Opens the next views of partitions; a view's number is above that of the one before and above `acknowledged`.
+    /// Answers how many were opened: one whose view before is another is not. Refused to a session that is no member,
+    /// unless all who ever were are retired: then nobody holds anything, since whoever claims has a member row that is past
+    /// losing.
+    fn open<'a>(&'a self, session: SessionId, timeline: Timeline, openings: &'a [Opening]) -> Answer<'a, usize>;
+
+    /// All that the session was granted in earlier views of the partitions is in the journal. Answers of which partitions
+    /// that was taken.
+    fn acknowledge<'a>(
+        &'a self,
         session: SessionId,
         timeline: Timeline,
-        before: &ViewRow,
-        acknowledged: u64,
-        incarnation: Incarnation,
-    ) -> Answer<'_, bool>;
+        views: &'a [(u16, View)],
+    ) -> Answer<'a, Vec<u16>>;
 
-    /// All that the session was granted in earlier views of the partition is in the journal.
-    fn acknowledge(&self, session: SessionId, timeline: Timeline, partition: u16, view: View) -> Answer<'_, bool>;
+    /// What servers are to be given with those of the views that all have acknowledged. Sessions are let in whose member row
+    /// is past losing, and that are not being retired.
+    fn agreed<'a>(&'a self, timeline: Timeline, views: &'a [(u16, View)]) -> Answer<'a, Vec<(u16, Install)>>;
 
-    /// What a server is to be given with a view that all have acknowledged. Sessions are let in whose member row is past
-    /// losing, and that are not being retired.
-    fn agreed(&self, timeline: Timeline, partition: u16, view: View) -> Answer<'_, Option<Install>>;
-
-    /// The view has been installed: it serves.
-    fn activate(&self, timeline: Timeline, partition: u16, view: View) -> Answer<'_, bool>;
+    /// The views have been installed: they serve. Answers of which partitions that was taken.
+    fn activate<'a>(&'a self, timeline: Timeline, views: &'a [(u16, View)]) -> Answer<'a, Vec<u16>>;
 
     /// The session is over: it holds nothing, and all that it shipped is past losing.
     fn leave(&self, session: SessionId, timeline: Timeline) -> Answer<'_, bool>;

@@ -13,16 +13,22 @@
 //! # Layout
 //!
 //! [`fact`](Fact) what is shipped, [`front`](Front) and [`journal`](Journal) what is asked of Redis and of the database;
-//! `guard` who is inside a view, `shipments` what the journal may not have yet, `owed` outcomes whose fate is unknown, `views` how views change, `retire` how a
-//! session ends.
+//! `guard` who is inside a view, `shipments` what the journal may not have yet, `spool` and `logged` where that is on the
+//! disk, `owed` outcomes whose fate is unknown, `views` how views change, `retire` how a session ends, `predecessor` how one
+//! ends whose process is gone.
 
 mod fact;
 mod front;
 mod guard;
 mod journal;
+#[cfg(feature = "embedded")]
+mod logged;
 mod owed;
+mod predecessor;
 mod retire;
 mod shipments;
+mod spool;
+mod store;
 mod views;
 
 use std::{
@@ -46,14 +52,17 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+#[cfg(feature = "embedded")]
+pub use self::logged::{LogSpool, SpoolError, SpoolOptions};
 pub use self::{
     fact::{Fact, Order, merged},
     front::{At, Dirty, Front, Incarnation, Install, Row, Sight, Stepped, View, What},
-    journal::{Journal, LastActive, Mark, Member, Snapshot, Timeline, ViewRow},
+    journal::{Journal, LastActive, Mark, Member, Opening, Snapshot, Timeline, ViewRow},
     owed::Owed,
-    shipments::Spool,
+    spool::{Left, Place, Spool},
+    store::JournaledStore,
 };
-use self::{guard::Guard, owed::Word, shipments::Shipments};
+use self::{guard::Guard, owed::Word, shipments::Shipments, views::Cold};
 use crate::{Applied, Insert, Kind, Read, StoreError, Write};
 
 /// How often the database is looked at.
@@ -92,6 +101,7 @@ struct Shared {
     shipments: Shipments,
     owed: Arc<Owed>,
     guards: Vec<Guard>,
+    cold: Cold,
     /// Something is not as this process knows it.
     amiss: Notify,
     over: AtomicBool,
@@ -110,6 +120,11 @@ impl Shared {
 
     fn guards(&self) -> &[Guard] {
         &self.guards
+    }
+
+    /// A view, for this session.
+    fn at(&self, row: &ViewRow) -> At {
+        At { partition: row.partition, view: row.view, incarnation: row.incarnation, session: self.session }
     }
 
     fn is_over(&self) -> bool {
@@ -234,17 +249,20 @@ impl Journaled {
             deadline,
             front,
             journal,
-            shipments: Shipments::new(spool),
+            shipments: Shipments::new(session, spool),
             owed,
             guards: (0..partitions.max(1)).map(|_| Guard::default()).collect(),
+            cold: Cold::default(),
             amiss: Notify::new(),
             over: AtomicBool::new(false),
             left: AtomicBool::new(false),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(views::take_part(Arc::clone(&shared)));
+        tasks.spawn(views::keep_warm(Arc::clone(&shared)));
         tasks.spawn(ship(Arc::clone(&shared)));
         tasks.spawn(owed::repeat(Arc::clone(&shared)));
+        tasks.spawn(predecessor::settle(Arc::clone(&shared)));
         Self { shared, _tasks: tasks }
     }
 
@@ -431,7 +449,16 @@ fn odd() -> StoreError {
 /// Ships what waits, in order, for as long as the process lives.
 async fn ship(shared: Arc<Shared>) {
     loop {
-        let batch = shared.shipments.batch().await;
+        let batch = match shared.shipments.batch().await {
+            Ok(batch) => batch,
+            Err(error) => {
+                // Redis has it, and what is dirty there is shipped when this session is retired.
+                tracing::error!(%error, "the spool does not give back what is in it");
+                shared.end_session();
+                sleep(SHIP_AGAIN).await;
+                continue;
+            }
+        };
         match shared.journal.ship(shared.session, batch.timeline, &batch.facts).await {
             Ok(Some(mark)) => shared.shipments.is_shipped(&batch, mark),
             Ok(None) => {

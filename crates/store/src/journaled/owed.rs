@@ -1,4 +1,4 @@
-//! Outcomes of which nobody knows whether Redis has them: it may show what neither the spool nor the journal has. Each is
+//! What a process owes, whichever of its sessions is there: what a process before it left in the spool, and outcomes of which nobody knows whether Redis has them: it may show what neither the spool nor the journal has. Each is
 //! repeated until Redis says what became of it, in later views too (A3), and by the next session of the same process where
 //! this one is over.
 
@@ -17,7 +17,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Shared, TICK, What};
+use super::{Left, Shared, TICK, What};
 
 /// So many are repeated; of more the oldest are given up, and told.
 const OWED_MAX: usize = 10_000;
@@ -45,9 +45,27 @@ impl Word {
 pub struct Owed {
     words: Mutex<VecDeque<(RecordId, Word)>>,
     some: Notify,
+    left: Mutex<VecDeque<Arc<Left>>>,
 }
 
 impl Owed {
+    /// Of a process that found this in its spool.
+    #[must_use]
+    pub fn new(left: Vec<Left>) -> Self {
+        Self { left: Mutex::new(left.into_iter().map(Arc::new).collect()), ..Self::default() }
+    }
+
+    pub(super) fn left(&self) -> Option<Arc<Left>> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).front().cloned()
+    }
+
+    /// It is settled: whether it was until now.
+    pub(super) fn is_settled(&self, left: &Arc<Left>) -> bool {
+        let mut all = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_first = all.front().is_some_and(|first| Arc::ptr_eq(first, left));
+        is_first && all.pop_front().is_some()
+    }
+
     pub(super) fn push(&self, id: RecordId, word: Word) {
         let mut words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
         if words.len() >= OWED_MAX

@@ -6,7 +6,7 @@ use onceward_core::{
 };
 use tokio::time::timeout;
 
-use super::{At, LastActive, Shared, Snapshot};
+use super::{At, LastActive, Shared, Snapshot, Timeline};
 use crate::StoreError;
 
 /// This session ends: it claims nothing more, and is over once all that it holds is in the journal for good.
@@ -33,26 +33,40 @@ pub(super) async fn others(shared: &Shared, seen: &Snapshot) {
     }
 }
 
-async fn one(shared: &Shared, target: SessionId, timeline: u64) -> Result<(), StoreError> {
-    let (session, journal, front) = (shared.session, &shared.journal, &shared.front);
+async fn one(shared: &Shared, target: SessionId, timeline: Timeline) -> Result<(), StoreError> {
+    let (session, journal) = (shared.session, &shared.journal);
     let Some(views) = journal.retire(session, target, timeline).await? else { return Ok(()) };
     for view in &views {
-        let LastActive { partition, view: of, incarnation } = *view;
-        let at = At { partition, view: of, incarnation, session };
-        // From here on it is granted nothing there, even if it wakes up.
-        if !mutant::is(Mutant::RetireWithoutShutOut) && !front.shut_out(&at, target).await? {
+        if !drain(shared, target, timeline, view).await? {
             return Ok(());
         }
-        let Some(dirty) = front.dirty(&at).await? else { return Ok(()) };
-        if mutant::is(Mutant::RetireWithoutDrain) {
-            continue;
-        }
-        let Some(_mark) = journal.drain(session, timeline, view, &dirty).await? else { return Ok(()) };
-        // Kept like its own, for as long as the database may lose them.
-        dirty.into_iter().for_each(|fact| shared.shipments.queue(fact));
     }
     // Each step was taken in the view that it names, so nothing that was granted there can be missing.
     journal.retired(target, timeline, &views).await?;
     shared.amiss.notify_one();
     Ok(())
+}
+
+/// Shuts a session out of a view and ships what is dirty there. `false` where the view is not the one that serves there
+/// any more, or this session is not let in.
+pub(super) async fn drain(
+    shared: &Shared,
+    target: SessionId,
+    timeline: Timeline,
+    view: &LastActive,
+) -> Result<bool, StoreError> {
+    let LastActive { partition, view: of, incarnation } = *view;
+    let at = At { partition, view: of, incarnation, session: shared.session };
+    // From here on it is granted nothing there, even if it wakes up.
+    if !mutant::is(Mutant::RetireWithoutShutOut) && !shared.front.shut_out(&at, target).await? {
+        return Ok(false);
+    }
+    let Some(dirty) = shared.front.dirty(&at).await? else { return Ok(false) };
+    if mutant::is(Mutant::RetireWithoutDrain) {
+        return Ok(true);
+    }
+    let Some(_mark) = shared.journal.drain(shared.session, timeline, view, &dirty).await? else { return Ok(false) };
+    // Kept like its own, for as long as the database may lose them.
+    dirty.into_iter().for_each(|fact| shared.shipments.queue(fact));
+    Ok(true)
 }

@@ -1,37 +1,37 @@
 //! What this process wrote and the journal may not have: in the spool first, then in the journal, then kept for as long as
 //! the database may lose it (A8).
+//!
+//! What is in the spool is in memory only for a while: the rest is read again when it is to be shipped.
 
 use std::{
     collections::VecDeque,
-    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use onceward_core::mutant::{self, Mutant};
+use onceward_core::{
+    key::RecordId,
+    mutant::{self, Mutant},
+    record::{Record, SessionId},
+};
 use tokio::sync::Notify;
 
 use super::{
-    Fact,
+    Dirty, Fact, Place, Spool,
     journal::{Mark, Timeline},
 };
-use crate::{Answer, Kind, StoreError};
+use crate::{Kind, StoreError};
 
-/// At so many facts that are not shipped new claims are refused; holders still finish.
-const PENDING_MAX: usize = 100_000;
-/// So many facts go in one shipment.
+/// At so many facts that are to be kept new claims are refused; holders still finish.
+const KEPT_MAX: usize = 1_000_000;
+/// So many facts go in one shipment, and so many bytes, but for one that is longer.
 const BATCH_MAX: usize = 256;
-
-/// A local log that outlives this process: a fact is in it before its request is sent.
-pub trait Spool: Send + Sync + fmt::Debug + 'static {
-    /// Durable when it returns. Where it fails, this session is over.
-    fn append<'a>(&'a self, fact: &'a Fact) -> Answer<'a, ()>;
-
-    /// The first `count` facts of those that are there need not be kept any more.
-    fn release(&self, count: usize);
-}
+const BATCH_BYTES: usize = 4 << 20;
+/// So many bytes of facts that wait are in memory besides the spool.
+const HELD_BYTES: usize = 16 << 20;
 
 #[derive(Debug)]
 pub(super) struct Shipments {
+    session: SessionId,
     spool: Arc<dyn Spool>,
     inner: Mutex<Inner>,
     /// There is something to ship.
@@ -50,14 +50,40 @@ struct Inner {
     pending: VecDeque<Entry>,
     /// Shipped on this timeline, and where its log was then.
     window: VecDeque<(Entry, Mark)>,
+    /// Bytes of those that wait which are in memory.
+    held: usize,
 }
 
-#[derive(Debug)]
+/// Where a fact is.
+#[derive(Clone, Debug)]
+enum Held {
+    Memory(Arc<Record>),
+    Spool(Place),
+    Both(Arc<Record>, Place),
+}
+
+#[derive(Clone, Debug)]
 struct Entry {
     number: u64,
-    fact: Fact,
-    /// Whether the spool has it too.
-    is_spooled: bool,
+    of: Dirty,
+    held: Held,
+}
+
+impl Entry {
+    fn place(&self) -> Option<Place> {
+        match self.held {
+            Held::Spool(place) | Held::Both(_, place) => Some(place),
+            Held::Memory(_) => None,
+        }
+    }
+
+    /// Takes it out of memory where the spool has it.
+    fn let_go(&mut self, held: &mut usize) {
+        if let Held::Both(_, place) = self.held {
+            *held = held.saturating_sub(place.len as usize);
+            self.held = Held::Spool(place);
+        }
+    }
 }
 
 /// Facts to be shipped.
@@ -69,39 +95,54 @@ pub(super) struct Batch {
 }
 
 impl Shipments {
-    pub(super) fn new(spool: Arc<dyn Spool>) -> Self {
-        Self { spool, inner: Mutex::default(), waits: Notify::new(), shipped: Notify::new() }
+    pub(super) fn new(session: SessionId, spool: Arc<dyn Spool>) -> Self {
+        Self { session, spool, inner: Mutex::default(), waits: Notify::new(), shipped: Notify::new() }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn spool(&self) -> &dyn Spool {
+        &*self.spool
+    }
+
     /// In the spool when it returns.
     pub(super) async fn append(&self, fact: Fact) -> Result<(), StoreError> {
-        self.spool.append(&fact).await?;
-        self.push(fact, true);
+        let place = self.spool.append(self.session, &fact).await?;
+        self.push(fact, Some(place));
         Ok(())
     }
 
     /// To be shipped, without the spool.
     pub(super) fn queue(&self, fact: Fact) {
-        self.push(fact, false);
+        self.push(fact, None);
     }
 
-    fn push(&self, fact: Fact, is_spooled: bool) {
-        let mut inner = self.inner();
+    fn push(&self, fact: Fact, place: Option<Place>) {
+        let Fact { id, record } = fact;
+        let of = Dirty { id, fence: record.stored.fence, revision: record.stored.revision };
+        let inner = &mut *self.inner();
         inner.last += 1;
-        let number = inner.last;
-        inner.pending.push_back(Entry { number, fact, is_spooled });
-        drop(inner);
+        let held = match place {
+            Some(place) if inner.held + place.len as usize > HELD_BYTES => Held::Spool(place),
+            Some(place) => {
+                inner.held += place.len as usize;
+                Held::Both(record, place)
+            }
+            None => Held::Memory(record),
+        };
+        inner.pending.push_back(Entry { number: inner.last, of, held });
         self.waits.notify_one();
     }
 
     /// Whether a new claim may be made.
     pub(super) fn has_room(&self) -> Result<(), StoreError> {
-        let is_full = self.inner().pending.len() >= PENDING_MAX;
-        if is_full { Err(StoreError::not_applied(Kind::Full)) } else { Ok(()) }
+        let kept = {
+            let inner = self.inner();
+            inner.pending.len() + inner.window.len()
+        };
+        if kept >= KEPT_MAX { Err(StoreError::not_applied(Kind::Full)) } else { self.spool.has_room() }
     }
 
     pub(super) fn timeline(&self) -> Timeline {
@@ -123,47 +164,68 @@ impl Shipments {
     }
 
     /// The next facts to ship; waits until there are some.
-    pub(super) async fn batch(&self) -> Batch {
+    ///
+    /// # Errors
+    /// Of the spool, where it does not give back what is in it.
+    pub(super) async fn batch(&self) -> Result<Batch, StoreError> {
         loop {
             let waits = self.waits.notified();
-            {
-                let inner = self.inner();
-                if !inner.pending.is_empty() {
-                    let facts = inner.pending.iter().take(BATCH_MAX).map(|entry| entry.fact.clone()).collect();
-                    return Batch { generation: inner.generation, timeline: inner.timeline, facts };
-                }
+            let (generation, timeline, picked) = self.pick();
+            if picked.is_empty() {
+                waits.await;
+                continue;
             }
-            waits.await;
+            let mut facts = Vec::with_capacity(picked.len());
+            for (id, held) in picked {
+                facts.push(match held {
+                    Held::Memory(record) | Held::Both(record, _) => Fact { id, record },
+                    Held::Spool(place) => self.spool.read(id, place).await?,
+                });
+            }
+            return Ok(Batch { generation, timeline, facts });
         }
+    }
+
+    fn pick(&self) -> (u64, Timeline, Vec<(RecordId, Held)>) {
+        let inner = self.inner();
+        let mut bytes = 0;
+        let fits = |entry: &&Entry| {
+            let is_first = bytes == 0;
+            bytes += entry.place().map_or(0, |place| place.len as usize).max(1);
+            is_first || bytes <= BATCH_BYTES
+        };
+        let picked = inner.pending.iter().take(BATCH_MAX).take_while(fits);
+        (inner.generation, inner.timeline, picked.map(|entry| (entry.of.id, entry.held.clone())).collect())
     }
 
     /// The journal has them, unless all is to be shipped again meanwhile.
     pub(super) fn is_shipped(&self, batch: &Batch, mark: Mark) {
-        let mut inner = self.inner();
+        let inner = &mut *self.inner();
         if inner.generation != batch.generation {
             return;
         }
         for _ in 0..batch.facts.len() {
-            let Some(entry) = inner.pending.pop_front() else { break };
+            let Some(mut entry) = inner.pending.pop_front() else { break };
+            entry.let_go(&mut inner.held);
             inner.window.push_back((entry, mark));
         }
-        drop(inner);
         self.shipped.notify_waiters();
     }
 
     /// Takes out of the window what the database cannot lose any more.
-    pub(super) fn take_kept(&self, timeline: Timeline, kept: Mark) -> Vec<Fact> {
-        let mut inner = self.inner();
-        let (mut taken, mut spooled) = (Vec::new(), 0);
-        while inner.timeline == timeline
-            && inner.window.front().is_some_and(|(_, mark)| *mark <= kept || mutant::is(Mutant::WindowNotKept))
+    pub(super) fn take_kept(&self, timeline: Timeline, kept: Mark) -> Vec<Dirty> {
+        let (mut taken, mut places) = (Vec::new(), Vec::new());
         {
-            let Some((entry, _)) = inner.window.pop_front() else { break };
-            spooled += usize::from(entry.is_spooled);
-            taken.push(entry.fact);
+            let mut inner = self.inner();
+            while inner.timeline == timeline
+                && inner.window.front().is_some_and(|(_, mark)| *mark <= kept || mutant::is(Mutant::WindowNotKept))
+            {
+                let Some((entry, _)) = inner.window.pop_front() else { break };
+                places.extend(entry.place());
+                taken.push(entry.of);
+            }
         }
-        drop(inner);
-        self.spool.release(spooled);
+        self.spool.release(&places);
         taken
     }
 
@@ -190,29 +252,53 @@ impl Shipments {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
     use onceward_core::{
-        key::RecordId,
-        record::{ClaimId, Record, SessionId, Stored},
+        record::{ClaimId, Stored},
         transition,
     };
 
     use super::*;
+    use crate::Answer;
 
-    /// Counts what it holds.
+    /// As long as facts are here.
+    const LONG: u32 = 1 << 20;
+
+    /// Keeps what it is given, in memory.
     #[derive(Debug, Default)]
-    struct Counted(AtomicUsize);
+    struct Kept(Mutex<Vec<Option<Fact>>>);
 
-    impl Spool for Counted {
-        fn append<'a>(&'a self, _fact: &'a Fact) -> Answer<'a, ()> {
-            self.0.fetch_add(1, Ordering::SeqCst);
-            Box::pin(std::future::ready(Ok(())))
+    impl Kept {
+        fn count(&self) -> usize {
+            self.0.lock().unwrap().iter().flatten().count()
+        }
+    }
+
+    impl Spool for Kept {
+        fn append<'a>(&'a self, _session: SessionId, fact: &'a Fact) -> Answer<'a, Place> {
+            let mut facts = self.0.lock().unwrap();
+            facts.push(Some(fact.clone()));
+            let offset = u32::try_from(facts.len() - 1).unwrap();
+            Box::pin(std::future::ready(Ok(Place { segment: 1, offset, len: LONG })))
         }
 
-        fn release(&self, count: usize) {
-            self.0.fetch_sub(count, Ordering::SeqCst);
+        fn read(&self, _id: RecordId, place: Place) -> Answer<'_, Fact> {
+            let fact = self.0.lock().unwrap()[place.offset as usize].clone().expect("it was not released");
+            Box::pin(std::future::ready(Ok(fact)))
         }
+
+        fn release(&self, places: &[Place]) {
+            let mut facts = self.0.lock().unwrap();
+            places.iter().for_each(|place| drop(facts[place.offset as usize].take()));
+        }
+
+        fn has_room(&self) -> Result<(), StoreError> {
+            Ok(())
+        }
+    }
+
+    fn shipments() -> (Arc<Kept>, Shipments) {
+        let spool = Arc::new(Kept::default());
+        (Arc::clone(&spool), Shipments::new(SessionId([2; 16]), spool))
     }
 
     fn fact(of: u8) -> Fact {
@@ -220,33 +306,51 @@ mod tests {
         Fact { id: RecordId([of; 32]), record: Arc::new(Record { stored: Stored::default(), facts }) }
     }
 
-    #[tokio::test]
-    async fn the_spool_is_told_only_of_its_own_that_they_are_past_losing() {
-        let spool = Arc::new(Counted::default());
-        let shipments = Shipments::new(Arc::clone(&spool) as _);
-        // Of another session, and then two of this one, of which the second is not shipped yet.
-        shipments.queue(fact(1));
-        shipments.append(fact(2)).await.unwrap();
-        let batch = shipments.batch().await;
-        shipments.append(fact(3)).await.unwrap();
-        shipments.is_shipped(&batch, 7);
-        assert_eq!(shipments.take_kept(0, 6), [], "the database may lose them");
-        assert_eq!(shipments.take_kept(0, 7), [fact(1), fact(2)]);
-        assert_eq!(spool.0.load(Ordering::SeqCst), 1, "the third is in the spool until it is past losing");
+    fn ids(taken: &[Dirty]) -> Vec<u8> {
+        taken.iter().map(|dirty| dirty.id.0[0]).collect()
     }
 
     #[tokio::test]
-    async fn what_was_shipped_to_a_database_that_has_failed_over_is_shipped_again_in_order() {
-        let shipments = Shipments::new(Arc::new(Counted::default()));
-        shipments.append(fact(1)).await.unwrap();
-        let before = shipments.batch().await;
-        shipments.is_shipped(&before, 7);
+    async fn the_spool_is_told_only_of_its_own_that_they_are_past_losing() {
+        let (spool, shipments) = shipments();
+        // Of another session, and then two of this one, of which the second is not shipped yet.
+        shipments.queue(fact(1));
         shipments.append(fact(2)).await.unwrap();
-        let late = shipments.batch().await;
+        let batch = shipments.batch().await.unwrap();
+        shipments.append(fact(3)).await.unwrap();
+        shipments.is_shipped(&batch, 7);
+        assert!(shipments.take_kept(0, 6).is_empty(), "the database may lose them");
+        assert_eq!(ids(&shipments.take_kept(0, 7)), [1, 2]);
+        assert_eq!(spool.count(), 1, "the third is in the spool until it is past losing");
+    }
+
+    #[tokio::test]
+    async fn what_was_shipped_to_a_database_that_has_failed_over_is_read_and_shipped_again_in_order() {
+        let (_spool, shipments) = shipments();
+        shipments.append(fact(1)).await.unwrap();
+        // Of another session: the spool does not have it.
+        shipments.queue(fact(2));
+        let before = shipments.batch().await.unwrap();
+        shipments.is_shipped(&before, 7);
+        // More than there is room for in memory.
+        let all: Vec<Fact> = (1..=40).map(fact).collect();
+        for fact in &all[2..] {
+            shipments.append(fact.clone()).await.unwrap();
+        }
+        assert!(shipments.inner().held <= HELD_BYTES, "the rest is in the spool alone");
+        let late = shipments.batch().await.unwrap();
         shipments.ship_again(1);
         // Its answer comes from the life before, and says nothing of this one.
         shipments.is_shipped(&late, 8);
-        let again = shipments.batch().await;
-        assert_eq!((again.timeline, again.facts), (1, vec![fact(1), fact(2)]));
+        let mut again = Vec::new();
+        while again.len() < all.len() {
+            let batch = shipments.batch().await.unwrap();
+            assert_eq!(batch.timeline, 1);
+            assert!(batch.facts.len() <= BATCH_BYTES / LONG as usize + 1, "a shipment is bounded");
+            again.extend(batch.facts.clone());
+            shipments.is_shipped(&batch, 1);
+        }
+        assert_eq!(again, all);
+        assert_eq!(shipments.inner().held, 0);
     }
 }

@@ -1,17 +1,26 @@
 //! How this process takes part in views: it opens one where it meets another server, acknowledges what others open,
 //! installs what all have acknowledged, and makes it warm (2.4).
+//!
+//! A turn looks at all partitions, decides the next step of each, and takes those of one kind together: a view change of
+//! all of them is a few transactions.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use futures_util::future::join_all;
 use onceward_core::{
     key::RecordId,
     mutant::{self, Mutant},
 };
-use tokio::time::{Instant, timeout};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout},
+};
 
 use super::{
-    At, Dirty, Fact, Member, Shared, Snapshot, TICK, Timeline, View, ViewRow,
+    At, Dirty, Member, Opening, Shared, Sight, Snapshot, TICK, Timeline, View, ViewRow,
     guard::{Guard, Serving},
     retire,
 };
@@ -19,6 +28,27 @@ use crate::StoreError;
 
 /// So many rows are merged at a time.
 const ROWS_MAX: usize = 500;
+
+/// Views whose servers do not have every row of the journal yet.
+#[derive(Debug, Default)]
+pub(super) struct Cold {
+    views: Mutex<Vec<At>>,
+    some: Notify,
+}
+
+impl Cold {
+    fn set(&self, views: Vec<At>) {
+        let has_some = !views.is_empty();
+        *self.views.lock().unwrap_or_else(PoisonError::into_inner) = views;
+        if has_some {
+            self.some.notify_one();
+        }
+    }
+
+    fn take(&self) -> Vec<At> {
+        std::mem::take(&mut *self.views.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
 
 /// What this process remembers of the views that it takes part in.
 #[derive(Debug, Default)]
@@ -67,126 +97,204 @@ async fn turn(shared: &Arc<Shared>, part: &mut Part) -> Result<(), StoreError> {
         }
         Member::Live { is_kept } => is_kept || mutant::is(Mutant::JoinAtOnce),
     };
-    let each = seen.views.iter().map(|row| {
-        let acknowledged = part.acknowledged.get(&row.partition).copied();
-        let is_admitted = part.admitted.get(&row.partition) == Some(&row.view);
-        let own = Own { acknowledged, is_admitted, is_kept };
-        async move { (row, partition(shared, own, row, seen.timeline).await) }
-    });
-    for (row, done) in join_all(each).await {
-        match done {
-            Ok(Some(Took::Acknowledged)) => drop(part.acknowledged.insert(row.partition, row.view)),
-            Ok(Some(Took::Admitted)) => {
-                part.acknowledged.insert(row.partition, row.view);
-                part.admitted.insert(row.partition, row.view);
-            }
-            Ok(None) => {}
-            Err(error) => tracing::debug!(%error, partition = row.partition, "a view could not be changed"),
+    let partitions: Vec<u16> = seen.views.iter().map(|row| row.partition).collect();
+    // Also without Redis a view is acknowledged: others may reach it.
+    let sights: HashMap<u16, Sight> = match shared.front.look(&partitions).await {
+        Ok(sights) => sights.into_iter().collect(),
+        Err(error) => {
+            tracing::debug!(%error, "Redis could not be looked at");
+            HashMap::new()
         }
+    };
+    let steps: Vec<(&ViewRow, Step)> = seen
+        .views
+        .iter()
+        .map(|row| (row, next(part, row, sights.get(&row.partition), seen.timeline, is_kept)))
+        .collect();
+    let of = |wanted: fn(&Step) -> bool| steps.iter().filter(move |(_, step)| wanted(step)).map(|(row, _)| *row);
+    let openings: Vec<Opening> = steps.iter().filter_map(|(_, step)| step.opening()).collect();
+    shared.cold.set(of(|step| matches!(step, Step::Warm)).map(|row| shared.at(row)).collect());
+    // One that fails keeps no other from being taken.
+    let done = [
+        open(shared, seen.timeline, &openings).await,
+        admit(shared, part, of(|step| matches!(step, Step::Admit))).await,
+        acknowledge(shared, part, seen.timeline, of(|step| matches!(step, Step::Acknowledge)).collect()).await,
+        install(shared, seen.timeline, of(|step| matches!(step, Step::Install)).collect()).await,
+    ];
+    for error in done.into_iter().filter_map(Result::err) {
+        tracing::debug!(%error, "views could not be changed");
     }
     retire::others(shared, &seen).await;
     Ok(())
 }
 
-/// A view of another timeline that has no member left who could open the next.
-async fn open_for_nobody(shared: &Shared, seen: &Snapshot) -> Result<(), StoreError> {
-    for row in seen.views.iter().filter(|row| row.view.number > 0 && row.timeline != seen.timeline) {
-        shared.journal.open(shared.session, seen.timeline, row, 0, row.incarnation).await?;
+/// The next step of a partition.
+#[derive(Debug)]
+enum Step {
+    Open(Opening),
+    Admit,
+    Warm,
+    Acknowledge,
+    Install,
+    Nothing,
+}
+
+impl Step {
+    fn opening(&self) -> Option<Opening> {
+        match self {
+            Self::Open(opening) => Some(*opening),
+            _ => None,
+        }
     }
+}
+
+/// `is_kept`: whether this session's member row is past losing.
+fn next(part: &Part, row: &ViewRow, sight: Option<&Sight>, timeline: Timeline, is_kept: bool) -> Step {
+    let acknowledged = part.acknowledged.get(&row.partition).copied();
+    let of_us = acknowledged.map_or(0, |view| view.number);
+    if row.view.number > 0 && (row.timeline != timeline || row.view.number < of_us) {
+        // A view of another timeline may be older than what is active: one is opened above all that anybody saw (A8).
+        return Step::Open(Opening { before: *row, acknowledged: of_us, incarnation: row.incarnation });
+    }
+    let is_there = sight.is_some_and(|sight| sight.is_primary && sight.incarnation == row.incarnation);
+    if let Some(sight) = sight {
+        // One that its server has outlived was opened after the database had lost that.
+        let is_outlived = sight.view.number >= row.view.number && sight.view != row.view;
+        if sight.is_primary && (!is_there || is_outlived || (row.is_active && sight.view != row.view)) {
+            let above = of_us.max(sight.view.number);
+            return Step::Open(Opening { before: *row, acknowledged: above, incarnation: sight.incarnation });
+        }
+    }
+    let is_admitted = part.admitted.get(&row.partition) == Some(&row.view);
+    match row.is_active {
+        true if is_there && is_kept && !is_admitted => Step::Admit,
+        true if is_there && is_admitted && sight.is_some_and(|sight| !sight.is_warm) => Step::Warm,
+        false if row.view.number > 0 && acknowledged != Some(row.view) => Step::Acknowledge,
+        false if row.view.number > 0 && row.is_agreed && is_there => Step::Install,
+        _ => Step::Nothing,
+    }
+}
+
+async fn open(shared: &Shared, timeline: Timeline, openings: &[Opening]) -> Result<(), StoreError> {
+    if openings.is_empty() {
+        return Ok(());
+    }
+    let opened = shared.journal.open(shared.session, timeline, openings).await?;
+    tracing::debug!(session = ?shared.session, opened, ?openings, "Redis or the database is another: views are opened");
+    shared.amiss.notify_one();
     Ok(())
 }
 
-/// Where this process stands in a partition.
-struct Own {
-    acknowledged: Option<View>,
-    is_admitted: bool,
-    /// Whether its member row is past losing.
-    is_kept: bool,
+/// A view of another timeline that has no member left who could open the next.
+async fn open_for_nobody(shared: &Shared, seen: &Snapshot) -> Result<(), StoreError> {
+    let of_another = seen.views.iter().filter(|row| row.view.number > 0 && row.timeline != seen.timeline);
+    let openings = of_another.map(|row| Opening { before: *row, acknowledged: 0, incarnation: row.incarnation });
+    open(shared, seen.timeline, &openings.collect::<Vec<_>>()).await
 }
 
-/// What this process did.
-enum Took {
-    Acknowledged,
-    Admitted,
-}
-
-/// Takes the next step of one partition.
-async fn partition(shared: &Shared, own: Own, row: &ViewRow, timeline: Timeline) -> Result<Option<Took>, StoreError> {
-    let Shared { session, journal, front, amiss, .. } = shared;
-    let at = At { partition: row.partition, view: row.view, incarnation: row.incarnation, session: *session };
-    let of_us = own.acknowledged.map_or(0, |view| view.number);
-    if row.view.number > 0 && (row.timeline != timeline || row.view.number < of_us) {
-        // A view of another timeline may be older than what is active: one is opened above all that anybody saw (A8).
-        let is_opened = journal.open(*session, timeline, row, of_us, row.incarnation).await?;
-        tracing::debug!(?session, partition = row.partition, is_opened, "the database is another: a view is opened");
-        amiss.notify_one();
-        return Ok(None);
-    }
-    let sight = front.look(row.partition).await?;
-    let is_there = sight.is_primary && sight.incarnation == row.incarnation;
-    // One that its server has outlived was opened after the database had lost that.
-    let is_outlived = sight.view.number >= row.view.number && sight.view != row.view;
-    if sight.is_primary && (!is_there || is_outlived || (row.is_active && sight.view != row.view)) {
-        let above = of_us.max(sight.view.number);
-        let is_opened = journal.open(*session, timeline, row, above, sight.incarnation).await?;
-        tracing::debug!(?session, partition = row.partition, is_opened, ?sight, "Redis is another: a view is opened");
-        amiss.notify_one();
-        return Ok(None);
-    }
-    if row.is_active {
-        let guard = shared.guard(row.partition)?;
-        if own.is_kept && !own.is_admitted && is_there {
-            let is_in = front.admit(&at).await?;
-            tracing::debug!(?session, partition = row.partition, number = row.view.number, is_in, "admitted");
-            // Joined since, or acknowledged with an answer that was lost: it holds nothing of any view before.
-            if is_in && guard.serving().is_none() {
-                guard.serve(Serving { view: row.view, incarnation: row.incarnation });
+/// Has the views' servers let this session in, which joined after they were installed or has not heard that it was let in.
+async fn admit(shared: &Shared, part: &mut Part, rows: impl Iterator<Item = &ViewRow>) -> Result<(), StoreError> {
+    let each = rows.map(|row| async move { (row, shared.front.admit(&shared.at(row)).await) });
+    let mut failed = Ok(());
+    for (row, is_in) in join_all(each).await {
+        tracing::debug!(session = ?shared.session, partition = row.partition, ?is_in, "admitted");
+        match is_in {
+            Ok(true) => {
+                let guard = shared.guard(row.partition)?;
+                // Joined since, or acknowledged with an answer that was lost: it holds nothing of any view before.
+                if guard.serving().is_none() {
+                    guard.serve(Serving { view: row.view, incarnation: row.incarnation });
+                }
+                part.acknowledged.insert(row.partition, row.view);
+                part.admitted.insert(row.partition, row.view);
             }
-            return Ok(is_in.then_some(Took::Admitted));
-        }
-        if is_there && own.is_admitted && !sight.is_warm {
-            warm(shared, &at).await?;
-        }
-        return Ok(None);
-    }
-    if own.acknowledged != Some(row.view) {
-        let is_taken = acknowledge(shared, row, timeline).await?;
-        tracing::debug!(?session, partition = row.partition, number = row.view.number, is_taken, "acknowledged");
-        amiss.notify_one();
-        return Ok(is_taken.then_some(Took::Acknowledged));
-    }
-    if row.is_agreed && is_there {
-        let Some(install) = journal.agreed(timeline, row.partition, row.view).await? else { return Ok(None) };
-        if front.install(&at, &install).await? {
-            let is_active = journal.activate(timeline, row.partition, row.view).await?;
-            tracing::debug!(?session, partition = row.partition, number = row.view.number, is_active, "activated");
-            amiss.notify_one();
+            Ok(false) => {}
+            Err(error) => failed = Err(error),
         }
     }
-    Ok(None)
+    failed
 }
 
-/// Nobody is inside, and all that was granted is in the journal: the view has this session's word.
-async fn acknowledge(shared: &Shared, row: &ViewRow, timeline: Timeline) -> Result<bool, StoreError> {
-    let guard = shared.guard(row.partition)?;
-    guard.close();
-    guard.emptied().await;
-    if !mutant::is(Mutant::AckBeforeDrain) {
-        let drained = timeout(shared.deadline, shared.shipments.drained()).await;
-        if drained.is_err() {
-            // Later, when the journal has it.
-            return Ok(false);
-        }
+/// Nobody is inside, and all that was granted is in the journal: the views have this session's word.
+async fn acknowledge(
+    shared: &Shared,
+    part: &mut Part,
+    timeline: Timeline,
+    rows: Vec<&ViewRow>,
+) -> Result<(), StoreError> {
+    if rows.is_empty() {
+        return Ok(());
     }
-    let is_taken = shared.journal.acknowledge(shared.session, timeline, row.partition, row.view).await?;
-    if is_taken {
-        guard.serve(Serving { view: row.view, incarnation: row.incarnation });
+    let guards = rows.iter().map(|row| shared.guard(row.partition)).collect::<Result<Vec<_>, _>>()?;
+    guards.iter().for_each(|guard| guard.close());
+    for guard in guards {
+        guard.emptied().await;
     }
-    Ok(is_taken)
+    if !mutant::is(Mutant::AckBeforeDrain) && timeout(shared.deadline, shared.shipments.drained()).await.is_err() {
+        // Later, when the journal has it.
+        return Ok(());
+    }
+    let views: Vec<(u16, View)> = rows.iter().map(|row| (row.partition, row.view)).collect();
+    let taken = shared.journal.acknowledge(shared.session, timeline, &views).await?;
+    tracing::debug!(session = ?shared.session, ?views, ?taken, "acknowledged");
+    for row in rows.into_iter().filter(|row| taken.contains(&row.partition)) {
+        part.acknowledged.insert(row.partition, row.view);
+        shared.guard(row.partition)?.serve(Serving { view: row.view, incarnation: row.incarnation });
+    }
+    shared.amiss.notify_one();
+    Ok(())
 }
 
-/// Brings every row of the journal into Redis.
+/// Gives the servers views that all have acknowledged, and has them serve.
+async fn install(shared: &Shared, timeline: Timeline, rows: Vec<&ViewRow>) -> Result<(), StoreError> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let views: Vec<(u16, View)> = rows.iter().map(|row| (row.partition, row.view)).collect();
+    let agreed = shared.journal.agreed(timeline, &views).await?;
+    let each = agreed.iter().filter_map(|(partition, install)| {
+        let row = rows.iter().find(|row| row.partition == *partition)?;
+        Some(async move { (row, shared.front.install(&shared.at(row), install).await) })
+    });
+    let mut installed = Vec::new();
+    let mut failed = Ok(());
+    for (row, is_installed) in join_all(each).await {
+        match is_installed {
+            Ok(true) => installed.push((row.partition, row.view)),
+            Ok(false) => {}
+            Err(error) => failed = Err(error),
+        }
+    }
+    if !installed.is_empty() {
+        let active = shared.journal.activate(timeline, &installed).await?;
+        tracing::debug!(session = ?shared.session, ?installed, ?active, "activated");
+        shared.amiss.notify_one();
+    }
+    failed
+}
+
+/// Brings the journal's rows into Redis, for as long as the session lives: beside the turns, which others wait for.
+pub(super) async fn keep_warm(shared: Arc<Shared>) {
+    loop {
+        shared.cold.some.notified().await;
+        let mut views = shared.cold.take();
+        // Each begins elsewhere, and looks whether somebody has been there: together they share the work.
+        let share = usize::from(shared.session.0[15]) % views.len().max(1);
+        views.rotate_left(share);
+        for at in views {
+            if let Err(error) = warm(&shared, &at).await {
+                tracing::debug!(%error, partition = at.partition, "a view could not be made warm");
+            }
+        }
+    }
+}
+
 async fn warm(shared: &Shared, at: &At) -> Result<(), StoreError> {
+    let sights = shared.front.look(&[at.partition]).await?;
+    let is_cold = |sight: &Sight| sight.view == at.view && sight.incarnation == at.incarnation && !sight.is_warm;
+    if !sights.iter().any(|(_, sight)| is_cold(sight)) {
+        return Ok(());
+    }
     let mut after: Option<RecordId> = None;
     loop {
         let Some(rows) = shared.journal.rows(at.partition, at.view, after, ROWS_MAX).await? else { return Ok(()) };
@@ -206,9 +314,8 @@ async fn warm(shared: &Shared, at: &At) -> Result<(), StoreError> {
 async fn clean(shared: &Shared, seen: &Snapshot) {
     let kept = shared.shipments.take_kept(seen.timeline, seen.kept);
     let mut by_partition: HashMap<u16, Vec<Dirty>> = HashMap::new();
-    for Fact { id, record } in kept {
-        let dirty = Dirty { id, fence: record.stored.fence, revision: record.stored.revision };
-        by_partition.entry(shared.partition_of(&id)).or_default().push(dirty);
+    for dirty in kept {
+        by_partition.entry(shared.partition_of(&dirty.id)).or_default().push(dirty);
     }
     let started = Instant::now();
     for (partition, shipped) in by_partition {

@@ -1,0 +1,204 @@
+//! The protocol as a [`Store`]: one session after the other, and what is asked of other places beside them.
+
+use std::{
+    fmt,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use onceward_core::{
+    cas::{Expect, Replacement},
+    key::RecordId,
+    record::{Facts, Fence, SessionId},
+};
+use tokio::{
+    task::JoinSet,
+    time::{MissedTickBehavior, interval},
+};
+
+use super::{Front, Journal, Journaled, Left, Options, Owed, Spool};
+use crate::{
+    Answer, Filter, HearsForgotten, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write,
+};
+
+/// How often it is looked whether a session is over.
+const TICK: Duration = Duration::from_millis(200);
+/// A session that is over has so long to put what it holds into the journal; then others retire it.
+const LEAVES_WITHIN: Duration = Duration::from_secs(60);
+/// So many rows of the journal are read for a page, at least.
+const ROWS_MIN: usize = 64;
+
+/// What a session of this process is made of.
+#[derive(Debug)]
+struct Parts {
+    front: Arc<dyn Front>,
+    journal: Arc<dyn Journal>,
+    spool: Arc<dyn Spool>,
+    owed: Arc<Owed>,
+    options: Options,
+}
+
+impl Parts {
+    /// # Errors
+    /// The system gives no randomness: two sessions of one id would be one member.
+    fn session(&self) -> Result<Journaled, StoreError> {
+        // Not the session that records name: that is this process, whose sessions here come and go.
+        let mut id = [0; 16];
+        getrandom::fill(&mut id).map_err(|error| StoreError::not_applied(Kind::Unavailable).because(error))?;
+        let options = Options { session: SessionId(id), ..self.options };
+        let (front, journal, spool) = (Arc::clone(&self.front), Arc::clone(&self.journal), Arc::clone(&self.spool));
+        Ok(Journaled::start(options, front, journal, spool, Arc::clone(&self.owed)))
+    }
+}
+
+/// Redis in front of a journal, as a store.
+pub struct JournaledStore {
+    parts: Arc<Parts>,
+    current: Arc<RwLock<Arc<Journaled>>>,
+    redis: Arc<dyn Store>,
+    database: Arc<dyn Store>,
+    _tasks: JoinSet<()>,
+}
+
+impl fmt::Debug for JournaledStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "JournaledStore({:?}, {:?})", self.parts.front, self.parts.journal)
+    }
+}
+
+impl JournaledStore {
+    /// Begins the first session. `left` is what was found in `spool`; `redis` is the store whose servers `front` speaks to,
+    /// of which waiters are woken, and `database` the one of `journal`, which keeps what processes share.
+    ///
+    /// # Errors
+    /// The system gives no randomness.
+    pub fn start(
+        options: Options,
+        front: Arc<dyn Front>,
+        journal: Arc<dyn Journal>,
+        spool: Arc<dyn Spool>,
+        left: Vec<Left>,
+        redis: Arc<dyn Store>,
+        database: Arc<dyn Store>,
+    ) -> Result<Self, StoreError> {
+        let parts = Arc::new(Parts { front, journal, spool, owed: Arc::new(Owed::new(left)), options });
+        let current = Arc::new(RwLock::new(Arc::new(parts.session()?)));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(follow(Arc::clone(&parts), Arc::clone(&current)));
+        Ok(Self { parts, current, redis, database, _tasks: tasks })
+    }
+
+    fn session(&self) -> Arc<Journaled> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Ends in order, within `limit`: `false` where others have to retire this process's session.
+    pub async fn leave(&self, limit: Duration) -> bool {
+        self.session().leave(limit).await
+    }
+}
+
+/// A session that is over is followed by another, beside which it leaves.
+async fn follow(parts: Arc<Parts>, current: Arc<RwLock<Arc<Journaled>>>) {
+    let mut leaving = JoinSet::new();
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        while leaving.try_join_next().is_some() {}
+        let over = Arc::clone(&current.read().unwrap_or_else(PoisonError::into_inner));
+        if over.is_over() {
+            match parts.session() {
+                Ok(next) => *current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next),
+                Err(error) => {
+                    tracing::error!(%error, "no session can begin");
+                    continue;
+                }
+            }
+            leaving.spawn(async move { over.leave(LEAVES_WITHIN).await });
+        }
+    }
+}
+
+impl Store for JournaledStore {
+    fn kind(&self) -> &'static str {
+        "journaled"
+    }
+
+    fn insert<'a>(&'a self, id: RecordId, facts: &'a Facts, lease: Duration) -> Answer<'a, Insert> {
+        Box::pin(async move { self.session().insert(id, facts, lease).await })
+    }
+
+    fn replace<'a>(&'a self, id: RecordId, write: &'a Replacement) -> Answer<'a, Write> {
+        Box::pin(async move { self.session().replace(id, write).await })
+    }
+
+    fn extend(&self, id: RecordId, holder: Fence, lease: Duration) -> Answer<'_, Write> {
+        Box::pin(async move { self.session().extend(id, holder, lease).await })
+    }
+
+    fn remove(&self, id: RecordId, expect: Expect) -> Answer<'_, Write> {
+        Box::pin(async move { self.session().remove(id, expect).await })
+    }
+
+    fn get(&self, id: RecordId) -> Answer<'_, Read> {
+        Box::pin(async move { self.session().get(id).await })
+    }
+
+    /// Of the journal, which has what was written a moment ago only once it is shipped.
+    fn scan(&self, after: Option<RecordId>, limit: usize, filter: Filter) -> Answer<'_, Page> {
+        Box::pin(async move {
+            let rows = limit.max(ROWS_MIN);
+            let (facts, now) = self.parts.journal.list(after, rows).await?;
+            let has_more = facts.len() >= rows;
+            let mut page = Page { now, ..Page::default() };
+            let mut last = None;
+            for fact in facts {
+                if page.records.len() >= limit {
+                    page.next = last;
+                    return Ok(page);
+                }
+                last = Some(fact.id);
+                if !fact.record.is_expired(now) && filter.admits(&fact.record, now) {
+                    page.records.push((fact.id, Arc::unwrap_or_clone(fact.record)));
+                }
+            }
+            page.next = last.filter(|_| has_more);
+            Ok(page)
+        })
+    }
+
+    /// Nothing is swept yet: what has ended stays in the journal (GUARANTEES 2.9, A10 says when it may go).
+    fn sweep(&self, _limit: usize, _waits: Duration) -> Answer<'_, Swept> {
+        Box::pin(std::future::ready(Ok(Swept::default())))
+    }
+
+    fn watch(&self, id: RecordId) -> Watch {
+        self.redis.watch(id)
+    }
+
+    fn tell_forgotten(&self, hears: HearsForgotten) {
+        self.redis.tell_forgotten(hears);
+    }
+
+    fn keep_rules<'a>(&'a self, policy: u32, rules: &'a str) -> Answer<'a, ()> {
+        self.database.keep_rules(policy, rules)
+    }
+
+    fn rules(&self, policy: u32) -> Answer<'_, Option<String>> {
+        self.database.rules(policy)
+    }
+
+    /// Not counted yet.
+    fn usage(&self, _tenant: &str) -> Usage {
+        Usage::default()
+    }
+
+    fn lost_ago(&self) -> Option<Duration> {
+        None
+    }
+
+    fn stats(&self) -> Stats {
+        Stats { accepts_claims: !self.session().is_over() && self.parts.spool.has_room().is_ok(), ..Stats::default() }
+    }
+}
