@@ -82,6 +82,7 @@ const ROWS: &[Row] = &[
 const OTHERS: &[&str] = &[
     P7,
     "P4-redis",
+    "P4-journaled",
     "P5-redis",
     "P6",
     "P8",
@@ -148,6 +149,9 @@ pub(crate) fn run(names: &[&str], rounds: Rounds, json: Option<&Path>) -> anyhow
     }
     if wanted("P4-redis") {
         tell(runtime.block_on(redis::claims(rounds)).context("P4-redis")?);
+    }
+    if wanted("P4-journaled") {
+        tell(runtime.block_on(redis::fronted_claims(rounds)).context("P4-journaled")?);
     }
     if wanted("P5-redis") {
         tell(runtime.block_on(redis::replays(rounds)).context("P5-redis")?);

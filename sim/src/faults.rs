@@ -2,13 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
+use onceward_sim::server::Server;
 use tokio::time::sleep;
 
-use crate::{
-    redis::{Server, incarnation},
-    run::Fleet,
-    world::World,
-};
+use crate::{redis::incarnation, run::Fleet, world::World};
 
 /// Something that happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,7 +139,7 @@ pub(crate) async fn replicate(world: Arc<World>) {
         let inner = &mut *world.lock();
         if inner.rng.bool() {
             if inner.servers[0].is_primary && !inner.servers[1].is_primary {
-                inner.servers[1] = Server { is_primary: false, ..inner.servers[0].clone() };
+                inner.servers[1] = inner.servers[0].replica();
             }
         } else if inner.database.timeline == inner.standby.timeline || inner.rng.u32(..4) == 0 {
             inner.replicate_database();

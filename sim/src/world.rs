@@ -9,13 +9,14 @@ use std::{
 };
 
 use onceward_core::record::{Micros, SessionId};
+use onceward_sim::server::Server;
 use onceward_store::{Kind, StoreError};
 use tokio::{
     sync::Notify,
     time::{Instant, sleep},
 };
 
-use crate::{database::Database, gateway::Disk, history::History, redis::Server};
+use crate::{database::Database, gateway::Disk, history::History, redis::incarnation};
 
 /// How many partitions there are: enough that one is not another.
 pub(crate) const PARTITIONS: u16 = 2;
@@ -94,7 +95,7 @@ impl World {
         let spool_is_slow_in = [25, 25, 3][rng.usize(..3)];
         let inner = Inner {
             rng,
-            servers: [Server::new(1, true), Server::new(1, false)],
+            servers: [true, false].map(|is_primary| Server::new(incarnation(1), is_primary, PARTITIONS)),
             database: Database::new(),
             standby: Database::new(),
             database_is_down: false,

@@ -1,7 +1,7 @@
 //! What the conformance list does past the store: moves the servers' clock, reads and writes bytes.
 
 use bytes::Bytes;
-use onceward_core::key::RecordId;
+use onceward_core::{key::RecordId, record::Micros};
 use redis::Value;
 
 use super::{Redis, key, link::CallError};
@@ -27,6 +27,15 @@ impl Redis {
             self.shared.side.call(&set).await.map_err(CallError::step)?;
         }
         Ok(())
+    }
+
+    /// Fixes the clock that scripts of a journal's front read in this partition.
+    ///
+    /// # Errors
+    /// Where Redis does not answer.
+    pub async fn fix_clock(&self, partition: u16, at: Micros) -> Result<(), StoreError> {
+        let set = redis::cmd("SET").arg(key::journaled(partition, "clock")).arg(&at.0.to_be_bytes()[..]).take();
+        self.shared.side.call(&set).await.map(|_| ()).map_err(CallError::step)
     }
 
     /// The bytes that are kept of a record.

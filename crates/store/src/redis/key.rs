@@ -2,7 +2,7 @@
 //! them on one server.
 //!
 //! `idemp:v1:{p017}:ID` a record, its id in base64url · `…:ID:b` its body, where that ends before it · `…:ID:h` a hint of a
-//! record that is elsewhere · `…:m` the partition's marker · `…:open` the ids of its records that are in flight or unknown · `idemp:v1:meta`, `:rules` what
+//! record that is elsewhere · `…:ID:j` a record in front of a journal, `…:v`, `…:s`, `…:d` the view, the sessions and the dirty ids of its partition · `…:m` the partition's marker · `…:open` the ids of its records that are in flight or unknown · `idemp:v1:meta`, `:rules` what
 //! all processes share. `v1` is the format's major version.
 
 use onceward_core::key::{PARTITIONS, RecordId};
@@ -101,6 +101,16 @@ pub(super) fn moved(partition: u16) -> String {
 /// The key of the ids that are in flight or unknown.
 pub(super) fn open(partition: u16) -> String {
     format!("{NAMESPACE}{{p{partition:03}}}:open")
+}
+
+/// What is kept of a partition in front of a journal: `v` the view, `s` the sessions, `d` the ids that may not be in it.
+pub(super) fn journaled(partition: u16, of: &str) -> String {
+    format!("{NAMESPACE}{{p{partition:03}}}:{of}")
+}
+
+/// A record in front of a journal.
+pub(super) fn journaled_record(partition: u16, id: &RecordId) -> String {
+    format!("{NAMESPACE}{{p{partition:03}}}:{id}:j")
 }
 
 /// The slot of a Redis Cluster that a partition lies in (Redis Cluster specification, "Key distribution model").

@@ -21,7 +21,7 @@
 //! [`address`] where the servers are, `link` a connection to them, `info` what they say of themselves; `key` names,
 //! `value` a record's bytes; `step` what a step is, `script` and `watch` the two ways to take it; `incarnation` markers
 //! and losses, `upkeep` what goes on beside, `replicas` writes that are waited for there, `waiting` waiters, [`doctor`]
-//! whether the servers are fit, `foreign` keys of others, `hints` what another store says, `scan` lists, `shared` what processes remember together.
+//! whether the servers are fit, `foreign` keys of others, `hints` what another store says, `front` what stands before a journal, `scan` lists, `shared` what processes remember together.
 
 pub mod address;
 #[cfg(any(test, feature = "conformance"))]
@@ -29,6 +29,7 @@ mod behind;
 pub mod doctor;
 mod error;
 mod foreign;
+mod front;
 #[cfg(test)]
 mod golden;
 mod hints;
@@ -78,7 +79,7 @@ use self::{
     upkeep::Health,
     watch::Watching,
 };
-pub use self::{error::Failure, hints::AsOf, replicas::Wait};
+pub use self::{error::Failure, front::JournaledFront, hints::AsOf, replicas::Wait};
 use crate::{
     Answer, Cache, Filter, HearsForgotten, Insert, Kind, Page, RULES_BYTES_MAX, Read, Stats, Store, StoreError, Swept,
     Usage, Watch, Write,

@@ -207,7 +207,7 @@ pub(super) struct Script {
 }
 
 impl Script {
-    fn new(text: &str) -> Self {
+    pub(super) fn new(text: &str) -> Self {
         let hash = redis::Script::new(text).get_hash().to_owned();
         Self { text: text.to_owned(), hash }
     }
@@ -239,11 +239,11 @@ fn items(value: Value) -> Result<Vec<Value>, StoreError> {
     }
 }
 
-fn odd() -> StoreError {
+pub(super) fn odd() -> StoreError {
     StoreError::unknown(Kind::Damaged("the server's answer is none that a script gives".into()))
 }
 
-fn eight(bytes: &[u8]) -> Option<u64> {
+pub(super) fn eight(bytes: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(bytes.try_into().ok()?))
 }
 
@@ -313,7 +313,7 @@ async fn body(link: &Link, step: &Step<'_>) -> Result<Option<Vec<u8>>, StoreErro
 }
 
 /// Which record, in seventeen bytes.
-fn expected(expect: Expect) -> [u8; 17] {
+pub(super) fn expected(expect: Expect) -> [u8; 17] {
     let (kind, fence, revision) = match expect {
         Expect::Holder(fence) => (b'h', fence, Revision(0)),
         Expect::Seen(fence, revision) => (b's', fence, revision),
@@ -327,7 +327,7 @@ fn expected(expect: Expect) -> [u8; 17] {
 }
 
 /// A letter and a length of time.
-fn lengthened(letter: u8, span: Duration) -> [u8; 9] {
+pub(super) fn lengthened(letter: u8, span: Duration) -> [u8; 9] {
     let mut bytes = [letter; 9];
     for (slot, byte) in bytes.iter_mut().skip(1).zip(length(span)) {
         *slot = byte;

@@ -69,11 +69,10 @@ thread_local! {
 pub(super) fn pack(facts: &Facts) -> Packed {
     let ends =
         facts.outcome.as_ref().is_some_and(|outcome| outcome.body_until != Micros::ZERO && !outcome.body.is_empty());
-    let mut bytes = Vec::new();
     if !ends {
-        codec::encode_parts(&Stored::default(), facts, &mut bytes);
-        return Packed { bytes: compressed(bytes), apart: None };
+        return pack_whole(facts);
     }
+    let mut bytes = Vec::new();
     let mut facts = facts.clone();
     let apart = facts.outcome.as_mut().map(|outcome| {
         let body = std::mem::take(&mut outcome.body);
@@ -88,6 +87,13 @@ pub(super) fn pack(facts: &Facts) -> Packed {
         *flags |= APART;
     }
     Packed { bytes, apart }
+}
+
+/// Packs it with its answer's body, also where that ends before the record.
+pub(super) fn pack_whole(facts: &Facts) -> Packed {
+    let mut bytes = Vec::new();
+    codec::encode_parts(&Stored::default(), facts, &mut bytes);
+    Packed { bytes: compressed(bytes), apart: None }
 }
 
 /// The same record with its protobuf body as a zstd frame, where that is shorter.

@@ -1,0 +1,17 @@
+-- In a view that is not warm the journal's row decides with it: a step that needs it and has none says so, and one that is
+-- given is merged first (A1).
+-- ARGV 2 the row: '-' where none is given, '' where the journal has none
+if sub(view, 41, 41) ~= '1' then
+  local row, record = ARGV[2], KEYS[4]
+  if row == '-' then
+--NEEDED
+  elseif row ~= '' then
+--MERGE
+    if raised then call('SETRANGE', KEYS[1], 16, pack('>I4I4', mhi, mlo)) end
+    if changed then
+      readable = true
+      ahi, alo = unpack('>I4I4', there, 45)
+      ended = (ahi > 0 or alo > 0) and (ahi < nhi or (ahi == nhi and alo <= nlo))
+    end
+  end
+end
