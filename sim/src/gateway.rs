@@ -17,8 +17,8 @@ use onceward_store::{
 use tokio::time::sleep;
 
 use crate::{
-    database::SimJournal,
     history::{Call, Effect, Key, Told, answer},
+    journal::SimJournal,
     redis::SimFront,
     world::{DEADLINE, PARTITIONS, World},
 };

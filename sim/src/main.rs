@@ -1,15 +1,16 @@
 //! Whole systems in virtual time: the engine and the journaled store's protocol over a Redis, a database and a network
 //! that fail. One seed is one run.
 //!
-//! [`world`] the network and the truth; [`redis`] and [`database`] the servers; [`gateway`] what users get, over them;
-//! [`faults`] what is done to it all; [`run`] one run; [`history`] what was seen of it, and what was promised.
+//! [`world`] the network and the truth; [`redis`] and [`onceward_sim::database`] the servers, [`journal`] the way to the
+//! database; [`gateway`] what users get, over them; [`faults`] what is done to it all; [`run`] one run; [`history`] what was
+//! seen of it, and what was promised.
 
 #![expect(clippy::indexing_slicing, reason = "a run that asks for what is not there is to end at once")]
 
-mod database;
 mod faults;
 mod gateway;
 mod history;
+mod journal;
 mod redis;
 mod run;
 mod world;

@@ -16,6 +16,7 @@ use crate::{
     faults::{Fault, replicate},
     gateway::{Disk, Gateway},
     history::{History, Told},
+    journal::SILENT,
     world::World,
 };
 
@@ -114,7 +115,7 @@ async fn play(seed: u64) -> History {
     let inner = &mut *world.lock();
     inner.history.asked_again = asked_again;
     inner.history.serves = serves;
-    inner.history.is_blocked = inner.database.is_waiting_for_somebody(world.elapsed());
+    inner.history.is_blocked = inner.database.is_waiting_for_somebody(world.elapsed(), SILENT);
     inner.history.clone()
 }
 

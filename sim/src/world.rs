@@ -9,17 +9,19 @@ use std::{
 };
 
 use onceward_core::record::{Micros, SessionId};
-use onceward_sim::server::Server;
+use onceward_sim::{database::Database, server::Server};
 use onceward_store::{Kind, StoreError};
 use tokio::{
     sync::Notify,
     time::{Instant, sleep},
 };
 
-use crate::{database::Database, gateway::Disk, history::History, redis::incarnation};
+use crate::{gateway::Disk, history::History, redis::incarnation};
 
 /// How many partitions there are: enough that one is not another.
 pub(crate) const PARTITIONS: u16 = 2;
+/// The timeline that the database was made on.
+const FIRST: u64 = 1;
 /// How long a call may take.
 pub(crate) const DEADLINE: Duration = Duration::from_millis(500);
 /// What the servers' clocks begin at.
@@ -96,8 +98,8 @@ impl World {
         let inner = Inner {
             rng,
             servers: [true, false].map(|is_primary| Server::new(incarnation(1), is_primary, PARTITIONS)),
-            database: Database::new(),
-            standby: Database::new(),
+            database: Database::new(PARTITIONS, FIRST),
+            standby: Database::new(PARTITIONS, FIRST),
             database_is_down: false,
             redis_is_down: false,
             gateways: vec![Gateway::default(); gateways],

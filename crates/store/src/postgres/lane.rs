@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join;
 use tokio::{sync::Mutex, time::timeout};
 use tokio_postgres::{AsyncMessage, Client, Row, SimpleQueryMessage};
 
@@ -101,7 +102,31 @@ impl Lane {
         self.written(async |client| client.query_typed(sql, parameters).await).await
     }
 
-    /// The same of several statements without parameters, in one transaction: so that one can bound the next.
+    /// The same, and a read after its commit that is sent along with it. Where the read alone fails, what was written is
+    /// there and the caller does not learn what it asked for: that counts as unknown.
+    pub(super) async fn write_then(
+        &self,
+        sql: &str,
+        parameters: &[Parameter<'_>],
+        then: &str,
+        then_parameters: &[Parameter<'_>],
+    ) -> Result<(Vec<Row>, Vec<Row>), WriteError> {
+        let (rows, read) = self
+            .written(async |client| {
+                // Sent in this order, each with an end of its own: the second begins when the first has committed.
+                let both = join(client.query_typed(sql, parameters), client.query_typed(then, then_parameters));
+                let (rows, read) = both.await;
+                Ok((rows?, read))
+            })
+            .await?;
+        let unread = |error| {
+            let StoreError { kind, source, .. } = read_failed(error);
+            StoreError { source, ..StoreError::unknown(kind) }
+        };
+        Ok((rows, read.map_err(unread)?))
+    }
+
+    /// A write of several statements without parameters, in one transaction: so that one can bound the next.
     pub(super) async fn script(&self, sql: &str) -> Result<Vec<SimpleQueryMessage>, WriteError> {
         self.written(async |client| client.simple_query(sql).await).await
     }

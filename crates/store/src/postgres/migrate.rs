@@ -49,6 +49,7 @@ pub const MIGRATIONS: &[Migration] = migrations![
     9 "reconcile" "0009_reconcile.sql",
     10 "store" "0010_store.sql",
     11 "keep_turn" "0011_keep_turn.sql",
+    12 "journal" "0012_journal.sql",
 ];
 
 /// Why the schema is not what is needed.

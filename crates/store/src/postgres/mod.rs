@@ -20,7 +20,8 @@
 //! is fit, [`compensation`] what undoes effects whose records failed; `lane` a connection,
 //! `batch` many writes in one call, `step` the calls, `row` records as columns, `waiting` waiters, `upkeep` the clock,
 //! counts and concerns, `figures` what tenants take up,
-//! `effects` what an upstream wrote down.
+//! `effects` what an upstream wrote down; `journal` the journal of durability `journaled`, `fact` what is shipped to it as
+//! columns.
 
 pub mod address;
 mod batch;
@@ -28,6 +29,8 @@ pub mod compensation;
 pub mod doctor;
 mod effects;
 mod error;
+mod fact;
+mod journal;
 mod lane;
 pub mod migrate;
 mod row;
@@ -53,7 +56,11 @@ use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tokio_postgres::types::Type;
 
 use self::{address::Address, batch::Batcher, lane::Lane, migrate::SchemaError, row::big};
-pub use self::{effects::PostgresEffects, error::Failure};
+pub use self::{
+    effects::PostgresEffects,
+    error::Failure,
+    journal::{Failover, JournalOptions, PostgresJournal},
+};
 use crate::{
     Answer, Filter, HearsForgotten, Insert, Kind, Page, RULES_BYTES_MAX, Read, Stats, Store, StoreError, Swept, Usage,
     Watch, Write,

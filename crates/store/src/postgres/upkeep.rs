@@ -64,6 +64,11 @@ impl Health {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Which server it is, for further connections to it.
+    pub(super) fn identity(&self) -> &Arc<Identity> {
+        &self.identity
+    }
+
     /// An error where the server's clock is not to be trusted.
     pub(super) fn may_ask(&self) -> Result<(), StoreError> {
         match &self.lock().clock {

@@ -1,0 +1,364 @@
+//! The functions of the journal in SQL beside the simulator's rules: one random sequence of calls, answered by both.
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use fastrand::Rng;
+use onceward_core::{
+    key::RecordId,
+    outcome::{Checkpoint, Outcome},
+    record::{ClaimId, Facts, Fence, Micros, Phase, Record, Revision, SessionId, State, Stored},
+    transition,
+};
+use onceward_sim::database::Database;
+use onceward_store::{
+    StoreError,
+    journaled::{Fact, Incarnation, Journal as _, LastActive, Mark, Opening, Snapshot, Timeline, View, ViewRow},
+    postgres::{
+        Failover, JournalOptions, Options, Postgres, PostgresJournal,
+        address::Address,
+        migrate::{MIGRATIONS, migrate},
+    },
+};
+use servers::Postgres as Server;
+
+const SEEDS: [u64; 3] = [1, 2, 3];
+const CALLS: usize = 600;
+/// Of 256: views come and go in these.
+const PARTITIONS: [u16; 3] = [0, 7, 255];
+const CONNECTIONS: usize = 3;
+/// So much longer than the test takes that its own time does not count.
+const SILENCE: Duration = Duration::from_secs(3_000_000);
+const STEP: Duration = Duration::from_secs(2_000_000);
+
+/// The same two ways.
+struct Both {
+    rng: Rng,
+    server: Server,
+    journals: Vec<PostgresJournal>,
+    rules: Database,
+    now: Duration,
+    /// Sessions that there ever were; the last few are those that do something.
+    sessions: u64,
+    /// As it was seen last, and before that.
+    seen: Snapshot,
+    before: Snapshot,
+    /// The view that was active last, of each partition.
+    active: BTreeMap<u16, ViewRow>,
+    /// How often each call was taken, and refused.
+    counts: BTreeMap<&'static str, [usize; 2]>,
+}
+
+impl Both {
+    async fn start(seed: u64) -> Self {
+        let server = Server::start(&[]).unwrap();
+        server.create_database("shop").unwrap();
+        let address = Address::new(&server.url("shop"), None, None).unwrap();
+        migrate(&address, MIGRATIONS, false).await.unwrap();
+        let store = Postgres::open(Options::new(address)).await.unwrap();
+        let options = JournalOptions { silence: SILENCE, ..JournalOptions::new(Failover::None) };
+        let journals: Vec<_> = (0..CONNECTIONS).map(|_| store.journal(options.clone())).collect();
+        let seen = journals[0].look(session(0)).await.unwrap();
+        Self {
+            rng: Rng::with_seed(seed),
+            server,
+            rules: Database::new(256, seen.timeline),
+            journals,
+            now: Duration::ZERO,
+            sessions: 3,
+            before: seen.clone(),
+            active: BTreeMap::new(),
+            seen,
+            counts: BTreeMap::new(),
+        }
+    }
+
+    fn journal(&mut self) -> &PostgresJournal {
+        let which = self.rng.usize(..CONNECTIONS);
+        &self.journals[which]
+    }
+
+    fn count(&mut self, call: &'static str, is_taken: bool) {
+        self.counts.entry(call).or_default()[usize::from(!is_taken)] += 1;
+    }
+
+    /// One of the last few, or one that never joined.
+    fn session(&mut self) -> SessionId {
+        match self.rng.u32(..20) {
+            0 => session(9_999),
+            _ => session(self.sessions - self.rng.u64(..self.sessions.min(5))),
+        }
+    }
+
+    /// Mostly the present one.
+    fn timeline(&mut self) -> Timeline {
+        self.seen.timeline ^ u64::from(self.rng.u32(..12) == 0)
+    }
+
+    fn partitions(&mut self) -> Vec<u16> {
+        let mut some: Vec<u16> = PARTITIONS.into_iter().filter(|_| self.rng.u32(..4) > 0).collect();
+        self.rng.shuffle(&mut some);
+        some
+    }
+
+    /// A view as it is, as it was, or as none is.
+    fn view(&mut self, partition: u16) -> ViewRow {
+        let from = if self.rng.u32(..6) == 0 { &self.before } else { &self.seen };
+        let mut row = from.views[usize::from(partition)];
+        match self.rng.u32(..30) {
+            0 => row.view.tag ^= 1,
+            1 => row.view.number += 1,
+            _ => {}
+        }
+        row
+    }
+
+    fn views(&mut self) -> Vec<(u16, View)> {
+        let of = self.partitions();
+        of.into_iter().map(|partition| (partition, self.view(partition).view)).collect()
+    }
+
+    fn last_active(&mut self, partition: u16) -> LastActive {
+        let active = self.active.get(&partition).copied().filter(|_| self.rng.u32(..4) > 0);
+        let ViewRow { partition, view, incarnation, .. } = active.unwrap_or_else(|| self.view(partition));
+        let incarnation = if self.rng.u32(..20) == 0 { Incarnation([9; 20]) } else { incarnation };
+        LastActive { partition, view, incarnation }
+    }
+
+    fn id(&mut self) -> RecordId {
+        let mut id = [0; 32];
+        (id[0], id[1], id[2]) = (self.rng.u8(..), PARTITIONS[self.rng.usize(..3)] as u8, 1);
+        id[0] %= 4;
+        RecordId(id)
+    }
+
+    fn facts(&mut self) -> Vec<Fact> {
+        let count = self.rng.usize(..12);
+        (0..count).map(|_| Fact { id: self.id(), record: Arc::new(record(&mut self.rng)) }).collect()
+    }
+
+    /// Looks with both, and at the tags that were drawn.
+    async fn look(&mut self, session: SessionId) {
+        let seen = self.journal().look(session).await.unwrap();
+        let expected = self.rules.look(session, self.now, SILENCE, self.rules.mark);
+        assert_eq!(Snapshot { kept: expected.kept, ..seen.clone() }, expected);
+        if self.seen.views != seen.views {
+            self.before = std::mem::replace(&mut self.seen, seen);
+        } else {
+            self.seen = seen;
+        }
+    }
+
+    /// Both shipped, or neither; what is shipped to a server that nothing takes over from is past losing.
+    async fn shipped(&mut self, call: &'static str, said: Result<Option<Mark>, StoreError>, expected: Option<Mark>) {
+        let said = said.unwrap();
+        assert_eq!(said.is_some(), expected.is_some(), "{call}");
+        self.count(call, said.is_some());
+        if let Some(mark) = said {
+            let kept = self.journal().look(session(0)).await.unwrap().kept;
+            assert!(mark <= kept, "{call}: {mark} is behind {kept}");
+        }
+    }
+
+    async fn call(&mut self) {
+        let (who, timeline) = (self.session(), self.timeline());
+        match self.rng.u32(..100) {
+            0..=7 => {
+                if self.rng.bool() {
+                    self.sessions += 1;
+                }
+                let who = if self.rng.bool() { session(self.sessions) } else { who };
+                let said = self.journal().join(who, timeline).await.unwrap();
+                assert_eq!(said, self.rules.join(who, timeline, self.now), "join");
+                self.count("join", said);
+            }
+            8..=15 => self.open(who, timeline).await,
+            16..=28 => {
+                let mut views = self.views();
+                let mut said = self.journal().acknowledge(who, timeline, &views).await.unwrap();
+                let mut expected = self.rules.acknowledge(who, timeline, &views);
+                said.sort_unstable();
+                expected.sort_unstable();
+                assert_eq!(said, expected, "acknowledge {views:?}");
+                views.retain(|(partition, _)| !said.contains(partition));
+                self.count("acknowledge", !said.is_empty());
+                self.count("acknowledge in part", !said.is_empty() && !views.is_empty());
+            }
+            29..=33 => self.activate(timeline).await,
+            34..=49 => {
+                let facts = self.facts();
+                let said = self.journal().ship(who, timeline, &facts).await;
+                let expected = self.rules.ship(who, timeline, &facts);
+                self.shipped("ship", said, expected).await;
+            }
+            50..=58 => {
+                let id = self.id();
+                let partition = if self.rng.u32(..20) == 0 { 9 } else { id.partition() };
+                let view = self.view(partition).view;
+                let said = self.journal().row(partition, view, id).await.unwrap();
+                let expected = self.rules.row(partition, view, id);
+                assert_eq!(said, expected, "row");
+                self.count("row", said.is_some());
+                self.count("row that is there", said.is_some_and(|row| row.is_some()));
+            }
+            59..=65 => {
+                let partition = PARTITIONS[self.rng.usize(..3)];
+                let (view, limit) = (self.view(partition).view, self.rng.usize(..6));
+                let after = self.rng.bool().then(|| self.id());
+                let said = self.journal().rows(partition, view, after, limit).await.unwrap();
+                assert_eq!(said, self.rules.rows(partition, view, after, limit), "rows");
+                self.count("rows", said.is_some());
+                let (listed, _) = self.journal().list(after, limit).await.unwrap();
+                assert_eq!(listed, self.rules.list(after, limit), "list");
+                self.count("list", !listed.is_empty());
+            }
+            66..=68 => {
+                let said = self.journal().leave(who, timeline).await.unwrap();
+                assert_eq!(said, self.rules.leave(who, timeline), "leave");
+                self.count("leave", said);
+            }
+            69..=73 => {
+                let target = self.session();
+                self.retire(who, target, timeline).await;
+            }
+            74..=80 => {
+                let (partition, facts) = (PARTITIONS[self.rng.usize(..3)], self.facts());
+                let view = self.last_active(partition);
+                let said = self.journal().drain(who, timeline, &view, &facts).await;
+                let expected = self.rules.drain(who, timeline, &view, &facts);
+                self.shipped("drain", said, expected).await;
+            }
+            81..=87 => {
+                let of = self.partitions();
+                let views: Vec<LastActive> = of.into_iter().map(|partition| self.last_active(partition)).collect();
+                let said = self.journal().retired(who, timeline, &views).await.unwrap();
+                assert_eq!(said, self.rules.retired(who, timeline, &views), "retired {views:?}");
+                self.count("retired", said);
+            }
+            88..=89 => {
+                self.now += STEP;
+                let step = STEP.as_micros();
+                let passes = format!("UPDATE onceward.journal_member SET heard_at = heard_at - {step}");
+                self.server.psql("shop", &passes).unwrap();
+            }
+            _ => self.change_views().await,
+        }
+        let who = self.session();
+        self.look(who).await;
+        self.count("somebody is silent", !self.seen.silent.is_empty());
+    }
+
+    async fn open(&mut self, who: SessionId, timeline: Timeline) {
+        let of = self.partitions();
+        let openings = of.into_iter().map(|partition| Opening {
+            before: self.view(partition),
+            acknowledged: self.rng.u64(..6),
+            incarnation: Incarnation([self.rng.u8(1..4); 20]),
+        });
+        let openings: Vec<Opening> = openings.collect();
+        let said = self.journal().open(who, timeline, &openings).await.unwrap();
+        // The tags are drawn by the database.
+        let drawn = self.journal().look(session(0)).await.unwrap();
+        let tag = |partition| drawn.views[usize::from(partition)].view.tag;
+        assert_eq!(said, self.rules.open(who, timeline, &openings, tag), "open {openings:?}");
+        self.count("open", said > 0);
+        self.count("open in part", said > 0 && said < openings.len());
+    }
+
+    async fn activate(&mut self, timeline: Timeline) {
+        let views = self.views();
+        let kept = self.rules.mark;
+        let mut said = self.journal().agreed(timeline, &views).await.unwrap();
+        let mut expected = self.rules.agreed(timeline, &views, kept);
+        said.sort_by_key(|of| of.0);
+        expected.sort_by_key(|of| of.0);
+        assert_eq!(said, expected, "agreed {views:?}");
+        self.count("agreed", !said.is_empty());
+        self.count("something erased", said.iter().any(|(_, install)| !install.erased.is_empty()));
+        let mut said = self.journal().activate(timeline, &views).await.unwrap();
+        let mut expected = self.rules.activate(timeline, &views, kept);
+        said.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(said, expected, "activate {views:?}");
+        self.active.extend(said.iter().map(|of| (*of, self.seen.views[usize::from(*of)])));
+        self.count("activate", !said.is_empty());
+    }
+
+    async fn retire(&mut self, who: SessionId, target: SessionId, timeline: Timeline) {
+        let views = self.journal().retire(who, target, timeline).await.unwrap();
+        assert_eq!(views, self.rules.retire(who, target, timeline), "retire");
+        self.count("retire", views.is_some());
+        if let Some(views) = views.filter(|_| self.rng.bool()) {
+            let said = self.journal().retired(target, timeline, &views).await.unwrap();
+            assert_eq!(said, self.rules.retired(target, timeline, &views), "retired {views:?}");
+        }
+    }
+
+    /// Everybody acknowledges what there is and who cannot leaves, so that views become active now and then; then somebody
+    /// may be retired.
+    async fn change_views(&mut self) {
+        let views: Vec<_> = PARTITIONS.map(|of| (of, self.seen.views[usize::from(of)].view)).into();
+        let timeline = self.seen.timeline;
+        for number in 1..=self.sessions {
+            let mut said = self.journal().acknowledge(session(number), timeline, &views).await.unwrap();
+            let mut expected = self.rules.acknowledge(session(number), timeline, &views);
+            said.sort_unstable();
+            expected.sort_unstable();
+            assert_eq!(said, expected, "acknowledge {views:?}");
+        }
+        for gone in self.seen.silent.clone() {
+            assert_eq!(self.journal().leave(gone, timeline).await.unwrap(), self.rules.leave(gone, timeline));
+        }
+        self.activate(timeline).await;
+        let (who, target) = (self.session(), self.session());
+        self.retire(who, target, timeline).await;
+    }
+}
+
+fn session(number: u64) -> SessionId {
+    let mut id = [0; 16];
+    id[8..].copy_from_slice(&number.to_be_bytes());
+    SessionId(id)
+}
+
+fn record(rng: &mut Rng) -> Record {
+    let states = [State::InFlight, State::NotExecuted, State::Completed, State::Failed, State::Erased];
+    let state = states[rng.usize(..states.len())];
+    let facts = Facts {
+        state,
+        phase: if rng.bool() { Phase::Dispatched } else { Phase::Claimed },
+        ambiguous: rng.bool(),
+        outcome: (state == State::Completed).then(|| Outcome { status: rng.u16(200..600), ..Outcome::default() }),
+        checkpoint: rng.bool().then(|| Checkpoint { seq: rng.u32(..3), name: "step".into(), data: vec![0; 3].into() }),
+        ..transition::place(ClaimId([rng.u8(..); 16]), session(1))
+    };
+    let stored = Stored {
+        fence: Fence(rng.u64(1..6)),
+        revision: Revision(rng.u64(1..9)),
+        lease_until: Micros(rng.u64(..9)),
+        keep_until: Micros(rng.u64(..9)),
+        written_at: Micros(rng.u64(..9)),
+    };
+    Record { stored, facts }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_functions_of_the_journal_answer_as_the_simulators_rules_do() {
+    let mut counts: BTreeMap<&str, [usize; 2]> = BTreeMap::new();
+    for seed in SEEDS {
+        println!("seed {seed}");
+        let mut both = Both::start(seed).await;
+        for _ in 0..CALLS {
+            both.call().await;
+        }
+        for (call, [taken, refused]) in both.counts {
+            let count = counts.entry(call).or_default();
+            *count = [count[0] + taken, count[1] + refused];
+        }
+    }
+    for (call, [taken, refused]) in &counts {
+        println!("{call}: {taken} taken, {refused} not");
+        assert!(*taken > 3 && *refused > 3, "{call}: the sequence says too little of it");
+    }
+}
