@@ -229,6 +229,29 @@ async fn what_the_journal_lacks_has_no_end_in_redis_and_what_it_has_ends_with_it
 }
 
 #[tokio::test]
+async fn a_process_that_was_told_a_later_time_has_nothing_removed_early() {
+    const CLOCK: u64 = 2_000_000_000_000_000;
+    let server = Server::start(&[]).unwrap();
+    let open = async || Redis::open(Options { clock_moves: true, ..options(&server.url()) }).await.unwrap();
+    let (ahead, store) = (open().await, open().await);
+    store.fix_clock(PARTITION, Micros(CLOCK + 3_600_000_000)).await.unwrap();
+    let at = view(&ahead.front(), 1).await;
+    granted(&ahead.front(), &at, 1).await;
+    // The clock is put right, and a view begins on it.
+    store.fix_clock(PARTITION, Micros(CLOCK)).await.unwrap();
+    let at = view(&store.front(), 2).await;
+    let claimed = granted(&store.front(), &at, 2).await;
+    let completed = settled(&store.front(), &at, 2, claimed.stored.fence, Duration::from_secs(7_200)).await;
+    let row = Fact { id: id(3), record: Arc::clone(&completed) };
+    assert!(ahead.front().clean(&at, &[dirty(2, &completed)]).await.unwrap());
+    assert!(ahead.front().merge(&at, &[row]).await.unwrap());
+    for number in [2, 3] {
+        let left: i64 = server.command(&["PTTL", &key(id(number))]).unwrap().parse().unwrap();
+        assert!((7_200_000..=7_210_000).contains(&left), "{number}: {left} ms");
+    }
+}
+
+#[tokio::test]
 async fn more_records_than_one_script_takes_are_all_told_as_dirty_and_are_cleaned() {
     let server = Server::start(&[]).unwrap();
     let store = opened(&server).await;

@@ -13,7 +13,8 @@ for at = 4, #KEYS do
     local state = byte(there, 3)
     ahi, alo = unpack('>I4I4', there, 45)
     if state > 2 and (ahi > 0 or alo > 0) then
-      local left = ((ahi - nhi) * 4294967296 + alo - nlo) / 1000
+      -- By the server's own clock, on which it is removed: a process that was told a later time ends nothing early.
+      local left = ((ahi - whi) * 4294967296 + alo - wlo) / 1000
       if left < 0 then left = 0 end
       left = left + 10000
       if left > 3162240000000 then left = 3162240000000 end
