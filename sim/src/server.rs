@@ -11,7 +11,9 @@ use onceward_core::{
     key::RecordId,
     record::{Facts, Fence, Micros, Record, Revision, SessionId, State, Stored},
 };
-use onceward_store::journaled::{At, Dirty, Fact, Incarnation, Install, Row, Sight, Stepped, View, What, merged};
+use onceward_store::journaled::{
+    At, Dirty, Fact, Incarnation, Install, Row, Sight, Stepped, View, What, is_released, merged, released,
+};
 
 /// A server.
 #[derive(Clone, Debug)]
@@ -130,13 +132,13 @@ impl Server {
         Some(partition.dirty.iter().filter_map(of).collect())
     }
 
-    /// What is in the journal for good is dirty no more; what says "not executed" goes, once the view is warm (A9).
+    /// What is in the journal for good is dirty no more; what was released goes, once the view is warm (A9).
     pub fn clean(&mut self, at: &At, shipped: &[Dirty]) -> bool {
         let Some(partition) = self.in_view(at) else { return false };
         for Dirty { id, fence, revision } in shipped {
             let is_same = |record: &&Record| record.stored.fence == *fence && record.stored.revision == *revision;
             let Some(record) = partition.records.get(id).filter(is_same) else { continue };
-            if record.facts.state != State::NotExecuted {
+            if !is_released(&record.facts) {
                 partition.dirty.remove(id);
             } else if partition.is_warm {
                 partition.dirty.remove(id);
@@ -200,7 +202,7 @@ impl Partition {
         };
         match (what, there) {
             (What::Insert { facts, lease }, there) => {
-                if there.as_ref().is_some_and(|record| record.facts.state != State::NotExecuted) {
+                if there.as_ref().is_some_and(|record| !is_released(&record.facts)) {
                     return otherwise;
                 }
                 let last = self.records.get(&id).map(|record| record.stored);
@@ -220,8 +222,7 @@ impl Partition {
             (What::Release(expect), Some(record)) if cas::is_meant(expect, &record.stored, record.facts.state) => {
                 let revision = Revision(record.stored.revision.0 + 1);
                 let stored = Stored { revision, lease_until: Micros::ZERO, written_at: now, ..record.stored };
-                let facts = Facts { state: State::NotExecuted, settled_at: now, outcome: None, ..record.facts };
-                Stepped::Done { record: self.put(id, stored, facts), now }
+                Stepped::Done { record: self.put(id, stored, released(record.facts, now)), now }
             }
             _ => otherwise,
         }

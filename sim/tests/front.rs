@@ -144,7 +144,7 @@ impl Both<'_> {
             state,
             phase: if rng.bool() { Phase::Claimed } else { Phase::Dispatched },
             ambiguous: rng.bool(),
-            attempt: rng.u32(1..4),
+            attempt: rng.u32(..3),
             settled_at: Micros(rng.u64(..1 << 50)),
             outcome,
             checkpoint,

@@ -15,7 +15,7 @@
 //!
 //! `drive` a request's claim and a holder's or operator's step on any store · `script` the
 //! language of the rows and the checks made after each step · `rows` the rows · `races`, `content`,
-//! `faults` the cases in code · `postgres`, `redis` and `tiered` the stores across a network as subjects · `hooks` those that only the memory store can show, with its hooks
+//! `faults` the cases in code · `postgres`, `redis`, `tiered` and `journaled` the stores across a network as subjects · `hooks` those that only the memory store can show, with its hooks
 //!
 //! Not a stable interface: names and rows follow the guarantees.
 
@@ -39,6 +39,8 @@ mod content;
 mod drive;
 mod faults;
 mod hooks;
+#[cfg(all(feature = "embedded", feature = "postgres", feature = "redis"))]
+mod journaled;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod races;
@@ -50,6 +52,8 @@ mod subject;
 #[cfg(all(feature = "postgres", feature = "redis"))]
 mod tiered;
 
+#[cfg(all(feature = "embedded", feature = "postgres", feature = "redis"))]
+pub use self::journaled::OnJournaled;
 #[cfg(feature = "postgres")]
 pub use self::postgres::{Database, MOVABLE_CLOCK, OnPostgres};
 #[cfg(feature = "redis")]
@@ -221,6 +225,8 @@ pub fn subjects() -> Vec<Box<dyn Subject>> {
         Box::new(OnTiered { in_cache: false, database: None, servers: None }),
         #[cfg(all(feature = "postgres", feature = "redis"))]
         Box::new(OnTiered { in_cache: true, database: None, servers: None }),
+        #[cfg(all(feature = "embedded", feature = "postgres", feature = "redis"))]
+        Box::new(OnJournaled { database: None, servers: None }),
     ]
 }
 

@@ -61,7 +61,7 @@ impl Subject for OnRedis {
 
 /// Moves the servers' clock, and reads and writes past the store: on a thread of its own, since whoever asks does not
 /// await.
-struct Behind(Mutex<mpsc::Sender<(Ask, mpsc::Sender<Option<Bytes>>)>>);
+pub(super) struct Behind(Mutex<mpsc::Sender<(Ask, mpsc::Sender<Option<Bytes>>)>>);
 
 enum Ask {
     Turn(i64),
@@ -70,7 +70,7 @@ enum Ask {
 }
 
 impl Behind {
-    fn new(store: Arc<Redis>) -> Self {
+    pub(super) fn new(store: Arc<Redis>) -> Self {
         let (to, asked) = mpsc::channel::<(Ask, mpsc::Sender<Option<Bytes>>)>();
         let runtime = tokio::runtime::Handle::current();
         std::thread::spawn(move || {

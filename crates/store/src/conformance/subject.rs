@@ -179,7 +179,16 @@ pub struct OnEmbedded;
 
 /// A folder that goes with the case.
 #[cfg(feature = "embedded")]
-struct Folder(std::path::PathBuf);
+pub(super) struct Folder(pub(super) std::path::PathBuf);
+
+#[cfg(feature = "embedded")]
+impl Folder {
+    pub(super) fn new() -> Self {
+        let mut name = [0; 8];
+        getrandom::fill(&mut name).unwrap_or_else(|error| panic!("no randomness: {error}"));
+        Self(std::env::temp_dir().join(format!("onceward-{:016x}", u64::from_le_bytes(name))))
+    }
+}
 
 #[cfg(feature = "embedded")]
 impl Drop for Folder {
@@ -202,19 +211,17 @@ impl Subject for OnEmbedded {
         };
         Box::pin(async {
             let hand = StillClock::new();
-            let mut name = [0; 8];
-            getrandom::fill(&mut name).unwrap_or_else(|error| panic!("no randomness: {error}"));
-            let folder = std::env::temp_dir().join(format!("onceward-{:016x}", u64::from_le_bytes(name)));
+            let folder = Folder::new();
             let log = log::Options { segment_bytes: 8 << 20, pause: Duration::ZERO, ..log::Options::default() };
             let clock = embedded::Clock::Manual(Arc::clone(&hand.0));
-            let store = Embedded::open(&folder, Options { log, clock, ..Options::default() }).await;
-            let store = store.unwrap_or_else(|error| panic!("opening {}: {error}", folder.display()));
+            let store = Embedded::open(&folder.0, Options { log, clock, ..Options::default() }).await;
+            let store = store.unwrap_or_else(|error| panic!("opening {}: {error}", folder.0.display()));
             Harness {
                 store: Arc::new(store),
                 clock: Some(Arc::new(hand)),
                 raw: None,
                 rounds: 50,
-                keep: Some(Box::new(Folder(folder))),
+                keep: Some(Box::new(folder)),
             }
         })
     }

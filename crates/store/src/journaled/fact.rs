@@ -5,7 +5,7 @@ use std::sync::Arc;
 use onceward_core::{
     key::RecordId,
     mutant::{self, Mutant},
-    record::{Fence, Micros, Phase, Record, Revision, State},
+    record::{Facts, Fence, Micros, Phase, Record, Revision, State},
 };
 
 /// A record of a key, as the journal is told of it.
@@ -42,6 +42,20 @@ impl Order {
         let step = record.facts.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.seq);
         Self { fence: record.stored.fence, rank, step }
     }
+}
+
+/// Whether a record says that its claim was released: the key is free, as if there were none. It stays until the journal
+/// knows (A9). What was not executed and is *kept*, with a time before which nobody may try again or for its count of
+/// attempts, has had an attempt.
+#[must_use]
+pub fn is_released(facts: &Facts) -> bool {
+    facts.state == State::NotExecuted && facts.attempt == 0
+}
+
+/// What a release makes of a claim's facts.
+#[must_use]
+pub fn released(facts: Facts, now: Micros) -> Facts {
+    Facts { state: State::NotExecuted, attempt: 0, settled_at: now, outcome: None, ..facts }
 }
 
 /// What becomes of the record `held` in Redis when the journal has `row`: `None` where it stays as it is.
@@ -100,7 +114,7 @@ mod tests {
         let facts = transition::place(ClaimId([1; 16]), onceward_core::record::SessionId([2; 16]));
         let outcome = (state == State::Completed).then(Outcome::default);
         let stored = Stored { fence: Fence(fence), revision: Revision(1), ..Stored::default() };
-        Record { stored, facts: onceward_core::record::Facts { state, phase, outcome, ..facts } }
+        Record { stored, facts: Facts { state, phase, outcome, ..facts } }
     }
 
     fn any_record() -> impl Strategy<Value = Record> {

@@ -47,7 +47,7 @@ pub struct At {
 /// What a step does.
 #[derive(Clone, Copy, Debug)]
 pub enum What<'a> {
-    /// Makes the record in flight, unless one is there that has not ended and does not say "not executed".
+    /// Makes the record in flight, unless one is there that has not ended and was not released.
     Insert {
         /// Of the new record.
         facts: &'a Facts,

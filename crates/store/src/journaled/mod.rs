@@ -55,7 +55,7 @@ use tokio::{
 #[cfg(feature = "embedded")]
 pub use self::logged::{LogSpool, SpoolError, SpoolOptions};
 pub use self::{
-    fact::{Fact, Order, merged},
+    fact::{Fact, Order, is_released, merged, released},
     front::{At, Dirty, Front, Incarnation, Install, Row, Sight, Stepped, View, What},
     journal::{Journal, LastActive, Mark, Member, Opening, Snapshot, Timeline, ViewRow},
     owed::Owed,
@@ -278,6 +278,11 @@ impl Journaled {
         timeout(limit, left).await.is_ok()
     }
 
+    /// All that this session has written until now is in the journal.
+    pub async fn shipped(&self) {
+        self.shared.shipments.drained().await;
+    }
+
     /// Whether this session claims nothing more: another has to begin.
     #[must_use]
     pub fn is_over(&self) -> bool {
@@ -339,6 +344,7 @@ impl Journaled {
     /// Where nothing can be read now.
     pub async fn get(&self, id: RecordId) -> Result<Read, StoreError> {
         match self.shared.step(id, What::Get).await.map_err(nothing_was_done)? {
+            Stepped::There { record, now } if is_released(&record.facts) => Ok(Read { record: None, now }),
             Stepped::There { record, now } => Ok(Read { record: Some(*record), now }),
             Stepped::Absent { now } => Ok(Read { record: None, now }),
             Stepped::Done { .. } | Stepped::NeedsRow | Stepped::Elsewhere => Err(odd()),
@@ -436,7 +442,10 @@ fn written(stepped: Stepped) -> Result<Write, StoreError> {
         Stepped::Done { record, now } => {
             Ok(Write::Applied { fence: record.stored.fence, revision: record.stored.revision, now })
         }
-        Stepped::There { record, now } => Ok(Write::Lost { record: Some(record), now }),
+        Stepped::There { record, now } => {
+            let record = Some(record).filter(|record| !is_released(&record.facts));
+            Ok(Write::Lost { record, now })
+        }
         Stepped::Absent { now } => Ok(Write::Lost { record: None, now }),
         Stepped::NeedsRow | Stepped::Elsewhere => Err(odd()),
     }

@@ -13,10 +13,10 @@ use onceward_core::{
 };
 use tokio::{
     task::JoinSet,
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, timeout},
 };
 
-use super::{Front, Journal, Journaled, Left, Options, Owed, Spool};
+use super::{Front, Journal, Journaled, Left, Options, Owed, Spool, is_released};
 use crate::{
     Answer, Filter, HearsForgotten, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write,
 };
@@ -25,8 +25,8 @@ use crate::{
 const TICK: Duration = Duration::from_millis(200);
 /// A session that is over has so long to put what it holds into the journal; then others retire it.
 const LEAVES_WITHIN: Duration = Duration::from_secs(60);
-/// So many rows of the journal are read for a page, at least.
-const ROWS_MIN: usize = 64;
+/// So many rows of the journal are read for a page.
+const ROWS: std::ops::RangeInclusive<usize> = 64..=500;
 
 /// What a session of this process is made of.
 #[derive(Debug)]
@@ -145,10 +145,12 @@ impl Store for JournaledStore {
         Box::pin(async move { self.session().get(id).await })
     }
 
-    /// Of the journal, which has what was written a moment ago only once it is shipped.
+    /// Of the journal, with all that this process has written until now; what others wrote a moment ago may not be there.
     fn scan(&self, after: Option<RecordId>, limit: usize, filter: Filter) -> Answer<'_, Page> {
         Box::pin(async move {
-            let rows = limit.max(ROWS_MIN);
+            // Where the journal does not take it in time, the list is of before.
+            let _shipped = timeout(self.parts.options.deadline, self.session().shipped()).await;
+            let rows = limit.clamp(*ROWS.start(), *ROWS.end());
             let (facts, now) = self.parts.journal.list(after, rows).await?;
             let has_more = facts.len() >= rows;
             let mut page = Page { now, ..Page::default() };
@@ -159,7 +161,8 @@ impl Store for JournaledStore {
                     return Ok(page);
                 }
                 last = Some(fact.id);
-                if !fact.record.is_expired(now) && filter.admits(&fact.record, now) {
+                let is_there = !is_released(&fact.record.facts) && !fact.record.is_expired(now);
+                if is_there && filter.admits(&fact.record, now) {
                     page.records.push((fact.id, Arc::unwrap_or_clone(fact.record)));
                 }
             }

@@ -1,7 +1,7 @@
 //! A record as it lies in front of a journal: eight bytes for scripts, and then as in `value`, its answer's body within.
 //!
-//! `J`, the version, the state; bit 0 that its claim counts as sent, bit 1 that it was released, whatever the bytes behind
-//! say, which scripts cannot write anew; then the number of its last recovery point (4 bytes).
+//! `J`, the version, the state; bit 0 that its claim counts as sent, bit 1 that a script released it, whatever the bytes
+//! behind say, which scripts cannot write anew, and bit 2 that it was released, by whomever; then the number of its last recovery point (4 bytes).
 
 use onceward_core::{
     codec,
@@ -9,16 +9,21 @@ use onceward_core::{
 };
 
 use super::value;
-use crate::{Kind, StoreError};
+use crate::{
+    Kind, StoreError,
+    journaled::{is_released, released},
+};
 
 const VERSION: u8 = 1;
 const IS_SENT: u8 = 1;
-const IS_RELEASED: u8 = 1 << 1;
+const IS_RELEASED_HERE: u8 = 1 << 1;
+const IS_RELEASED: u8 = 1 << 2;
 
 /// What goes before the record's own bytes.
 pub(super) fn prefix(facts: &Facts) -> [u8; 8] {
     let [a, b, c, d] = step(facts).to_be_bytes();
-    [b'J', VERSION, facts.state as u8, 0, a, b, c, d]
+    let flags = if is_released(facts) { IS_RELEASED } else { 0 };
+    [b'J', VERSION, facts.state as u8, flags, a, b, c, d]
 }
 
 fn step(facts: &Facts) -> u32 {
@@ -41,21 +46,20 @@ pub(super) fn unpack(mut bytes: Vec<u8>) -> Result<Record, StoreError> {
         return Err(damaged("not a record of a journal's front"));
     };
     let seq = u32::from_be_bytes(*seq);
-    if version > VERSION || flags & !(IS_SENT | IS_RELEASED) != 0 {
+    if version > VERSION || flags & !(IS_SENT | IS_RELEASED_HERE | IS_RELEASED) != 0 {
         return Err(StoreError::not_applied(Kind::Newer(format!("it has version {version} and flags {flags:#04x}"))));
     }
     bytes.drain(..8);
     let mut record = value::unpack(bytes, None)?;
-    if flags & IS_RELEASED != 0 {
+    if flags & IS_RELEASED_HERE != 0 {
         // A release ends the lease, and writes when it was as everything does.
-        record.facts.state = State::NotExecuted;
-        record.facts.settled_at = record.stored.written_at;
-        record.facts.outcome = None;
+        record.facts = released(record.facts, record.stored.written_at);
     }
     if flags & IS_SENT != 0 {
         record.facts.phase = Phase::Dispatched;
     }
-    if record.facts.state as u8 != state || step(&record.facts) != seq {
+    let was_released = flags & IS_RELEASED != 0;
+    if record.facts.state as u8 != state || step(&record.facts) != seq || is_released(&record.facts) != was_released {
         return Err(damaged("it is not what the bytes before it say"));
     }
     Ok(record)

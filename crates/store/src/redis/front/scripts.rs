@@ -34,11 +34,15 @@ const VIEW: &str = "local view = call('GET', KEYS[1])\n";
 /// Where a row is merged, and where a step says that it needs one.
 const MERGE: &str = "--MERGE";
 const NEEDED: &str = "--NEEDED";
-/// Where a test puts what fixes the clock.
+/// Where a test puts what fixes or moves the clock.
 const CLOCK: &str = "--CLOCK";
 #[cfg(any(test, feature = "conformance"))]
 const FIXED: &str = "do local fixed = call('GET', (string.gsub(KEYS[1], ':v$', ':clock')))\n\
-    if fixed then whi, wlo = unpack('>I4I4', fixed) end end";
+    if fixed then whi, wlo = unpack('>I4I4', fixed) end\n\
+    local moved = call('GET', (string.gsub(KEYS[1], ':v$', ':moved')))\n\
+    if moved then local hi, lo = unpack('>I4I4', moved); wlo = wlo + lo; whi = whi + hi\n\
+    if wlo >= 4294967296 then wlo = wlo - 4294967296; whi = whi + 1 end\n\
+    if whi >= 4294967296 then whi = whi - 4294967296 end end end";
 
 impl Scripts {
     /// With `tell` for PUBLISH, as in the scripts of `cache`.

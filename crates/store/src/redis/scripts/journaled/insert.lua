@@ -1,6 +1,6 @@
--- Makes the record in flight, unless one is there that does not say "not executed".
+-- Makes the record in flight, unless one is there that was not released (bit 2 of its flags).
 -- ARGV 1 goes on with the lease's length (8) and the bytes before the store's block (20); 3 is those after it
-if not there or ended or (readable and byte(there, 3) == 2) then
+if not there or ended or (readable and byte(there, 4) >= 4) then
   -- S4: above the clock, every fence of the partition, and the key's last.
   local fhi, flo = nhi, nlo
   if mhi > fhi or (mhi == fhi and mlo >= flo) then fhi, flo = mhi, mlo + 1 end

@@ -30,7 +30,7 @@
         if vhi > ohi or (vhi == ohi and vlo > olo) then ohi, olo = vhi, vlo end
         there, changed = sub(row, 1, 28) .. pack('>I4I4', ohi, olo) .. sub(row, 37), true
         -- What the journal has needs to be here no longer than it counts, unless something of it is dirty.
-        if byte(row, 3) > 2 and (ehi > 0 or elo > 0) and call('SISMEMBER', KEYS[3], sub(record, 17, 59)) == 0 then
+        if byte(row, 3) > 1 and (ehi > 0 or elo > 0) and call('SISMEMBER', KEYS[3], sub(record, 17, 59)) == 0 then
           -- By the server's own clock, as in `clean.lua`.
           local left = ((ehi - whi) * 4294967296 + elo - wlo) / 1000 + 10000
           if left > 3162240000000 then left = 3162240000000 end

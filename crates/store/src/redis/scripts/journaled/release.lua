@@ -9,7 +9,7 @@ if readable and not ended and (
   rlo = rlo + 1
   if rlo >= 4294967296 then rhi, rlo = rhi + 1, rlo - 4294967296 end
   local block = pack('>I4I4', rhi, rlo) .. '\0\0\0\0\0\0\0\0' .. sub(there, 45, 52) .. now
-  local flags = string.char(byte(there, 4) % 2 + 2)
+  local flags = string.char(byte(there, 4) % 2 + 6)
   there = sub(there, 1, 2) .. '\2' .. flags .. sub(there, 5, 28) .. block .. sub(there, 61)
   call('SADD', KEYS[3], sub(KEYS[4], 17, 59))
   call('SET', KEYS[4], there)
