@@ -162,7 +162,10 @@ impl Database {
                 }
             }
         };
-        let agreed = |view: &ViewState| ViewRow { is_agreed: self.is_agreed(&view.row, kept), ..view.row };
+        let agreed = |view: &ViewState| ViewRow {
+            is_agreed: !view.row.is_active && self.is_agreed(&view.row, kept),
+            ..view.row
+        };
         let is_silent = |row: &MemberRow| match row.status {
             Status::Live => row.heard_at + silence < now,
             Status::Retiring => true,

@@ -47,7 +47,7 @@ pub struct ViewRow {
     pub timeline: Timeline,
     /// Whether it serves; else it waits for acknowledgements.
     pub is_active: bool,
-    /// Whether every member has acknowledged it, or is retired past losing.
+    /// Whether it waits no more: every member has acknowledged it, or is retired past losing. Not asked of one that serves.
     pub is_agreed: bool,
 }
 

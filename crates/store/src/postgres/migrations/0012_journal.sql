@@ -168,7 +168,7 @@ BEGIN
 END
 $$;
 
--- Of each partition, whether every member has acknowledged its view, or is retired past losing. What is seen is committed,
+-- Of each partition whose view waits, whether every member has acknowledged it, or is retired past losing. What is seen is committed,
 -- and so on this server's disk: where it is not known where its commit lies, that is not behind what is flushed now.
 CREATE FUNCTION onceward.journal_agreement(kept bigint) RETURNS TABLE (of_partition smallint, agreed boolean)
     LANGUAGE sql STABLE
@@ -178,7 +178,7 @@ CREATE FUNCTION onceward.journal_agreement(kept bigint) RETURNS TABLE (of_partit
             AND NOT EXISTS (SELECT FROM onceward.journal_member m WHERE m.status < 3
                 AND NOT EXISTS (SELECT FROM onceward.journal_acknowledged a WHERE a.session = m.session
                     AND a.partition = v.partition AND a.number = v.number AND a.tag = v.tag))
-        FROM onceward.journal_view v $$;
+        FROM onceward.journal_view v WHERE NOT v.active $$;
 
 -- What there is, and that this session is alive. `known` is the position that its caller knows to be past losing, on the
 -- timeline `known_on`.
@@ -230,8 +230,8 @@ BEGIN
         FROM (SELECT array_agg(o.partition) AS partitions, array_agg(o.number) AS numbers, array_agg(o.tag) AS tags,
                 array_agg(o.incarnation) AS incarnations, array_agg(o.timeline) AS timelines,
                 array_agg(o.active) AS active, array_agg(o.agreed) AS agreed
-            FROM (SELECT o.*, a.agreed FROM onceward.journal_view o
-                JOIN onceward.journal_agreement(kept_now) a ON a.of_partition = o.partition ORDER BY o.partition) o) v
+            FROM (SELECT o.*, coalesce(a.agreed, false) AS agreed FROM onceward.journal_view o
+                LEFT JOIN onceward.journal_agreement(kept_now) a ON a.of_partition = o.partition ORDER BY o.partition) o) v
         LEFT JOIN onceward.journal_member m ON m.session = w_session;
 END
 $$;
