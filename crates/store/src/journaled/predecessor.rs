@@ -17,9 +17,12 @@ const SHIPPED_MAX: usize = 64;
 
 /// Ends the sessions that left something, one after the other; tries each until it is over.
 pub(super) async fn settle(shared: Arc<Shared>) {
+    // On which timeline the first one's facts are past losing.
+    let mut kept_on = None;
     while let Some(left) = shared.owed.left().filter(|_| !shared.is_over()) {
-        match one(&shared, &left).await {
+        match one(&shared, &left, &mut kept_on).await {
             Ok(true) => {
+                kept_on = None;
                 tracing::debug!(session = ?left.session, facts = left.facts.len(), "an earlier session is settled");
                 // Another session of this process may have been about the same.
                 if shared.owed.is_settled(&left) {
@@ -36,10 +39,17 @@ pub(super) async fn settle(shared: Arc<Shared>) {
 }
 
 /// Whether the session is over.
-async fn one(shared: &Shared, left: &Left) -> Result<bool, StoreError> {
+async fn one(shared: &Shared, left: &Left, kept_on: &mut Option<Timeline>) -> Result<bool, StoreError> {
     let seen = shared.journal.look(shared.session).await?;
-    if !matches!(seen.me, Member::Live { .. }) || !is_kept(shared, left, seen.timeline).await? {
+    if !matches!(seen.me, Member::Live { .. }) {
         return Ok(false);
+    }
+    // Once: what is past losing on this timeline stays so, however often the rest is tried.
+    if *kept_on != Some(seen.timeline) {
+        if !is_kept(shared, left, seen.timeline).await? {
+            return Ok(false);
+        }
+        *kept_on = Some(seen.timeline);
     }
     let (session, target, timeline) = (shared.session, left.session, seen.timeline);
     let mut has_gone = true;
