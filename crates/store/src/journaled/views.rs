@@ -5,7 +5,7 @@
 //! all of them is a few transactions.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -14,10 +14,7 @@ use onceward_core::{
     key::RecordId,
     mutant::{self, Mutant},
 };
-use tokio::{
-    sync::Notify,
-    time::{Instant, timeout},
-};
+use tokio::{sync::Notify, time::timeout};
 
 use super::{
     At, Dirty, Member, Opening, Shared, Sight, Snapshot, TICK, Timeline, View, ViewRow,
@@ -313,18 +310,18 @@ async fn warm(shared: &Shared, at: &At) -> Result<(), StoreError> {
 /// What is in the journal for good is dirty no more.
 async fn clean(shared: &Shared, seen: &Snapshot) {
     let kept = shared.shipments.take_kept(seen.timeline, seen.kept);
-    let mut by_partition: HashMap<u16, Vec<Dirty>> = HashMap::new();
+    let mut by_partition: BTreeMap<u16, Vec<Dirty>> = BTreeMap::new();
     for dirty in kept {
         by_partition.entry(shared.partition_of(&dirty.id)).or_default().push(dirty);
     }
-    let started = Instant::now();
-    for (partition, shipped) in by_partition {
+    let each = by_partition.into_iter().map(async |(partition, shipped)| {
         let serving = shared.guard(partition).ok().and_then(Guard::serving);
-        let Some(Serving { view, incarnation }) = serving else { continue };
+        let Some(Serving { view, incarnation }) = serving else { return };
         let at = At { partition, view, incarnation, session: shared.session };
         // What stays dirty costs a shipment that changes nothing when this session is retired.
         if let Err(error) = shared.front.clean(&at, &shipped).await {
-            tracing::debug!(%error, partition, took = ?started.elapsed(), "shipped records stay noted as dirty");
+            tracing::debug!(%error, partition, "shipped records stay noted as dirty");
         }
-    }
+    });
+    join_all(each).await;
 }
