@@ -158,7 +158,7 @@ impl Database {
                 match row.status {
                     Status::Live => Member::Live { is_kept: row.since <= kept },
                     Status::Retiring => Member::Retiring,
-                    Status::Retired => Member::Retired,
+                    Status::Retired => Member::Retired { is_kept: row.since <= kept },
                 }
             }
         };

@@ -25,13 +25,19 @@ use crate::{
 
 /// A gateway's disk, on which its spool is: it may outlive the gateway.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Disk(Vec<Option<(SessionId, Fact)>>);
+pub(crate) struct Disk {
+    facts: Vec<Option<(SessionId, Fact)>>,
+    /// That have begun and not ended.
+    sessions: Vec<SessionId>,
+}
 
 impl Disk {
     /// What is there, by session.
     fn left(&self) -> Vec<Left> {
-        let mut all: Vec<Left> = Vec::new();
-        for (at, (session, fact)) in self.0.iter().enumerate().filter_map(|(at, entry)| Some((at, entry.as_ref()?))) {
+        let mut all: Vec<Left> =
+            self.sessions.iter().map(|session| Left { session: *session, facts: Vec::new() }).collect();
+        for (at, (session, fact)) in self.facts.iter().enumerate().filter_map(|(at, entry)| Some((at, entry.as_ref()?)))
+        {
             let fact = (fact.id, Place { segment: 0, offset: u32::try_from(at).unwrap_or(u32::MAX), len: 1 });
             match all.iter_mut().find(|left| left.session == *session) {
                 Some(left) => left.facts.push(fact),
@@ -49,17 +55,36 @@ struct SimSpool {
     life: u32,
 }
 
+impl SimSpool {
+    /// A write takes its time.
+    async fn written(&self) {
+        let takes = {
+            let inner = &mut *self.world.lock();
+            let slow = if inner.rng.u32(..inner.spool_is_slow_in) == 0 { 300 } else { 1 };
+            Duration::from_micros(inner.rng.u64(50..2_000) * slow)
+        };
+        sleep(takes).await;
+        self.world.awake(self.who, self.life).await;
+    }
+}
+
 impl Spool for SimSpool {
+    fn begin(&self, session: SessionId) -> Answer<'_, ()> {
+        Box::pin(async move {
+            self.written().await;
+            self.world.lock().gateways[self.who].disk.sessions.push(session);
+            Ok(())
+        })
+    }
+
+    fn end(&self, session: SessionId) {
+        self.world.lock().gateways[self.who].disk.sessions.retain(|there| *there != session);
+    }
+
     fn append<'a>(&'a self, session: SessionId, fact: &'a Fact) -> Answer<'a, Place> {
         Box::pin(async move {
-            let takes = {
-                let inner = &mut *self.world.lock();
-                let slow = if inner.rng.u32(..inner.spool_is_slow_in) == 0 { 300 } else { 1 };
-                Duration::from_micros(inner.rng.u64(50..2_000) * slow)
-            };
-            sleep(takes).await;
-            self.world.awake(self.who, self.life).await;
-            let disk = &mut self.world.lock().gateways[self.who].disk.0;
+            self.written().await;
+            let disk = &mut self.world.lock().gateways[self.who].disk.facts;
             disk.push(Some((session, fact.clone())));
             let offset = u32::try_from(disk.len() - 1).unwrap_or(u32::MAX);
             Ok(Place { segment: 0, offset, len: 1 })
@@ -67,14 +92,14 @@ impl Spool for SimSpool {
     }
 
     fn read(&self, _id: RecordId, place: Place) -> Answer<'_, Fact> {
-        let disk = &self.world.lock().gateways[self.who].disk.0;
+        let disk = &self.world.lock().gateways[self.who].disk.facts;
         let fact = disk.get(place.offset as usize).and_then(|entry| entry.as_ref().map(|(_, fact)| fact.clone()));
         let gone = || StoreError::not_applied(Kind::Damaged("released, and read again".into()));
         Box::pin(std::future::ready(fact.ok_or_else(gone)))
     }
 
     fn release(&self, places: &[Place]) {
-        let disk = &mut self.world.lock().gateways[self.who].disk.0;
+        let disk = &mut self.world.lock().gateways[self.who].disk.facts;
         for place in places {
             if let Some(entry) = disk.get_mut(place.offset as usize) {
                 *entry = None;

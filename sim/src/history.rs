@@ -56,6 +56,8 @@ pub(crate) struct History {
     pub(crate) asked_again: BTreeMap<Key, Told>,
     /// Whether somebody is gone whose word nobody can give.
     pub(crate) is_blocked: bool,
+    /// Whether a gateway crashed with its disk: else there is nobody whose word nobody can give.
+    pub(crate) is_disk_lost: bool,
 }
 
 /// How often each was told, what the upstream did and what was done to the world.
@@ -134,7 +136,8 @@ impl History {
         if self.faults.len() <= 1 && !self.serves.iter().all(|serves| *serves) {
             return Some(format!("L2: after one fault {:?} serve", self.serves));
         }
-        if !self.is_blocked && !self.serves.iter().all(|serves| *serves) {
+        let is_excused = self.is_blocked && self.is_disk_lost;
+        if !is_excused && !self.serves.iter().all(|serves| *serves) {
             return Some(format!("L1: everything is well again, and {:?} serve", self.serves));
         }
         None

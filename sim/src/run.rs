@@ -44,7 +44,7 @@ impl Fleet {
         self.gateways()[who] = Some(gateway);
     }
 
-    /// It is gone, one time in two with its disk; what it sent may still arrive.
+    /// It is gone, one time in two its disk too; what it sent may still arrive.
     pub(crate) fn crash(&self, world: &Arc<World>, who: usize) {
         let gone = self.gateways()[who].take();
         {
@@ -52,6 +52,7 @@ impl Fleet {
             inner.gateways[who].life += 1;
             if inner.rng.bool() {
                 inner.gateways[who].disk = Disk::default();
+                inner.history.is_disk_lost = true;
             }
         }
         drop(gone);

@@ -72,6 +72,8 @@ pub enum Mutant {
     NotRepeated,
     /// A session whose process is gone is over although what is in its spool was not shipped.
     LeftNotShipped,
+    /// A session is a member that is not in the spool.
+    SessionNotSpooled,
 }
 
 impl Mutant {
@@ -92,7 +94,7 @@ impl Mutant {
     ];
 
     /// Those of the journaled store's protocol, which the simulator looks for.
-    pub const OF_VIEWS: [Self; 18] = [
+    pub const OF_VIEWS: [Self; 19] = [
         Self::GuardEndsEarly,
         Self::AckInsideGuard,
         Self::AckBeforeDrain,
@@ -111,6 +113,7 @@ impl Mutant {
         Self::RepeatNotSpooled,
         Self::NotRepeated,
         Self::LeftNotShipped,
+        Self::SessionNotSpooled,
     ];
 
     /// As `ONCEWARD_MUTANT` spells it.
@@ -147,6 +150,7 @@ impl Mutant {
             Self::RepeatNotSpooled => "repeat-not-spooled",
             Self::NotRepeated => "not-repeated",
             Self::LeftNotShipped => "left-not-shipped",
+            Self::SessionNotSpooled => "session-not-spooled",
         }
     }
 

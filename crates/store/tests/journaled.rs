@@ -386,6 +386,27 @@ async fn a_gateway_that_comes_back_settles_what_it_left_although_its_redis_is_lo
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_was_idle_when_it_was_killed_and_comes_back_holds_up_nobody_although_its_redis_is_lost() {
+    let place = Place::new().await;
+    let (one, idle) = (place.gateway("one").await, place.gateway("idle").await);
+    let live = || place.postgres.psql("onceward", "SELECT count(*) FROM onceward.journal_member WHERE status = 1");
+    until("members", async || live().unwrap().trim() == "2").await;
+    let load = Load::start(&place, &[&one]);
+    place.granted(100).await;
+    drop(idle);
+    // Everybody waits for it, and the Redis through which it would be retired is gone.
+    place.redis.command(&["FLUSHALL"]).unwrap();
+    let idle = place.gateway("idle").await;
+    place.granted(200).await;
+    load.end().await;
+    place.judge(300);
+    assert!(idle.store.leave(PATIENCE).await);
+    let names = std::fs::read_dir(place.spools.path().join("idle")).unwrap().map(|entry| entry.unwrap().file_name());
+    let sessions: Vec<_> = names.filter(|name| name.to_str().unwrap().contains("session")).collect();
+    assert_eq!(sessions, Vec::<std::ffi::OsString>::new(), "one that has left is not looked for again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_database_is_killed_and_service_goes_on_without_it_and_what_was_granted_meanwhile_is_shipped() {
     let mut place = Place::new().await;
     let (one, other) = (place.gateway("one").await, place.gateway("other").await);

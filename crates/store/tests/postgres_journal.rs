@@ -385,7 +385,7 @@ async fn race(journal: &PostgresJournal, who: u8, turns: usize, sessions: &Mutex
         let seen = journal.look(me).await.unwrap();
         let timeline = seen.timeline;
         match seen.me {
-            Member::No | Member::Retired => {
+            Member::No | Member::Retired { .. } => {
                 lives += 1;
                 me = SessionId([who; 16]);
                 me.0[0] = lives;

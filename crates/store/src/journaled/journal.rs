@@ -30,8 +30,11 @@ pub enum Member {
     },
     /// Others are about to shut it out: it claims nothing more and acknowledges nothing (R2).
     Retiring,
-    /// It is over.
-    Retired,
+    /// It is over, which may still be lost with the database's last commits unless `is_kept`.
+    Retired {
+        /// Whether it is past losing.
+        is_kept: bool,
+    },
 }
 
 /// A partition's view, as the database has it.

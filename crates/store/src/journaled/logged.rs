@@ -16,9 +16,12 @@ use onceward_core::{
     key::RecordId,
     record::{Record, SessionId},
 };
-use tokio::sync::{Notify, oneshot};
+use tokio::{
+    sync::{Notify, oneshot},
+    task::spawn_blocking,
+};
 
-use super::{Fact, Left, Place, Spool};
+use super::{Fact, Left, Place, Spool, begun::Begun};
 use crate::{
     Answer, Kind, StoreError,
     log::{self, AppendError, Folder, Frame, LockError, LockFile, Log, NotWritten, OpenError, Outcome, Position},
@@ -83,6 +86,7 @@ pub struct LogSpool {
     /// Appends that wait, for the pause between commits.
     waiting: Arc<AtomicUsize>,
     room: Arc<Notify>,
+    begun: Arc<Begun>,
     folder: String,
     _lock: LockFile,
 }
@@ -110,7 +114,8 @@ impl LogSpool {
         };
         let mut entries = Vec::new();
         let disk = Arc::new(Folder::open(folder).map_err(failed)?);
-        let opened = Log::<Ticket>::open(disk, options, &mut |entry| entries.push(entry))?;
+        let opened = Log::<Ticket>::open(Arc::<Folder>::clone(&disk), options, &mut |entry| entries.push(entry))?;
+        let begun = Arc::new(Begun::of(disk, opened.id()));
         let (waiting, room) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
         let kept = Arc::new(Mutex::new(BTreeMap::<u32, usize>::new()));
         let (counts, freed) = (Arc::clone(&kept), Arc::clone(&room));
@@ -139,7 +144,7 @@ impl LogSpool {
         };
         // Nothing here is decided by time.
         let log = opened.start(Arc::new(|| 0), Arc::clone(&waiting), Box::new(sink)).map_err(failed)?;
-        let spool = Self { log, kept, waiting, room, folder: folder.display().to_string(), _lock: lock };
+        let spool = Self { log, kept, waiting, room, begun, folder: folder.display().to_string(), _lock: lock };
         let mut left: Vec<Left> = Vec::new();
         for entry in entries {
             let len = u32::try_from(entry.len).unwrap_or(u32::MAX);
@@ -155,6 +160,11 @@ impl LogSpool {
             match left.iter_mut().find(|left| left.session == session) {
                 Some(left) => left.facts.push(fact),
                 None => left.push(Left { session, facts: vec![fact] }),
+            }
+        }
+        for session in spool.begun.all().map_err(failed)? {
+            if !left.iter().any(|left| left.session == session) {
+                left.push(Left { session, facts: Vec::new() });
             }
         }
         spool.free();
@@ -215,6 +225,20 @@ impl Drop for Waits<'_> {
 }
 
 impl Spool for LogSpool {
+    fn begin(&self, session: SessionId) -> Answer<'_, ()> {
+        let begun = Arc::clone(&self.begun);
+        Box::pin(async move {
+            let noted = spawn_blocking(move || begun.note(session)).await.unwrap_or_else(|gone| Err(gone.into()));
+            noted.map_err(|error| StoreError::unknown(Kind::Unavailable).because(error))
+        })
+    }
+
+    fn end(&self, session: SessionId) {
+        if let Err(error) = self.begun.forget(session) {
+            tracing::warn!(%error, "a session that has ended stays in the spool, until whoever comes after looks at it");
+        }
+    }
+
     fn append<'a>(&'a self, session: SessionId, fact: &'a Fact) -> Answer<'a, Place> {
         Box::pin(async move {
             let _waits = Waits::on(&self.waiting);
@@ -309,6 +333,35 @@ mod tests {
             ]
         );
         assert_eq!(spool.read(id(2), second).await.unwrap(), fact(2, 10));
+    }
+
+    #[tokio::test]
+    async fn a_session_that_wrote_nothing_is_found_again_until_it_has_ended_and_never_in_another_spool() {
+        let folder = tempfile::tempdir().unwrap();
+        let (spool, _left) = LogSpool::open(folder.path(), &small()).unwrap();
+        let (idle, ended, busy) = (SessionId([1; 16]), SessionId([2; 16]), SESSION);
+        for session in [idle, ended, busy] {
+            spool.begin(session).await.unwrap();
+        }
+        let place = spool.append(busy, &fact(1, 10)).await.unwrap();
+        spool.end(ended);
+        drop(spool);
+        let (spool, left) = LogSpool::open(folder.path(), &small()).unwrap();
+        let nothing = |session| Left { session, facts: vec![] };
+        assert_eq!(left, [Left { session: busy, facts: vec![(RecordId([1; 32]), place)] }, nothing(idle)]);
+        // All facts are in the journal, and the session has not left.
+        spool.release(&[place]);
+        drop(spool);
+
+        // Whoever takes away the log takes away facts: of none of its sessions it is known that nothing is left.
+        for entry in fs::read_dir(folder.path()).unwrap() {
+            let entry = entry.unwrap();
+            if !entry.file_name().to_str().unwrap().starts_with("onceward.session.") {
+                fs::remove_file(entry.path()).unwrap();
+            }
+        }
+        let (_spool, left) = LogSpool::open(folder.path(), &small()).unwrap();
+        assert_eq!(left, []);
     }
 
     #[tokio::test]

@@ -13,10 +13,12 @@
 //! # Layout
 //!
 //! [`fact`](Fact) what is shipped, [`front`](Front) and [`journal`](Journal) what is asked of Redis and of the database;
-//! `guard` who is inside a view, `shipments` what the journal may not have yet, `spool` and `logged` where that is on the
+//! `guard` who is inside a view, `shipments` what the journal may not have yet, `spool`, `logged` and `begun` where that is on the
 //! disk, `owed` outcomes whose fate is unknown, `views` how views change, `retire` how a session ends, `predecessor` how one
 //! ends whose process is gone.
 
+#[cfg(feature = "embedded")]
+mod begun;
 mod fact;
 mod front;
 mod guard;
@@ -266,8 +268,8 @@ impl Journaled {
         Self { shared, _tasks: tasks }
     }
 
-    /// The session ends in order: nothing more is claimed. `false` where what it holds could not be put into the journal
-    /// within `limit`; others retire it then.
+    /// The session ends in order: nothing more is claimed. `false` where it is not known within `limit` that what it holds is
+    /// in the journal and its end past losing; others retire it then, or whoever comes after on its disk.
     pub async fn leave(&self, limit: Duration) -> bool {
         self.shared.end_session();
         let left = async {

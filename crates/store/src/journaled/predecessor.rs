@@ -1,15 +1,18 @@
 //! How a session ends whose process is gone for certain, since this one has its spool: what it left there is shipped in its
 //! name, and nobody has to wait until it is missed, or for the Redis that granted to it.
 //!
-//! It sends nothing any more, and all that it sent is in the spool. What it wrote into Redis last may not be there: that is
+//! It sends nothing any more, and all that it sent is in the spool, if anything: then only its end is due. What it wrote into Redis last may not be there: that is
 //! drained as in a retirement where its Redis is still the one of its views.
 
 use std::sync::Arc;
 
-use onceward_core::mutant::{self, Mutant};
+use onceward_core::{
+    mutant::{self, Mutant},
+    record::SessionId,
+};
 use tokio::time::sleep;
 
-use super::{At, LastActive, Left, Mark, Member, Shared, TICK, Timeline, retire};
+use super::{At, LastActive, Left, Mark, Member, Shared, TICK, Timeline, ViewRow, retire};
 use crate::StoreError;
 
 /// So many facts are read and shipped at a time.
@@ -19,8 +22,9 @@ const SHIPPED_MAX: usize = 64;
 pub(super) async fn settle(shared: Arc<Shared>) {
     // On which timeline the first one's facts are past losing.
     let mut kept_on = None;
+    let mut is_swept_up = true;
     while let Some(left) = shared.owed.left().filter(|_| !shared.is_over()) {
-        match one(&shared, &left, &mut kept_on).await {
+        match one(&shared, &left, &mut kept_on, &mut is_swept_up).await {
             Ok(true) => {
                 kept_on = None;
                 tracing::debug!(session = ?left.session, facts = left.facts.len(), "an earlier session is settled");
@@ -28,6 +32,7 @@ pub(super) async fn settle(shared: Arc<Shared>) {
                 if shared.owed.is_settled(&left) {
                     let places: Vec<_> = left.facts.iter().map(|(_, place)| *place).collect();
                     shared.shipments.spool().release(&places);
+                    shared.shipments.spool().end(left.session);
                 }
                 continue;
             }
@@ -36,12 +41,25 @@ pub(super) async fn settle(shared: Arc<Shared>) {
         }
         sleep(TICK).await;
     }
+    // Only now: views may have waited for any of them.
+    if !is_swept_up {
+        sweep_up(&shared).await;
+    }
 }
 
-/// Whether the session is over.
-async fn one(shared: &Shared, left: &Left, kept_on: &mut Option<Timeline>) -> Result<bool, StoreError> {
+/// Whether the session is over, for good.
+async fn one(
+    shared: &Shared,
+    left: &Left,
+    kept_on: &mut Option<Timeline>,
+    is_swept_up: &mut bool,
+) -> Result<bool, StoreError> {
     let seen = shared.journal.look(shared.session).await?;
-    if !matches!(seen.me, Member::Live { .. }) {
+    let may_retire = matches!(seen.me, Member::Live { .. });
+    // Nobody joins before there is another view, and nobody opens one who is no member while this one is.
+    let is_of_another = |row: &ViewRow| row.view.number > 0 && row.timeline != seen.timeline;
+    let cannot_join = seen.me == Member::No && seen.views.iter().any(is_of_another);
+    if !may_retire && !cannot_join {
         return Ok(false);
     }
     // Once: what is past losing on this timeline stays so, however often the rest is tried.
@@ -52,30 +70,38 @@ async fn one(shared: &Shared, left: &Left, kept_on: &mut Option<Timeline>) -> Re
         *kept_on = Some(seen.timeline);
     }
     let (session, target, timeline) = (shared.session, left.session, seen.timeline);
-    let mut has_gone = true;
-    if let Some(views) = shared.journal.retire(session, target, timeline).await? {
-        has_gone = false;
-        for view in &views {
-            if retire::drain(shared, target, timeline, view).await? {
-                continue;
-            }
-            if !is_elsewhere(shared, view).await? {
-                return Ok(false);
-            }
-            has_gone = true;
+    let retiring = if may_retire { shared.journal.retire(session, target, timeline).await? } else { None };
+    let mut has_gone = retiring.is_none();
+    for view in retiring.iter().flatten() {
+        if retire::drain(shared, target, timeline, view).await? {
+            continue;
         }
-        if !has_gone {
-            return shared.journal.retired(target, timeline, &views).await;
+        if !is_elsewhere(shared, view).await? {
+            return Ok(false);
         }
+        has_gone = true;
     }
-    if !shared.journal.leave(target, timeline).await? {
-        return Ok(false);
-    }
+    let is_over = match &retiring {
+        Some(views) if !has_gone => shared.journal.retired(target, timeline, views).await?,
+        _ => {
+            *is_swept_up = false;
+            shared.journal.leave(target, timeline).await?
+        }
+    };
     shared.amiss.notify_one();
-    if has_gone {
-        sweep_up(shared).await;
+    Ok(is_over && is_past(shared, target, timeline).await?)
+}
+
+/// Waits until its end is past losing: after that its spool is not needed for it.
+async fn is_past(shared: &Shared, target: SessionId, timeline: Timeline) -> Result<bool, StoreError> {
+    loop {
+        let seen = shared.journal.look(target).await?;
+        match seen.me {
+            Member::Retired { is_kept: true } | Member::No if seen.timeline == timeline => return Ok(true),
+            Member::Retired { is_kept: false } if seen.timeline == timeline => sleep(TICK).await,
+            _ => return Ok(false),
+        }
     }
-    Ok(true)
 }
 
 /// Ships what it left, in its name: whether that is past losing.

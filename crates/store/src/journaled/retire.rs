@@ -6,7 +6,7 @@ use onceward_core::{
 };
 use tokio::time::timeout;
 
-use super::{At, LastActive, Shared, Snapshot, Timeline};
+use super::{At, LastActive, Member, Shared, Snapshot, Timeline};
 use crate::StoreError;
 
 /// This session ends: it claims nothing more, and is over once all that it holds is in the journal for good.
@@ -17,7 +17,21 @@ pub(super) async fn end(shared: &Shared, seen: &Snapshot) -> Result<(), StoreErr
         guard.emptied().await;
     }
     let _drained = timeout(shared.deadline, shared.shipments.drained()).await;
-    if shared.shipments.is_over() && shared.journal.leave(shared.session, seen.timeline).await? {
+    if !shared.shipments.is_over() {
+        return Ok(());
+    }
+    let has_left = match seen.me {
+        Member::Retired { is_kept } => is_kept,
+        // Also where there is no row: one that is on its way comes before this.
+        me => {
+            let is_taken = shared.journal.leave(shared.session, seen.timeline).await?;
+            // Whether that is past losing is seen next.
+            shared.amiss.notify_one();
+            is_taken && me == Member::No
+        }
+    };
+    if has_left {
+        shared.shipments.spool().end(shared.session);
         shared.note_left();
     }
     Ok(())

@@ -107,6 +107,14 @@ impl Shipments {
         &*self.spool
     }
 
+    /// The session is in the spool when it returns.
+    pub(super) async fn begin(&self) -> Result<(), StoreError> {
+        match mutant::is(Mutant::SessionNotSpooled) {
+            true => Ok(()),
+            false => self.spool.begin(self.session).await,
+        }
+    }
+
     /// In the spool when it returns.
     pub(super) async fn append(&self, fact: Fact) -> Result<(), StoreError> {
         let place = self.spool.append(self.session, &fact).await?;
@@ -274,6 +282,12 @@ mod tests {
     }
 
     impl Spool for Kept {
+        fn begin(&self, _session: SessionId) -> Answer<'_, ()> {
+            Box::pin(std::future::ready(Ok(())))
+        }
+
+        fn end(&self, _session: SessionId) {}
+
         fn append<'a>(&'a self, _session: SessionId, fact: &'a Fact) -> Answer<'a, Place> {
             let mut facts = self.0.lock().unwrap();
             facts.push(Some(fact.clone()));

@@ -23,12 +23,22 @@ pub struct Place {
 pub struct Left {
     /// Whose.
     pub session: SessionId,
-    /// Its facts, in the order in which they were written.
+    /// Its facts, in the order in which they were written; none where all that it was granted is in the journal.
     pub facts: Vec<(RecordId, Place)>,
 }
 
 /// A local log that outlives this process: a fact is in it before its request is sent.
+///
+/// It also has each session that began and has not ended, whether or not there are facts of it: that whoever comes after it
+/// on this disk knows of it.
 pub trait Spool: Send + Sync + fmt::Debug + 'static {
+    /// A session begins: durable when it returns, and only then is it a member.
+    fn begin(&self, session: SessionId) -> Answer<'_, ()>;
+
+    /// Nobody will ask for this session any more, and no fact of it is kept. Where that is not written down, whoever comes
+    /// after finds it ended.
+    fn end(&self, session: SessionId);
+
     /// Durable when it returns. Where it fails, this session is over.
     fn append<'a>(&'a self, session: SessionId, fact: &'a Fact) -> Answer<'a, Place>;
 

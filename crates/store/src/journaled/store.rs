@@ -51,10 +51,17 @@ impl Parts {
     }
 }
 
+/// The session that serves.
+struct Current {
+    session: Arc<Journaled>,
+    /// No other follows.
+    is_last: bool,
+}
+
 /// Redis in front of a journal, as a store.
 pub struct JournaledStore {
     parts: Arc<Parts>,
-    current: Arc<RwLock<Arc<Journaled>>>,
+    current: Arc<RwLock<Current>>,
     redis: Arc<dyn Store>,
     database: Arc<dyn Store>,
     _tasks: JoinSet<()>,
@@ -82,40 +89,42 @@ impl JournaledStore {
         database: Arc<dyn Store>,
     ) -> Result<Self, StoreError> {
         let parts = Arc::new(Parts { front, journal, spool, owed: Arc::new(Owed::new(left)), options });
-        let current = Arc::new(RwLock::new(Arc::new(parts.session()?)));
+        let current = Arc::new(RwLock::new(Current { session: Arc::new(parts.session()?), is_last: false }));
         let mut tasks = JoinSet::new();
         tasks.spawn(follow(Arc::clone(&parts), Arc::clone(&current)));
         Ok(Self { parts, current, redis, database, _tasks: tasks })
     }
 
     fn session(&self) -> Arc<Journaled> {
-        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner).session)
     }
 
-    /// Ends in order, within `limit`: `false` where others have to retire this process's session.
+    /// Ends in order, within `limit`: `false` where others have to retire this process's session, or whoever comes after on
+    /// its disk. Nothing is claimed any more.
     pub async fn leave(&self, limit: Duration) -> bool {
+        self.current.write().unwrap_or_else(PoisonError::into_inner).is_last = true;
         self.session().leave(limit).await
     }
 }
 
 /// A session that is over is followed by another, beside which it leaves.
-async fn follow(parts: Arc<Parts>, current: Arc<RwLock<Arc<Journaled>>>) {
+async fn follow(parts: Arc<Parts>, current: Arc<RwLock<Current>>) {
     let mut leaving = JoinSet::new();
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         while leaving.try_join_next().is_some() {}
-        let over = Arc::clone(&current.read().unwrap_or_else(PoisonError::into_inner));
-        if over.is_over() {
-            match parts.session() {
-                Ok(next) => *current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next),
-                Err(error) => {
-                    tracing::error!(%error, "no session can begin");
-                    continue;
-                }
+        let mut current = current.write().unwrap_or_else(PoisonError::into_inner);
+        if current.is_last || !current.session.is_over() {
+            continue;
+        }
+        match parts.session() {
+            Ok(next) => {
+                let over = std::mem::replace(&mut current.session, Arc::new(next));
+                leaving.spawn(async move { over.leave(LEAVES_WITHIN).await });
             }
-            leaving.spawn(async move { over.leave(LEAVES_WITHIN).await });
+            Err(error) => tracing::error!(%error, "no session can begin"),
         }
     }
 }

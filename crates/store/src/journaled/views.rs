@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use futures_util::future::join_all;
@@ -14,7 +15,10 @@ use onceward_core::{
     key::RecordId,
     mutant::{self, Mutant},
 };
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
 
 use super::{
     At, Dirty, Member, Opening, Shared, Sight, Snapshot, TICK, Timeline, View, ViewRow,
@@ -25,6 +29,8 @@ use crate::StoreError;
 
 /// So many rows are merged at a time.
 const ROWS_MAX: usize = 500;
+/// After a session that could not be begun.
+const BEGIN_AGAIN: Duration = Duration::from_secs(1);
 
 /// Views whose servers do not have every row of the journal yet.
 #[derive(Debug, Default)]
@@ -58,6 +64,14 @@ pub(super) struct Part {
 
 /// Looks at the database now and then, and where somebody says that something is amiss.
 pub(super) async fn take_part(shared: Arc<Shared>) {
+    // Others wait for a member, and only who has its disk knows that nothing is left of it.
+    while let Err(error) = shared.shipments.begin().await {
+        tracing::error!(%error, "the spool does not take a session: none can begin");
+        sleep(BEGIN_AGAIN).await;
+        if shared.is_over() {
+            return shared.note_left();
+        }
+    }
     let mut part = Part::default();
     loop {
         if let Err(error) = turn(&shared, &mut part).await {
@@ -79,7 +93,7 @@ async fn turn(shared: &Arc<Shared>, part: &mut Part) -> Result<(), StoreError> {
     clean(shared, &seen).await;
     let is_kept = match seen.me {
         // A session that is being retired, or whose spool has failed, holds nothing any more once this is done (R2).
-        Member::Retiring | Member::Retired => return retire::end(shared, &seen).await,
+        Member::Retiring | Member::Retired { .. } => return retire::end(shared, &seen).await,
         _ if shared.is_over() => return retire::end(shared, &seen).await,
         // A row that was lost was not past losing, so nothing was claimed by its right.
         Member::No => {

@@ -281,6 +281,12 @@ impl Opened {
         &self.found.report
     }
 
+    /// Drawn when the log was made: no other log has it.
+    #[must_use]
+    pub fn id(&self) -> [u8; 16] {
+        self.found.chain.log_id
+    }
+
     /// Begins to write. `open` says how many claims are open, for the pause between commits.
     ///
     /// Errors: the log's first segment, or a thread, could not be made.

@@ -473,7 +473,7 @@ fn snapshot(row: &Answered) -> Result<Snapshot, StoreError> {
         (None, _) => Member::No,
         (Some(1), is_kept) => Member::Live { is_kept },
         (Some(2), _) => Member::Retiring,
-        (Some(3), _) => Member::Retired,
+        (Some(3), is_kept) => Member::Retired { is_kept },
         _ => return Err(foreign()),
     };
     let (numbers, tags, incarnations): (Vec<i64>, Vec<i64>, Vec<&[u8]>) =
