@@ -9,7 +9,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU16, Ordering},
     },
     task::{Context, Poll},
 };
@@ -27,7 +27,8 @@ pub(crate) struct Handoff(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     early: Mutex<Option<Response<Body>>>,
-    given: AtomicBool,
+    /// The status of the answer that was given, zero before.
+    given: AtomicU16,
     must_finish: AtomicBool,
 }
 
@@ -40,15 +41,19 @@ impl Handoff {
     /// Gives the client its answer now. The work goes on; what it returns is dropped. Only the
     /// first answer counts.
     pub(crate) fn give(&self, response: Response<Body>) {
-        if !self.0.given.swap(true, Ordering::AcqRel) {
+        let status = response.status().as_u16();
+        if self.0.given.compare_exchange(0, status, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             *self.0.early.lock().unwrap_or_else(PoisonError::into_inner) = Some(response);
         }
     }
 
+    /// The status of the answer that the client was given before the work was done.
+    pub(crate) fn status(&self) -> Option<u16> {
+        Some(self.0.given.load(Ordering::Acquire)).filter(|status| *status > 0)
+    }
+
     fn take(&self) -> Option<Response<Body>> {
-        if !self.0.given.load(Ordering::Acquire) {
-            return None;
-        }
+        self.status()?;
         self.0.early.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }

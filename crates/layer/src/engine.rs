@@ -18,7 +18,7 @@ use onceward_core::{
     policy::{Outage, Policy},
     record::{ClaimId, Micros, SessionId},
 };
-use onceward_store::{CacheRoutes, Store};
+use onceward_store::{Durabilities, Durability, Store};
 use tokio::sync::Semaphore;
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
@@ -95,7 +95,7 @@ pub(crate) struct Shared {
     /// The routes whose claims go to the store's fallback.
     falling_back: Arc<ArcSwap<HashSet<String>>>,
     /// Those whose records are kept in the cache alone.
-    in_cache: Arc<CacheRoutes>,
+    durabilities: Arc<Durabilities>,
     pub(crate) flights: Arc<Flights>,
     pub(crate) tracker: TaskTracker,
     pub(crate) spool: SpoolBudget,
@@ -162,9 +162,9 @@ impl Engine {
         store.fall_back(Arc::new(move |id, route| {
             names.load().contains(route) && !runs.is_owned(id) && remembers.recall(id).is_none()
         }));
-        let in_cache_routes = Arc::new(CacheRoutes::default());
-        in_cache_routes.set(in_cache(&routes));
-        store.keep_in_cache(Arc::clone(&in_cache_routes));
+        let durabilities = Arc::new(Durabilities::default());
+        durabilities.set(durability_of_each(&routes));
+        store.keep_by_route(Arc::clone(&durabilities));
         let store: Arc<dyn Store> = Arc::new(Remembering::new(store, Arc::clone(&remembered), dropped));
         let quotas = Gate::default();
         quotas.set(Quotas::default(), &routes, &*store);
@@ -172,7 +172,7 @@ impl Engine {
             quotas,
             remembered,
             falling_back,
-            in_cache: in_cache_routes,
+            durabilities,
             flights,
             tracker: TaskTracker::new(),
             spool: SpoolBudget::new(limits.spool_bytes),
@@ -232,7 +232,7 @@ impl Engine {
     pub fn reconfigure(&self, routes: Routes, limits: Limits) {
         self.0.metrics.know(&routes);
         self.0.falling_back.store(Arc::new(falling_back(&routes)));
-        self.0.in_cache.set(in_cache(&routes));
+        self.0.durabilities.set(durability_of_each(&routes));
         self.0.remembered.set_bytes_max(limits.replay_cache_bytes);
         self.0.limits.store(Arc::new(limits));
         self.0.quotas.set(self.0.quotas.quotas(), &routes, &*self.0.store);
@@ -361,12 +361,12 @@ fn falling_back(routes: &Routes) -> HashSet<String> {
     routes.all().filter(falls_back).map(|route| route.name.clone()).collect()
 }
 
-fn in_cache(routes: &Routes) -> HashSet<String> {
-    routes
-        .all()
-        .filter(|route| route.in_cache || mutant::is(Mutant::StrictInCache))
-        .map(|route| route.name.clone())
-        .collect()
+fn durability_of_each(routes: &Routes) -> HashMap<String, Durability> {
+    let kept = |route: &Route| match mutant::is(Mutant::StrictInCache) {
+        true => Durability::Cache,
+        false => route.durability,
+    };
+    routes.all().map(|route| (route.name.clone(), kept(route))).collect()
 }
 
 /// One execution that runs or is being recorded.

@@ -9,7 +9,7 @@ use onceward_core::{
     record::{Facts, Fence, Micros, Record, Stored},
 };
 use onceward_store::{
-    Answer, CacheRoutes, FallsBack, Filter, Insert, Page, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write,
+    Answer, Durabilities, FallsBack, Filter, Insert, Page, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write,
 };
 use tokio::time::Instant;
 
@@ -200,8 +200,8 @@ impl Store for Remembering {
         self.inner.fall_back(when);
     }
 
-    fn keep_in_cache(&self, routes: Arc<CacheRoutes>) {
-        self.inner.keep_in_cache(routes);
+    fn keep_by_route(&self, routes: Arc<Durabilities>) {
+        self.inner.keep_by_route(routes);
     }
 
     fn is_in_fallback(&self, id: &RecordId) -> bool {

@@ -8,6 +8,7 @@ use onceward_core::{
     key::KeyRules,
     policy::{Policy, Preset},
 };
+use onceward_store::Durability;
 use tokio::sync::Semaphore;
 
 use crate::{
@@ -70,9 +71,9 @@ pub struct Route {
     pub in_flight: Arc<Semaphore>,
     /// The upstream gets a child key for this step instead of the client's key.
     pub forward_derived: Option<String>,
-    /// Its records are kept in the cache alone, of a store that also keeps others elsewhere
-    /// ([`Store::keep_in_cache`](onceward_store::Store::keep_in_cache)).
-    pub in_cache: bool,
+    /// How its records are kept, by a store that offers more than one way
+    /// ([`Store::keep_by_route`](onceward_store::Store::keep_by_route)).
+    pub durability: Durability,
     /// So long after a loss of the store ([`Stats::cache`](onceward_store::Stats::cache)) new keys are refused, since they
     /// may be old ones whose records were lost; what is still there is answered. `None`: they are claimed.
     pub quarantine: Option<Duration>,
@@ -239,7 +240,7 @@ impl Route {
             replay_header: HeaderName::from_static("idempotent-replayed"),
             set_cookie: false,
             forward_derived: None,
-            in_cache: false,
+            durability: Durability::default(),
             quarantine: None,
             record_wait: Duration::from_secs(2),
             extensions: http::Extensions::new(),

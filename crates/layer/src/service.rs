@@ -259,18 +259,19 @@ where
             let outcome = if degraded { mark_degraded(&mut response) } else { Outcome::Executed };
             let upstream = Duration::from_micros(exchange.upstream.load(Ordering::Relaxed));
             let overhead = started.elapsed().saturating_sub(upstream);
+            let status = handoff.status().unwrap_or_else(|| response.status().as_u16());
             engine.0.metrics.request(&route.name, outcome);
             engine.0.metrics.overhead(&route.name, overhead);
             tracing::info!(
                 route = %route.name, record = %id.short(), key = %key.tail(), decision = outcome.as_str(),
-                attempt, fence, status = response.status().as_u16(),
+                attempt, fence, status,
                 claim_us = micros(claimed_in), upstream_us = micros(upstream), overhead_us = micros(overhead),
                 "request"
             );
             engine.0.teller.tell(&Told {
                 record: Some(id),
                 attempt: Some(attempt),
-                status: Some(response.status().as_u16()),
+                status: Some(status),
                 upstream: Some(upstream),
                 fenced: exchange.fenced.load(Ordering::Relaxed),
                 trace_parent: trace_parent.as_ref(),

@@ -276,7 +276,7 @@ fn route_of(said: &RouteConfig, canonical_body: u64) -> Result<Route, Unusable> 
     route.execution_max = said.execution_max;
     route.idle_timeout = said.idle_timeout;
     route.record_wait = said.record_wait;
-    route.in_cache = said.in_cache;
+    route.durability = said.durability;
     route.quarantine = said.quarantine.then_some(said.client_retries);
     route.wait = said.in_flight.wait;
     route.waiters_per_key = said.in_flight.waiters_per_key;

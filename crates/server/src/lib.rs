@@ -23,6 +23,7 @@ pub mod config;
 pub mod demo;
 mod folder;
 pub mod identity;
+pub mod journaling;
 mod maintenance;
 pub mod opened;
 pub mod proxy;

@@ -22,6 +22,7 @@ use onceward_core::record::SessionId;
 
 use crate::{
     config::{Config, Database, PostgresStore, RedisStore, secret::Secret},
+    journaling::Journaling,
     proxy,
     start::StartError,
 };
@@ -43,7 +44,7 @@ pub enum Opened {
     /// Of every process that has the Redis.
     Redis(Arc<Redis>),
     /// Of every process that has both.
-    Tiered(Arc<Postgres>, Arc<Redis>),
+    Tiered(Arc<Postgres>, Arc<Redis>, Option<Journaling>),
 }
 
 /// The stores of the configuration with what guards and joins them.
@@ -65,7 +66,7 @@ impl Opened {
     pub fn store(&self) -> Arc<dyn Store> {
         match self {
             Self::Embedded(store) => Arc::new(store.clone()),
-            Self::Postgres(store) | Self::Tiered(store, _) => Arc::clone(store) as _,
+            Self::Postgres(store) | Self::Tiered(store, ..) => Arc::clone(store) as _,
             Self::Redis(store) => Arc::clone(store) as _,
         }
     }
@@ -74,7 +75,7 @@ impl Opened {
     #[must_use]
     pub fn database(&self) -> Option<&Postgres> {
         match self {
-            Self::Postgres(store) | Self::Tiered(store, _) => Some(store),
+            Self::Postgres(store) | Self::Tiered(store, ..) => Some(store),
             Self::Embedded(_) | Self::Redis(_) => None,
         }
     }
@@ -88,7 +89,7 @@ impl Opened {
         let process = format!("{process:?}");
         match self {
             Self::Embedded(_) => Ok(true),
-            Self::Postgres(store) | Self::Tiered(store, _) => store.keep_turn(name, &process, span).await,
+            Self::Postgres(store) | Self::Tiered(store, ..) => store.keep_turn(name, &process, span).await,
             Self::Redis(store) => store.keep_turn(name, &process, span).await,
         }
     }
@@ -109,6 +110,7 @@ impl Opened {
     pub fn set_admin(&self, address: &str) -> io::Result<()> {
         match self {
             Self::Embedded(store) => store.set_admin(address),
+            Self::Tiered(.., Some(journaling)) => journaling.set_admin(address),
             // Nobody is kept out: commands open the store themselves.
             Self::Postgres(_) | Self::Redis(_) | Self::Tiered(..) => Ok(()),
         }
@@ -118,6 +120,7 @@ impl Opened {
     pub async fn close(&self) {
         match self {
             Self::Embedded(store) => store.close().await,
+            Self::Tiered(.., Some(journaling)) => journaling.close().await,
             // What was answered is with the server.
             Self::Postgres(_) | Self::Redis(_) | Self::Tiered(..) => {}
         }
@@ -131,7 +134,12 @@ impl Opened {
 pub async fn open(config: &Config, accept_loss: bool) -> Result<(Opened, Vec<String>), StartError> {
     let opened = match (&config.store.postgres, &config.store.redis) {
         (Some(said), Some(and)) => {
-            Opened::Tiered(database(config, said, "store.postgres").await?, redis(config, and).await?)
+            let (postgres, redis) = (database(config, said, "store.postgres").await?, redis(config, and).await?);
+            let journaling = match &config.store.journal {
+                Some(said) => Some(Journaling::open(config, said, &postgres, &redis).await?),
+                None => None,
+            };
+            Opened::Tiered(postgres, redis, journaling)
         }
         (Some(said), None) => Opened::Postgres(database(config, said, "store.postgres").await?),
         (None, Some(said)) => Opened::Redis(redis(config, said).await?),
@@ -249,15 +257,17 @@ pub async fn stack(
     let breaker = config.store.breaker;
     let guard = |store| Arc::new(Guarded::new(store, config.store.deadline, breaker));
     let first = guard(wrap(opened.store()));
-    if let Opened::Tiered(_, redis) = opened {
+    if let Opened::Tiered(_, redis, journaling) = opened {
         let cache = guard(Arc::clone(redis) as _);
-        let tiered = Arc::new(Tiered::new(Arc::clone(&first), Arc::clone(&cache), Arc::clone(redis), breaker));
-        return Ok(Stack {
-            store: Arc::clone(&tiered) as _,
-            guards: vec![first, cache],
-            fallback: None,
-            tiered: Some(tiered),
-        });
+        let mut tiered = Tiered::new(Arc::clone(&first), Arc::clone(&cache), Arc::clone(redis), breaker);
+        let mut guards = vec![first, cache];
+        if let Some(journaling) = journaling {
+            let journaled = guard(Arc::clone(&journaling.store) as _);
+            guards.push(Arc::clone(&journaled));
+            tiered = tiered.with_journaled(journaled);
+        }
+        let tiered = Arc::new(tiered);
+        return Ok(Stack { store: Arc::clone(&tiered) as _, guards, fallback: None, tiered: Some(tiered) });
     }
     let Some(said) = &config.store.fallback else {
         return Ok(Stack { store: Arc::clone(&first) as _, guards: vec![first], fallback: None, tiered: None });

@@ -20,7 +20,7 @@ use tokio::{signal::unix::Signal, sync::Notify};
 use crate::{
     admin::Admin,
     assemble::{self, Unusable, Upstreams},
-    config::{Config, ConfigError, Environment, Flags, RouteConfig},
+    config::{Config, ConfigError, Environment, Flags},
     identity,
     start::StartError,
 };
@@ -177,14 +177,13 @@ impl Reload {
 
 /// Tells of routes whose records are kept elsewhere from now on: what they had stays where it was, and is not looked at.
 fn warn_of_moves(running: &Config, next: &Config) {
-    let words = |route: &RouteConfig| if route.in_cache { "cache" } else { "strict" };
     for route in next.routes.iter().chain([&next.default_route]) {
         let before = running.routes.iter().chain([&running.default_route]).find(|before| before.name == route.name);
-        if let Some(before) = before.filter(|before| before.in_cache != route.in_cache) {
+        if let Some(before) = before.filter(|before| before.durability != route.durability) {
             tracing::warn!(
                 route = route.name,
-                from = words(before),
-                to = words(route),
+                from = before.durability.name(),
+                to = route.durability.name(),
                 "the route has another durability: its keys begin anew, and those that were answered before may run again \
                  within their retention"
             );

@@ -11,7 +11,7 @@ use std::{
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use onceward::{
     Engine, Layer,
-    store::{Store, embedded, postgres, redis},
+    store::{Store, embedded, journaled::SpoolError, postgres, redis},
 };
 use tokio::net::TcpListener;
 use tower::Layer as _;
@@ -82,6 +82,15 @@ pub enum StartError {
         /// Why.
         #[source]
         source: embedded::OpenError,
+    },
+    /// The spool of routes that are journaled does not open.
+    #[error("the spool in {} does not open", folder.display())]
+    Spool {
+        /// Its folder.
+        folder: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<SpoolError>,
     },
     /// The store in Postgres does not open.
     #[error("the store in Postgres does not open")]

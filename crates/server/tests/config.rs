@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
+use onceward::store::{Durability, postgres::Failover};
 use onceward_core::policy::{Outage, Policy, Preset, Step};
 use onceward_server::config::{
-    Config, ConfigError, Environment, Flags, NOT_AVAILABLE, Place, report,
+    Config, ConfigError, Environment, Flags, Journal, NOT_AVAILABLE, Place, report,
     route::{Field, KeySource, Missing, Mode, Principal, ScopePart},
 };
 use proptest::prelude::*;
@@ -452,9 +453,21 @@ fn of_a_tiered_store_each_route_says_where_its_records_are() {
     let env = "scope = { env = \"fixed:live\" }\n";
     let defaults = |more: &str| format!("{SECRET}{STORE}[defaults]\n{more}\n{env}");
     let strict = defaults("durability = \"strict\"");
+    let journaled = |said: &str, more: &str| {
+        defaults(&format!("durability = \"journaled\"\n{more}")).replace(STORE, &format!("{STORE}journal = {said}\n"))
+    };
     for (text, want) in [
         (defaults(""), "write durability = \"strict\" for PostgreSQL"),
-        (defaults("durability = \"journaled\""), "is not available in this version"),
+        (
+            defaults("durability = \"journaled\""),
+            "\"journaled\" is of kind = \"tiered\" in [store], with [store.journal]",
+        ),
+        (format!("{SECRET}[defaults]\ndurability = \"journaled\"\n{env}"), "\"journaled\" is of kind = \"tiered\""),
+        (journaled("{}", ""), "[store.journal] needs \"failover\""),
+        (journaled("{ failover = \"asynchronous\" }", ""), "\"asynchronous\" needs \"standbys\""),
+        (journaled("{ failover = \"none\", standbys = [\"b\"] }", ""), "are those of failover = \"asynchronous\""),
+        (journaled("{ failover = \"asynchronous\", standbys = [\"b\", \"b\"] }", ""), "\"b\" is named twice"),
+        (journaled("{ failover = \"none\" }", "on_cache_loss = \"quarantine\""), "is of durability = \"cache\""),
         (strict.replace(env, ""), "environments may share a Redis"),
         (strict.replace(SECRET, ""), "kind = \"tiered\" needs \"secret\" in [identity]"),
         (strict.replace("redis = { url = \"redis://h\" }\n", ""), "needs \"url\" in [store.redis]"),
@@ -469,7 +482,19 @@ fn of_a_tiered_store_each_route_says_where_its_records_are() {
     }
     let fast = "[[route]]\nname = \"fast\"\nmatch = { path = \"/fast\" }\ndurability = \"cache\"\non_cache_loss = \"quarantine\"\n";
     let taken = with_upstream(&format!("{strict}{fast}")).unwrap();
-    assert!(taken.store.is_tiered() && !taken.default_route.in_cache && taken.routes[0].in_cache);
+    assert!(taken.store.is_tiered());
+    let durabilities = |config: &Config| (config.default_route.durability, config.routes[0].durability);
+    assert_eq!(durabilities(&taken), (Durability::Strict, Durability::Cache));
+    let standbys =
+        "{ failover = \"asynchronous\", standbys = [\"b\", \"c\"], member_timeout = \"5s\", spool = \"2GiB\" }";
+    let taken = with_upstream(&format!("{}{fast}", journaled(standbys, ""))).unwrap();
+    assert_eq!(durabilities(&taken), (Durability::Journaled, Durability::Cache));
+    let journal = Journal {
+        failover: Failover::Asynchronous { standbys: vec!["b".into(), "c".into()] },
+        member_timeout: Duration::from_secs(5),
+        spool: 2 << 30,
+    };
+    assert_eq!(taken.store.journal, Some(journal));
 }
 
 /// Method: what is left out is told, and all of it together is taken.
@@ -599,6 +624,7 @@ const PROTOCOL_KEYS: &str = "
     store.redis.detect_evictions store.redis.wait
     store.redis.sentinel_password store.redis.ca store.redis.cert store.redis.key
     store.postgres.url store.fallback.kind store.fallback.duplicates
+    store.journal.failover store.journal.standbys store.journal.member_timeout store.journal.spool
     upstream.name upstream.url upstream.ca upstream.client_cert upstream.http2
     upstream.max_in_flight upstream.connect_timeout
     route.name route.match.methods route.match.path route.match.host route.upstream route.mode

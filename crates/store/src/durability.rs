@@ -1,30 +1,56 @@
 //! Which routes' records are kept how, where a store offers more than one way.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     sync::{PoisonError, RwLock},
 };
 
-/// The routes whose records are kept in the cache alone; all others' are kept where nothing that was acknowledged is
-/// lost. It follows the configuration.
-#[derive(Debug, Default)]
-pub struct CacheRoutes(RwLock<HashSet<String>>);
+/// Where a claim has to be before its request is sent, and so what has to fail before it is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Durability {
+    /// Where nothing that was acknowledged is lost.
+    #[default]
+    Strict,
+    /// In the cache and in a local log, from which it goes to a journal: only failures of several at a time lose it.
+    Journaled,
+    /// In the cache alone.
+    Cache,
+}
 
-impl CacheRoutes {
+impl Durability {
+    /// All, in the order in which a record is looked for.
+    pub const ALL: [Self; 3] = [Self::Strict, Self::Journaled, Self::Cache];
+
+    /// As the configuration has it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Strict => "strict",
+            Self::Journaled => "journaled",
+            Self::Cache => "cache",
+        }
+    }
+}
+
+/// Each route's, by its name; a route that is not named is strict. It follows the configuration.
+#[derive(Debug, Default)]
+pub struct Durabilities(RwLock<HashMap<String, Durability>>);
+
+impl Durabilities {
     /// These, from now on.
-    pub fn set(&self, routes: HashSet<String>) {
+    pub fn set(&self, routes: HashMap<String, Durability>) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = routes;
     }
 
-    /// Whether `route` is one of them.
+    /// That of `route`.
     #[must_use]
-    pub fn has(&self, route: &str) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).contains(route)
+    pub fn of(&self, route: &str) -> Durability {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(route).copied().unwrap_or_default()
     }
 
-    /// Whether there are none.
+    /// Whether a route is kept so.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+    pub fn has(&self, durability: Durability) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).values().any(|kept| *kept == durability)
     }
 }

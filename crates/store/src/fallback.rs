@@ -38,7 +38,7 @@ use tokio::{
 
 use crate::{
     Answer, Applied, FallsBack, Filter, HearsForgotten, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept,
-    Usage, Watch, Write, circuit::Circuit, guarded::Guarded, pair::Scans, recent::Recent,
+    Usage, Watch, Write, circuit::Circuit, guarded::Guarded, lists::Lists, recent::Recent,
 };
 
 /// How often a circuit that is not closed is asked whether it lets a call through.
@@ -68,7 +68,7 @@ struct Both {
     when: OnceLock<FallsBack>,
     /// Keys whose record was on the second when it was looked at last.
     placed: Recent,
-    scans: Scans,
+    lists: Lists,
     /// Whether the second may hold records: zero where it does not, else how often that was found.
     holds: AtomicU64,
     granted: Mutex<VecDeque<(RecordId, ClaimId)>>,
@@ -94,7 +94,7 @@ impl Fallback {
             away: AtomicBool::new(false),
             when: OnceLock::new(),
             placed: Recent::default(),
-            scans: Scans::default(),
+            lists: Lists::default(),
             // Others may have used it.
             holds: AtomicU64::new(1),
             granted: Mutex::default(),
@@ -248,8 +248,9 @@ impl Both {
     }
 
     async fn scan(&self, after: Option<RecordId>, limit: usize, filter: Filter) -> Result<Page, StoreError> {
-        let both = self.may_hold().then_some(&*self.second);
-        let (page, of_second) = self.scans.page(both, &self.first, after, limit, filter).await?;
+        let second = self.may_hold().then_some(&*self.second as &dyn Store);
+        let (page, counts) = self.lists.page(&[second, Some(&*self.first)], after, limit, filter).await?;
+        let of_second = counts.first().copied().unwrap_or_default();
         page.records.iter().take(of_second).for_each(|(id, _)| self.placed.note(*id));
         Ok(page)
     }

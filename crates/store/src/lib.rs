@@ -50,7 +50,7 @@ use onceward_core::{
     record::{Facts, Fence, Micros, Record, Revision, Seen},
 };
 
-pub use self::durability::CacheRoutes;
+pub use self::durability::{Durabilities, Durability};
 pub use self::error::{Applied, Kind, StoreError};
 pub use self::watch::Watch;
 
@@ -71,10 +71,10 @@ mod figures;
 mod forgotten;
 pub mod guarded;
 pub mod journaled;
+mod lists;
 #[cfg(feature = "embedded")]
 pub mod log;
 pub mod memory;
-mod pair;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 mod recent;
@@ -289,9 +289,9 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         drop(when);
     }
 
-    /// Which routes' records are kept in the cache alone, of a store that also keeps others elsewhere; the first word stays,
-    /// and changes with what it points to. Any other store has one place for all.
-    fn keep_in_cache(&self, routes: Arc<CacheRoutes>) {
+    /// How each route's records are kept, of a store that offers more than one way; the first word stays, and changes with
+    /// what it points to. Any other store has one place for all.
+    fn keep_by_route(&self, routes: Arc<Durabilities>) {
         drop(routes);
     }
 

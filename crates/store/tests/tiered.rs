@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicU32, Ordering},
@@ -18,7 +18,7 @@ use onceward_core::{
     transition::{self, Write as Transition},
 };
 use onceward_store::{
-    Applied, CacheRoutes, Filter, Insert, Store, Write,
+    Applied, Durabilities, Durability, Filter, Insert, Store, Write,
     circuit::Breaker,
     conformance::{Database, MOVABLE_CLOCK, OnTiered, Servers, run_all},
     guarded::Guarded,
@@ -328,9 +328,9 @@ async fn a_hint_whose_retention_is_over_by_the_databases_clock_is_not_shown() {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_route_has_its_records_where_it_asks_and_what_was_begun_ends_there() {
     let place = Place::new().await;
-    let routes = Arc::new(CacheRoutes::default());
-    routes.set(["fast".to_owned()].into());
-    place.one.keep_in_cache(Arc::clone(&routes));
+    let routes = Arc::new(Durabilities::default());
+    routes.set([("fast".to_owned(), Durability::Cache)].into());
+    place.one.keep_by_route(Arc::clone(&routes));
     let fast = |number| Facts { route: "fast".into(), ..facts(number) };
     let Insert::Inserted { fence, .. } = place.one.insert(id(1), &fast(1), LEASE).await.unwrap() else {
         panic!("it is fresh")
@@ -341,7 +341,7 @@ async fn each_route_has_its_records_where_it_asks_and_what_was_begun_ends_there(
     let of_both = place.one.scan(None, 10, Filter::default()).await.unwrap();
     assert_eq!(of_both.records.len(), 2);
     // The configuration changes while it runs.
-    routes.set(HashSet::new());
+    routes.set(HashMap::new());
     assert!(matches!(place.one.extend(id(1), fence, LEASE).await, Ok(Write::Applied { .. })));
     let write =
         Replacement { facts: Facts { route: "fast".into(), ..completion(1, fence).facts }, ..completion(1, fence) };

@@ -190,7 +190,7 @@ pub(super) fn not_available(texts: &[Text]) -> Vec<String> {
 pub(super) fn refused_names(schema: &str) -> BTreeSet<String> {
     let list = schema.split_once("NOT_AVAILABLE").and_then(|(_, rest)| rest.split_once("= &["));
     let list = list.and_then(|(_, rest)| rest.split_once("];")).map_or("", |(list, _)| list);
-    let pairs = list.lines().filter_map(|line| line.trim().strip_prefix('('));
+    let pairs = list.split('(').skip(1);
     let names = pairs.filter_map(|pair| match pair.strip_prefix("r#\"") {
         Some(raw) => raw.split_once("\"#"),
         None => pair.strip_prefix('"').and_then(|plain| plain.split_once('"')),

@@ -20,6 +20,7 @@ use crate::{
     compensate::Calls,
     config::{Config, Environment, Flags, secret::Secret},
     identity::Purpose,
+    journaling::SPOOL_FOLDER,
     opened::{self, Opened},
     reconcile::Reconciler,
     start,
@@ -59,7 +60,11 @@ impl Access {
         };
         let config = Config::load(target.config.as_deref(), &flags, &environment)?;
         let folder = &config.store.path;
-        let holder = Holder::of(folder).map_err(|error| {
+        let held = match &config.store.journal {
+            Some(_) => folder.join(SPOOL_FOLDER),
+            None => folder.clone(),
+        };
+        let holder = Holder::of(&held).map_err(|error| {
             Failure::not_well(format!("{}: the lock file cannot be read: {error}", folder.display()))
         })?;
         match (&holder, &target.admin) {

@@ -70,6 +70,23 @@ pub(super) const ABOUT: &[(&str, &str, &str)] = &[
     ("store.redis.cert", "", "The certificate chain that is shown to servers that ask for one."),
     ("store.redis.key", "", "Its private key."),
     (
+        "store.journal.failover",
+        "",
+        "What may take the database's place: none where the server comes back with its own disk, synchronous where each \
+         commit waits for a standby, asynchronous for others.",
+    ),
+    (
+        "store.journal.standbys",
+        "",
+        "All that may take over where failover is asynchronous, as pg_stat_replication has them in application_name.",
+    ),
+    ("store.journal.member_timeout", "30s", "Others retire a process that was not heard of for so long."),
+    (
+        "store.journal.spool",
+        "1GiB",
+        "What may wait on the disk for the database: beyond it new claims are refused, and answers still written.",
+    ),
+    (
         "store.fallback.kind",
         "",
         "Where claims go while Redis does not answer, on routes with on_store_outage = fallback.",
@@ -230,7 +247,8 @@ pub(super) const ABOUT: &[(&str, &str, &str)] = &[
     (
         "route.durability",
         "strict",
-        "Where a claim must be before its request is sent. cache is what Redis keeps, and has to be written for it; tiered wants either.",
+        "Where a claim must be before its request is sent. cache is what Redis keeps, and has to be written for it; with tiered \
+         one of strict, journaled (a preview; wants [store.journal]) and cache.",
     ),
     (
         "route.on_cache_loss",

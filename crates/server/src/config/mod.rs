@@ -36,6 +36,7 @@ use onceward::{
     Quotas,
     store::{
         circuit::Breaker,
+        postgres::Failover,
         redis::{Evictions, Strategy, Wait},
     },
 };
@@ -44,6 +45,7 @@ mod about;
 pub mod align;
 mod check;
 pub(crate) mod forms;
+mod journal;
 mod json_schema;
 mod overlay;
 mod problem;
@@ -159,6 +161,8 @@ pub struct Store {
     pub postgres: Option<PostgresStore>,
     /// Records are in Redis instead of the folder.
     pub redis: Option<RedisStore>,
+    /// Of routes that are journaled: none can be where it is not said.
+    pub journal: Option<Journal>,
     /// Where claims go while Redis does not answer.
     pub fallback: Option<PostgresStore>,
 }
@@ -175,6 +179,17 @@ impl Store {
     pub fn is_tiered(&self) -> bool {
         self.postgres.is_some() && self.redis.is_some()
     }
+}
+
+/// `[store.journal]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Journal {
+    /// What may take the database's place.
+    pub failover: Failover,
+    /// A process that was not heard of for so long is retired by others.
+    pub member_timeout: Duration,
+    /// What may wait on the disk for the database, in bytes: beyond it new claims are refused.
+    pub spool: u64,
 }
 
 /// `[store.redis]`

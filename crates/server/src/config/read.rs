@@ -13,7 +13,7 @@ use onceward_core::codec;
 
 use super::{
     Admin, Config, Database, Identity, Inputs, Limits, Listen, Maintenance, PostgresStore, Reconcile, Store, Telemetry,
-    Upstream, forms,
+    Upstream, forms, journal,
     problem::{Origin, Problems},
     quota, read_route, redis, schema,
     secret::{self, InstallSecret, Secret},
@@ -131,6 +131,7 @@ pub(super) fn config(root: &Node, inputs: &Inputs<'_>, problems: &mut Problems<'
     let store = Store {
         postgres,
         redis: redis::store(store, section("identity"), inputs, problems),
+        journal: journal::journal(store, problems),
         fallback: fallback(store, inputs, problems),
         path: PathBuf::from(store.text("path").unwrap_or("onceward-data")),
         durable_required: store.text("durable") == Some("required"),

@@ -4,7 +4,7 @@ use core::time::Duration;
 use std::collections::{HashMap, HashSet};
 
 use http::{HeaderName, Method};
-use onceward::pattern::Pattern;
+use onceward::{pattern::Pattern, store::Durability};
 use onceward_core::policy::Outage;
 
 use super::{
@@ -263,7 +263,11 @@ impl Reader<'_, '_, '_> {
                 Outage::Deny,
             ),
             quarantine: table.text("on_cache_loss") == Some("quarantine"),
-            in_cache: table.text("durability") == Some("cache"),
+            durability: table.choice(
+                "durability",
+                &[("journaled", Durability::Journaled), ("cache", Durability::Cache)],
+                Durability::Strict,
+            ),
             limits: RouteLimits {
                 request_body: limits.size("request_body", 10 << 20),
                 recorded_body: limits.size("recorded_body", 1 << 20),

@@ -115,19 +115,39 @@ fn no_address(url: &Secret, has_tls: bool) -> Result<(), InvalidAddress> {
 }
 
 impl Reader<'_, '_, '_> {
+    /// A journal is of a store that has both, and says what may become of it.
+    fn journaled(&mut self, mode: Mode) {
+        let (table, whose) = (self.table, self.whose);
+        if self.store.journal.is_none() {
+            let why = format!(
+                r#""durability" of {whose}: "journaled" is of kind = "tiered" in [store], with [store.journal]: write there what may take the database's place, for example failover = "none""#
+            );
+            self.wrong(table, "durability", why);
+        } else if mode != Mode::Off {
+            let why = format!(
+                r#""durability" of {whose}: "journaled" is a preview: docs/tiered-store.md says what it lacks"#
+            );
+            self.warn(table, "durability", why);
+        }
+    }
+
     /// Holds what a route says of its records to the store that has them: one that may lose what it acknowledged, and
     /// that others may use, is taken by nobody who has not written so.
     pub(super) fn durability(&mut self, mode: Mode) {
         let (table, whose) = (self.table, self.whose);
         let said = table.text("durability");
-        let (is_tiered, is_strict) = (self.store.is_tiered(), said == Some("strict"));
+        let is_tiered = self.store.is_tiered();
+        if said == Some("journaled") {
+            self.journaled(mode);
+        }
         if table.text("on_store_outage") == Some("fallback") && self.store.fallback.is_none() {
             let why = format!(
                 r#""on_store_outage" of {whose}: "fallback" needs [store.fallback], with kind = "postgres" and duplicates = "accepted", beside kind = "redis" in [store]"#
             );
             self.wrong(table, "on_store_outage", why);
         }
-        if self.store.redis.is_none() || is_tiered && is_strict {
+        let is_kept = matches!(said, Some("strict" | "journaled"));
+        if self.store.redis.is_none() || is_tiered && is_kept {
             if said == Some("cache") {
                 let why = format!(
                     r#""durability" of {whose}: "cache" is of kind = "redis" or "tiered" in [store]; where these records are, they are kept: write "strict", or leave it out"#
@@ -143,7 +163,7 @@ impl Reader<'_, '_, '_> {
             if !is_tiered {
                 return;
             }
-        } else if is_strict {
+        } else if said == Some("strict") {
             let why = format!(
                 r#""durability" of {whose}: kind = "redis" keeps nothing as "strict" does. Write "cache", which accepts that keys run again whose records Redis lost, or keep the records elsewhere"#
             );
@@ -154,7 +174,7 @@ impl Reader<'_, '_, '_> {
         }
         if said.is_none() && is_tiered {
             let why = format!(
-                r#"{whose}: with kind = "tiered" a route says where its records are: write durability = "strict" for PostgreSQL, with Redis for repetitions, or "cache" for Redis alone, which may lose what it acknowledged"#
+                r#"{whose}: with kind = "tiered" a route says where its records are: write durability = "strict" for PostgreSQL, with Redis for repetitions, "journaled" for Redis with PostgreSQL behind, or "cache" for Redis alone, which may lose what it acknowledged"#
             );
             self.wrong_at(self.store_at, why);
         } else if said.is_none() {

@@ -6,7 +6,11 @@ use core::{fmt, time::Duration};
 use http::{HeaderName, Method, Uri};
 use onceward_core::policy::{Outage, Policy, Recording, Step};
 
-use onceward::{ProbeUrl, pattern::Pattern, store::effects::Rows};
+use onceward::{
+    ProbeUrl,
+    pattern::Pattern,
+    store::{Durability, effects::Rows},
+};
 
 use super::{Database, secret::Secret};
 
@@ -81,8 +85,8 @@ pub struct RouteConfig {
     pub on_store_outage: Outage,
     /// New keys are refused for `client_retries` after a loss of the store, which may have lost them.
     pub quarantine: bool,
-    /// Its records are in Redis alone, where others are in PostgreSQL.
-    pub in_cache: bool,
+    /// How its records are kept, where the store offers more than one way.
+    pub durability: Durability,
     /// How large bodies may be.
     pub limits: RouteLimits,
     /// Which key the upstream is sent.

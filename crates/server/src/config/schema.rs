@@ -11,11 +11,7 @@ use crate::maintenance::Window;
 /// What parses and is refused, by name, with line and column: where it is given and what it is. The
 /// first is `section.key`, with `route` for `[defaults]` too, and with ` = value` where only that
 /// value is missing. The README lists the same.
-pub const NOT_AVAILABLE: &[(&str, &str)] = &[
-    (r#"route.durability = "journaled""#, "the journal of the tiered store"),
-    ("regions", "regions"),
-    ("encryption", "encryption of records"),
-];
+pub const NOT_AVAILABLE: &[(&str, &str)] = &[("regions", "regions"), ("encryption", "encryption of records")];
 
 /// What is missing at `path`, if it is on the list.
 pub(super) fn missing_feature(path: &str) -> Option<&'static str> {
@@ -176,6 +172,15 @@ pub(super) const ROOT: &[Key] = &[
                     key("connections", Kind::Integer(1, 64)),
                     key("tls", Kind::Choice(&["required", "off"])),
                     key("ca", PATH),
+                ]),
+            ),
+            key(
+                "journal",
+                Kind::Table(&[
+                    key("failover", Kind::Choice(&["none", "synchronous", "asynchronous"])),
+                    key("standbys", Kind::List(16, &USER)),
+                    key("member_timeout", Kind::Duration(secs(2), secs(3600))),
+                    key("spool", Kind::Size(64 * MIB, 1024 * GIB)),
                 ]),
             ),
             key(

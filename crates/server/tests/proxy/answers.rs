@@ -11,7 +11,7 @@ const LONG: usize = 100_000;
 fn forms(received: &Received, before: usize) -> Vec<Step> {
     let body = "x".repeat(LONG);
     let bytes = match received.target.as_str() {
-        "/long" => answer(200, &[], body),
+        "/long" => answer(202, &[], body),
         "/chunked" => chunked(200, &[], &[body.as_bytes()], &[]),
         _ => charged(before),
     };
@@ -61,7 +61,7 @@ async fn the_last_byte_of_a_long_answer_waits_for_its_record() {
     let mut client = gateway.connect().await;
     client.send(post("/long", "k-1", "{}")).await;
     let head = client.read_head().await.unwrap();
-    assert_eq!(head.status, 200);
+    assert_eq!(head.status, 202);
     assert!(head.headers.iter().any(|(name, _)| name == "idempotency-expires"), "it will be recorded");
     assert!(head.headers.contains(&("content-length".into(), LONG.to_string())), "{:?}", head.headers);
     client.take(LONG - 1).await.unwrap();
@@ -288,5 +288,15 @@ async fn an_answer_that_breaks_off_is_broken_off_for_the_client_too() {
         let again = gateway.post(path, key, "{}").await;
         assert_eq!((again.status, again.slug().as_str()), (409, "outcome-unknown"), "{path}");
         assert_eq!(upstream.effects(key), 1, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn the_log_has_the_status_that_the_client_was_given_also_of_an_answer_that_streams() {
+    let upstream = Upstream::start(forms).await;
+    let gateway = Start::before(&upstream).start().await;
+    for (path, status) in [("/small", 201), ("/long", 202)] {
+        assert_eq!(gateway.post(path, &path[1..], "{}").await.status, status);
+        gateway.says(&format!("status={status}")).await;
     }
 }

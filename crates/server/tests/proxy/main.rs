@@ -24,6 +24,8 @@ mod folder;
 #[cfg(test)]
 mod grpc;
 #[cfg(test)]
+mod journaled;
+#[cfg(test)]
 mod keys;
 #[cfg(test)]
 mod maintenance;

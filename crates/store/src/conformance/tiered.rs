@@ -4,7 +4,7 @@
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use super::{Database, Hand, Harness, OnPostgres, Servers, Subject};
-use crate::{CacheRoutes, Store, circuit::Breaker, guarded::Guarded, redis::Redis, tiered::Tiered};
+use crate::{Durabilities, Durability, Store, circuit::Breaker, guarded::Guarded, redis::Redis, tiered::Tiered};
 
 /// Time enough for a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -51,9 +51,9 @@ impl Subject for OnTiered {
                 .filter(|_| !self.in_cache)
                 .map(|clock| Arc::new(Turned(clock, Arc::clone(&store))) as Arc<dyn Hand>);
             if self.in_cache {
-                let routes = CacheRoutes::default();
-                routes.set(ROUTES.map(String::from).into());
-                store.keep_in_cache(Arc::new(routes));
+                let routes = Durabilities::default();
+                routes.set(ROUTES.map(|route| (route.to_owned(), Durability::Cache)).into());
+                store.keep_by_route(Arc::new(routes));
             }
             let keep = Some(Box::new((of_database.keep, keep)) as _);
             Harness { store, clock, raw: None, rounds: 10, keep }

@@ -62,9 +62,14 @@ pub use self::{
     journal::{Journal, LastActive, Mark, Member, Opening, Snapshot, Timeline, ViewRow},
     owed::Owed,
     spool::{Left, Place, Spool},
-    store::JournaledStore,
+    store::{JournaledStore, Serves},
 };
-use self::{guard::Guard, owed::Word, shipments::Shipments, views::Cold};
+use self::{
+    guard::Guard,
+    owed::Word,
+    shipments::Shipments,
+    views::{Cold, Standing},
+};
 use crate::{Applied, Insert, Kind, Read, StoreError, Write};
 
 /// How often the database is looked at.
@@ -104,6 +109,7 @@ struct Shared {
     owed: Arc<Owed>,
     guards: Vec<Guard>,
     cold: Cold,
+    standing: Standing,
     /// Something is not as this process knows it.
     amiss: Notify,
     over: AtomicBool,
@@ -255,6 +261,7 @@ impl Journaled {
             owed,
             guards: (0..partitions.max(1)).map(|_| Guard::default()).collect(),
             cold: Cold::default(),
+            standing: Standing::default(),
             amiss: Notify::new(),
             over: AtomicBool::new(false),
             left: AtomicBool::new(false),
@@ -280,6 +287,24 @@ impl Journaled {
         timeout(limit, left).await.is_ok()
     }
 
+    /// How many partitions there are.
+    #[must_use]
+    pub fn partitions(&self) -> usize {
+        self.shared.guards.len()
+    }
+
+    /// How many have a view in force that this session is in, as far as it has looked: claims are taken there.
+    #[must_use]
+    pub fn in_force(&self) -> usize {
+        if self.is_over() { 0 } else { self.shared.standing.in_force.load(Ordering::Relaxed) }
+    }
+
+    /// Of how many of these Redis has every row of the journal: claims there do not ask the database.
+    #[must_use]
+    pub fn warm(&self) -> usize {
+        if self.is_over() { 0 } else { self.shared.standing.warm.load(Ordering::Relaxed) }
+    }
+
     /// All that this session has written until now is in the journal.
     pub async fn shipped(&self) {
         self.shared.shipments.drained().await;
@@ -296,7 +321,14 @@ impl Journaled {
     /// # Errors
     /// Where nothing is granted now, or it is not known whether it was.
     pub async fn insert(&self, id: RecordId, facts: &Facts, lease: Duration) -> Result<Insert, StoreError> {
-        self.shared.shipments.has_room()?;
+        if let Err(full) = self.shared.shipments.has_room() {
+            // What is there is told all the same.
+            let Read { record, now } = self.get(id).await?;
+            return match record.filter(|record| !record.is_expired(now)) {
+                Some(record) => Ok(Insert::Existing { record: Box::new(record), now }),
+                None => Err(full),
+            };
+        }
         match self.shared.step(id, What::Insert { facts, lease }).await? {
             Stepped::Done { record, now } => Ok(Insert::Inserted { fence: record.stored.fence, now }),
             Stepped::There { record, now } => Ok(Insert::Existing { record, now }),

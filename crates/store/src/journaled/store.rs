@@ -23,6 +23,8 @@ use crate::{
 
 /// How often it is looked whether a session is over.
 const TICK: Duration = Duration::from_millis(200);
+/// How often it is looked whether all partitions are served.
+const READY_TICK: Duration = Duration::from_millis(20);
 /// A session that is over has so long to put what it holds into the journal; then others retire it.
 const LEAVES_WITHIN: Duration = Duration::from_secs(60);
 /// So many rows of the journal are read for a page.
@@ -56,6 +58,17 @@ struct Current {
     session: Arc<Journaled>,
     /// No other follows.
     is_last: bool,
+}
+
+/// How many partitions are how, as this process last looked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Serves {
+    /// Claims are taken.
+    pub in_force: usize,
+    /// And they do not ask the database.
+    pub warm: usize,
+    /// All.
+    pub of: usize,
 }
 
 /// Redis in front of a journal, as a store.
@@ -97,6 +110,28 @@ impl JournaledStore {
 
     fn session(&self) -> Arc<Journaled> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner).session)
+    }
+
+    /// Of how many partitions this process takes claims, of how many without asking the database, and how many there are.
+    #[must_use]
+    pub fn serves(&self) -> Serves {
+        let session = self.session();
+        Serves { in_force: session.in_force(), warm: session.warm(), of: session.partitions() }
+    }
+
+    /// Until claims of all partitions are taken: `false` where that is not so within `limit`.
+    pub async fn is_ready(&self, limit: Duration) -> bool {
+        let ready = async {
+            let mut ticks = interval(READY_TICK);
+            loop {
+                ticks.tick().await;
+                let Serves { in_force, of, .. } = self.serves();
+                if in_force == of {
+                    return;
+                }
+            }
+        };
+        timeout(limit, ready).await.is_ok()
     }
 
     /// Ends in order, within `limit`: `false` where others have to retire this process's session, or whoever comes after on
@@ -211,6 +246,24 @@ impl Store for JournaledStore {
     }
 
     fn stats(&self) -> Stats {
-        Stats { accepts_claims: !self.session().is_over() && self.parts.spool.has_room().is_ok(), ..Stats::default() }
+        let Serves { in_force, warm, of } = self.serves();
+        let mut concerns = Vec::new();
+        if in_force < of {
+            concerns.push(format!(
+                "journaled: {} of {of} partitions have no view in force that this process is in: their keys are refused",
+                of - in_force
+            ));
+        }
+        if warm < in_force {
+            concerns.push(format!(
+                "journaled: in {} of {of} partitions Redis does not have every record yet: each new key there asks the database",
+                in_force - warm
+            ));
+        }
+        let has_room = self.parts.spool.has_room().is_ok();
+        if !has_room {
+            concerns.push("journaled: the spool is full: new keys are refused until the database takes it".to_owned());
+        }
+        Stats { accepts_claims: in_force > 0 && has_room, concerns, ..Stats::default() }
     }
 }

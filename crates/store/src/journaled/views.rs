@@ -6,7 +6,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -50,6 +53,30 @@ impl Cold {
 
     fn take(&self) -> Vec<At> {
         std::mem::take(&mut *self.views.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// How many partitions are how, as the last turn found them.
+#[derive(Debug, Default)]
+pub(super) struct Standing {
+    /// Their view is in force, and this session is in it.
+    pub(super) in_force: AtomicUsize,
+    /// And their server has every row of the journal.
+    pub(super) warm: AtomicUsize,
+}
+
+impl Standing {
+    fn note(&self, part: &Part, seen: &Snapshot, sights: &HashMap<u16, Sight>) {
+        let is_in_force = |row: &&ViewRow| {
+            let sight = sights.get(&row.partition).filter(|sight| sight.is_primary);
+            row.is_active
+                && part.admitted.get(&row.partition) == Some(&row.view)
+                && sight.is_some_and(|sight| (sight.view, sight.incarnation) == (row.view, row.incarnation))
+        };
+        let is_warm = |row: &&ViewRow| sights.get(&row.partition).is_some_and(|sight| sight.is_warm);
+        let in_force = seen.views.iter().filter(is_in_force);
+        self.warm.store(in_force.clone().filter(is_warm).count(), Ordering::Relaxed);
+        self.in_force.store(in_force.count(), Ordering::Relaxed);
     }
 }
 
@@ -117,6 +144,7 @@ async fn turn(shared: &Arc<Shared>, part: &mut Part) -> Result<(), StoreError> {
             HashMap::new()
         }
     };
+    shared.standing.note(part, &seen, &sights);
     let steps: Vec<(&ViewRow, Step)> = seen
         .views
         .iter()
@@ -207,10 +235,11 @@ async fn open_for_nobody(shared: &Shared, seen: &Snapshot) -> Result<(), StoreEr
 async fn admit(shared: &Shared, part: &mut Part, rows: impl Iterator<Item = &ViewRow>) -> Result<(), StoreError> {
     let each = rows.map(|row| async move { (row, shared.front.admit(&shared.at(row)).await) });
     let mut failed = Ok(());
+    let mut admitted = Vec::new();
     for (row, is_in) in join_all(each).await {
-        tracing::debug!(session = ?shared.session, partition = row.partition, ?is_in, "admitted");
         match is_in {
             Ok(true) => {
+                admitted.push(row.partition);
                 let guard = shared.guard(row.partition)?;
                 // Joined since, or acknowledged with an answer that was lost: it holds nothing of any view before.
                 if guard.serving().is_none() {
@@ -222,6 +251,9 @@ async fn admit(shared: &Shared, part: &mut Part, rows: impl Iterator<Item = &Vie
             Ok(false) => {}
             Err(error) => failed = Err(error),
         }
+    }
+    if !admitted.is_empty() {
+        tracing::debug!(session = ?shared.session, ?admitted, "let in");
     }
     failed
 }

@@ -139,6 +139,8 @@ impl<T> Shared<T> {
             self.oldest.fetch_max(segment.number + 1, Ordering::Relaxed);
             slots.leaving.push_back(segment);
         }
+        // Whoever waits for space before he appends anything would wait for that batch.
+        self.note_spares(&slots);
         drop(slots);
         self.slots_changed.notify_all();
     }

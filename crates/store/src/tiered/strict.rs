@@ -1,11 +1,5 @@
-//! Redis in front of a database: each route's records in one of the two, as it asks.
-//!
-//! - *strict*: claims and outcomes are committed in the database before anything is sent or answered. Redis has hints:
-//!   what the database said of settled records, so that repetitions cost it nothing. A hint never grants, and where
-//!   Redis does not answer within [`HINT_DEADLINE`] the database is asked.
-//! - *cache*: records are in Redis alone.
-//!
-//! # Hints
+//! The database, with hints in Redis: what it said of settled records, so that repetitions cost it nothing. A hint never
+//! grants, and where Redis does not answer within [`HINT_DEADLINE`] the database is asked.
 //!
 //! What is settled changes in two ways only: its retention ends, which is judged here by the database's clock, and it is
 //! forgotten or erased. Whoever forgets ends the hint before and after he writes to the database, and is told that it
@@ -14,13 +8,11 @@
 //! epoch where Redis lost that word. Erasures by SQL functions are heard of by notification; where one may have been
 //! missed, hints of before count no more in this process. A process that has had no answer of the database for
 //! [`TOLD_MAX`] shows none.
-//!
-//! *S2*: times are the database's of strict records, Redis's of others.
 
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -38,13 +30,10 @@ use tokio::{
 };
 
 use crate::{
-    Answer, CacheRoutes, FallsBack, Filter, HearsForgotten, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept,
-    Usage, Watch, Write,
+    Answer, Filter, HearsForgotten, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write,
     circuit::{Breaker, Gate},
     forgotten,
     guarded::Guarded,
-    pair::Scans,
-    recent::Recent,
     redis::{AsOf, Redis},
 };
 
@@ -65,23 +54,16 @@ const KEEP_MIN: Duration = Duration::from_secs(2);
 /// Asked for the time: no key's.
 const NOBODY: RecordId = RecordId([0; 32]);
 
-/// Two stores as one, by route.
-pub struct Tiered {
+/// A database with hints.
+pub(super) struct Strict {
     both: Arc<Both>,
     _tasks: JoinSet<()>,
 }
 
 struct Both {
     database: Arc<Guarded>,
-    cache: Arc<Guarded>,
     hints: Arc<Redis>,
     gate: Gate,
-    in_cache: OnceLock<Arc<CacheRoutes>>,
-    /// Whether a record was kept in the cache since this process began, by a route that may do so no more.
-    has_used_cache: AtomicBool,
-    /// Keys whose record was in the cache when it was looked at last.
-    placed: Recent,
-    scans: Scans,
     /// What the database's clock said, and when.
     told: Mutex<Option<(Micros, Instant)>>,
     /// Hints of records written up to here count no more.
@@ -120,25 +102,18 @@ struct Ended {
     keep: Duration,
 }
 
-impl fmt::Debug for Tiered {
+impl fmt::Debug for Strict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Tiered({:?}, {:?})", self.both.database, self.both.cache)
+        write!(f, "Strict({:?})", self.both.database)
     }
 }
 
-impl Tiered {
-    /// `hints` is what `cache` guards. All routes are strict until [`Store::keep_in_cache`] says otherwise.
-    #[must_use]
-    pub fn new(database: Arc<Guarded>, cache: Arc<Guarded>, hints: Arc<Redis>, breaker: Breaker) -> Self {
+impl Strict {
+    pub(super) fn new(database: Arc<Guarded>, hints: Arc<Redis>, breaker: Breaker) -> Self {
         let both = Arc::new(Both {
             database,
-            cache,
             hints,
             gate: Gate::new("Redis, for hints of answered keys,", breaker),
-            in_cache: OnceLock::new(),
-            has_used_cache: AtomicBool::new(false),
-            placed: Recent::default(),
-            scans: Scans::default(),
             told: Mutex::default(),
             distrusted: AtomicU64::new(0),
             distrusts: AtomicBool::new(false),
@@ -151,15 +126,12 @@ impl Tiered {
         Self { both, _tasks: tasks }
     }
 
-    /// The database's guard.
-    #[must_use]
-    pub fn database(&self) -> &Arc<Guarded> {
+    pub(super) fn database(&self) -> &Arc<Guarded> {
         &self.both.database
     }
 
     /// What came of looking for hints.
-    #[must_use]
-    pub fn hints(&self) -> Hints {
+    pub(super) fn hints(&self) -> Hints {
         let of = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
         let Figures { shown, missed, failed } = &self.both.figures;
         Hints { shown: of(shown), missed: of(missed), failed: of(failed) }
@@ -167,7 +139,7 @@ impl Tiered {
 
     /// The database's time is not known: no hint is shown until it says so again.
     #[cfg(any(test, feature = "conformance"))]
-    pub fn forget_time(&self) {
+    pub(super) fn forget_time(&self) {
         *self.both.told() = None;
     }
 }
@@ -190,14 +162,6 @@ impl Both {
         let (at, since) = (*self.told())?;
         let ago = since.elapsed();
         (ago < TOLD_MAX).then(|| at.plus(ago))
-    }
-
-    fn is_in_cache(&self, route: &str) -> bool {
-        self.in_cache.get().is_some_and(|routes| routes.has(route))
-    }
-
-    fn uses_cache(&self) -> bool {
-        self.has_used_cache.load(Ordering::Relaxed) || self.in_cache.get().is_some_and(|routes| !routes.is_empty())
     }
 
     /// The hint of a record that is settled and has not ended, and the database's time.
@@ -265,21 +229,12 @@ impl Both {
         owed.push(ended);
     }
 
-    async fn insert_strict(
-        self: &Arc<Self>,
-        id: RecordId,
-        facts: &Facts,
-        lease: Duration,
-    ) -> Result<Insert, StoreError> {
+    async fn insert(self: &Arc<Self>, id: RecordId, facts: &Facts, lease: Duration) -> Result<Insert, StoreError> {
         if let Some((record, now)) = self.hint(id).await {
             return Ok(Insert::Existing { record: Box::new(record), now });
         }
         let as_of = self.hints.as_of(&id);
         let inserted = self.database.insert(id, facts, lease).await?;
-        // Where its route kept it in the cache before.
-        if self.uses_cache() {
-            self.placed.forget(&id);
-        }
         match &inserted {
             Insert::Inserted { now, .. } => self.tell(*now),
             Insert::Existing { record, now } => {
@@ -290,7 +245,7 @@ impl Both {
         Ok(inserted)
     }
 
-    async fn replace_strict(self: &Arc<Self>, id: RecordId, write: &Replacement) -> Result<Write, StoreError> {
+    async fn replace(self: &Arc<Self>, id: RecordId, write: &Replacement) -> Result<Write, StoreError> {
         if write.facts.state == State::Erased {
             return self.forget(id, write.expect, self.database.replace(id, write)).await;
         }
@@ -336,42 +291,13 @@ impl Both {
         written
     }
 
-    /// A write by a fence, or of what was seen, to whichever has the record.
-    async fn write<'a>(
-        &'a self,
-        id: RecordId,
-        write: impl Fn(&'a Guarded) -> Answer<'a, Write>,
-    ) -> Result<Write, StoreError> {
-        if self.placed.has(&id) {
-            return write(&self.cache).await;
-        }
-        let written = write(&self.database).await?;
-        if matches!(written, Write::Lost { record: None, .. }) && self.uses_cache() {
-            return write(&self.cache).await;
-        }
-        Ok(written)
-    }
-
     async fn get(&self, id: RecordId) -> Result<Read, StoreError> {
-        if self.placed.has(&id) {
-            return self.cache.get(id).await;
-        }
         let read = self.database.get(id).await?;
         self.tell(read.now);
-        match &read.record {
-            // Whoever repeats an erasure that was cut off looks here.
-            Some(record) if record.facts.state == State::Erased => {
-                let Stored { fence, revision, keep_until, .. } = record.stored;
-                self.end(Ended { id, fence, revision, keep: keep_until.since(read.now) + SLACK }).await?;
-            }
-            None if self.uses_cache() => {
-                let of_cache = self.cache.get(id).await?;
-                if of_cache.record.is_some() {
-                    self.placed.note(id);
-                    return Ok(of_cache);
-                }
-            }
-            _ => {}
+        // Whoever repeats an erasure that was cut off looks here.
+        if let Some(record) = read.record.as_ref().filter(|record| record.facts.state == State::Erased) {
+            let Stored { fence, revision, keep_until, .. } = record.stored;
+            self.end(Ended { id, fence, revision, keep: keep_until.since(read.now) + SLACK }).await?;
         }
         Ok(read)
     }
@@ -416,50 +342,25 @@ async fn keep_up(both: Arc<Both>) {
     }
 }
 
-impl Store for Tiered {
+impl Store for Strict {
     fn kind(&self) -> &'static str {
-        "tiered"
+        self.both.database.kind()
     }
 
     fn insert<'a>(&'a self, id: RecordId, facts: &'a Facts, lease: Duration) -> Answer<'a, Insert> {
-        if self.both.is_in_cache(&facts.route) {
-            self.both.has_used_cache.store(true, Ordering::Relaxed);
-            self.both.placed.note(id);
-            return self.both.cache.insert(id, facts, lease);
-        }
-        Box::pin(self.both.insert_strict(id, facts, lease))
+        Box::pin(self.both.insert(id, facts, lease))
     }
 
     fn replace<'a>(&'a self, id: RecordId, write: &'a Replacement) -> Answer<'a, Write> {
-        let both = &self.both;
-        let in_cache = both.placed.has(&id) || both.is_in_cache(&write.facts.route);
-        Box::pin(async move {
-            let first =
-                if in_cache { both.cache.replace(id, write).await } else { both.replace_strict(id, write).await };
-            // A route may have changed since its record was made.
-            match first? {
-                Write::Lost { record: None, .. } if in_cache => both.replace_strict(id, write).await,
-                Write::Lost { record: None, .. } if both.uses_cache() => both.cache.replace(id, write).await,
-                written => Ok(written),
-            }
-        })
+        Box::pin(self.both.replace(id, write))
     }
 
     fn extend(&self, id: RecordId, holder: Fence, lease: Duration) -> Answer<'_, Write> {
-        Box::pin(self.both.write(id, move |store| store.extend(id, holder, lease)))
+        self.both.database.extend(id, holder, lease)
     }
 
     fn remove(&self, id: RecordId, expect: Expect) -> Answer<'_, Write> {
-        match expect {
-            Expect::Seen(..) if !self.both.placed.has(&id) => Box::pin(async move {
-                let removed = self.both.forget(id, expect, self.both.database.remove(id, expect)).await?;
-                if matches!(removed, Write::Lost { record: None, .. }) && self.both.uses_cache() {
-                    return self.both.cache.remove(id, expect).await;
-                }
-                Ok(removed)
-            }),
-            _ => Box::pin(self.both.write(id, move |store| store.remove(id, expect))),
-        }
+        Box::pin(self.both.forget(id, expect, self.both.database.remove(id, expect)))
     }
 
     fn get(&self, id: RecordId) -> Answer<'_, Read> {
@@ -467,28 +368,18 @@ impl Store for Tiered {
     }
 
     fn scan(&self, after: Option<RecordId>, limit: usize, filter: Filter) -> Answer<'_, Page> {
-        Box::pin(async move {
-            let both = &self.both;
-            if !both.uses_cache() {
-                return both.database.scan(after, limit, filter).await;
-            }
-            let (page, of_cache) = both.scans.page(Some(&both.cache), &both.database, after, limit, filter).await?;
-            page.records.iter().take(of_cache).for_each(|(id, _)| both.placed.note(*id));
-            Ok(page)
-        })
+        self.both.database.scan(after, limit, filter)
     }
 
     fn sweep(&self, limit: usize, waits: Duration) -> Answer<'_, Swept> {
-        // Redis removes by itself.
         self.both.database.sweep(limit, waits)
     }
 
     fn watch(&self, id: RecordId) -> Watch {
-        if self.both.placed.has(&id) { self.both.cache.watch(id) } else { self.both.database.watch(id) }
+        self.both.database.watch(id)
     }
 
     fn tell_forgotten(&self, hears: HearsForgotten) {
-        self.both.cache.tell_forgotten(Arc::clone(&hears));
         let both = Arc::downgrade(&self.both);
         self.both.database.tell_forgotten(Arc::new(move |id| {
             if let Some(both) = both.upgrade() {
@@ -496,15 +387,6 @@ impl Store for Tiered {
             }
             hears(id);
         }));
-    }
-
-    fn fall_back(&self, when: FallsBack) {
-        // Where one does not answer, the other does not have what it has.
-        drop(when);
-    }
-
-    fn keep_in_cache(&self, routes: Arc<CacheRoutes>) {
-        let _taken = self.both.in_cache.set(routes);
     }
 
     fn keep_rules<'a>(&'a self, policy: u32, rules: &'a str) -> Answer<'a, ()> {
@@ -516,23 +398,14 @@ impl Store for Tiered {
     }
 
     fn usage(&self, tenant: &str) -> Usage {
-        let (of_database, of_cache) = (self.both.database.usage(tenant), self.both.cache.usage(tenant));
-        Usage { records: of_database.records + of_cache.records, bytes: of_database.bytes + of_cache.bytes }
+        self.both.database.usage(tenant)
     }
 
     fn lost_ago(&self) -> Option<Duration> {
-        self.both.cache.lost_ago()
+        None
     }
 
     fn stats(&self) -> Stats {
-        let (mut stats, of_cache) = (self.both.database.stats(), self.both.cache.stats());
-        stats.concerns.extend(of_cache.concerns.into_iter().map(|concern| format!("Redis: {concern}")));
-        stats.cache = of_cache.cache;
-        if self.both.uses_cache() {
-            stats.records += of_cache.records;
-            stats.open += of_cache.open;
-            stats.bytes += of_cache.bytes;
-        }
-        stats
+        self.both.database.stats()
     }
 }

@@ -1,0 +1,236 @@
+//! Routes with `durability = "journaled"` from outside: whatever becomes of Redis, of a gateway or of the database, no key
+//! is executed again, and service resumes by itself.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use servers::{Postgres, Redis, postgres::PASSWORD};
+
+use super::{
+    postgres::database,
+    redis::{keys, secret},
+    support::{Gateway, Start, Step, Upstream, answer as reply, soon, until},
+};
+
+const CLIENTS: usize = 8;
+/// A client waits so long before it asks again.
+const AGAIN: Duration = Duration::from_millis(20);
+
+const NO_FAILOVER: &str = "failover = \"none\", member_timeout = \"2s\"";
+
+fn config(database: &Postgres, redis: &Redis) -> String {
+    config_of(database, redis, NO_FAILOVER)
+}
+
+fn config_of(database: &Postgres, redis: &Redis, journal: &str) -> String {
+    let (secret, of_redis) = (secret(7), redis.url());
+    let of_database = database.url("keys").replace(&format!(":{PASSWORD}@"), "@");
+    format!(
+        "[identity]\nsecret = \"{secret}\"\n[store]\nkind = \"tiered\"\ndeadline = \"5s\"\n\
+         breaker = {{ open = \"100ms\" }}\n\
+         postgres = {{ url = \"{of_database}\", password = \"{PASSWORD}\", connections = 1, tls = \"off\" }}\n\
+         redis = {{ url = \"{of_redis}\" }}\n\
+         journal = {{ {journal} }}\n\
+         [defaults]\ndurability = \"journaled\"\nscope = {{ env = \"fixed:test\" }}\n\
+         [[route]]\nname = \"book\"\nmatch = {{ path = \"/book\" }}\ndurability = \"strict\"\n\
+         [[route]]\nname = \"search\"\nmatch = {{ path = \"/search\" }}\ndurability = \"cache\"\n"
+    )
+}
+
+/// Two gateways, and clients of both that ask for each key until it is answered, and then once more elsewhere.
+struct Load {
+    stop: Arc<AtomicBool>,
+    answered: Arc<AtomicUsize>,
+    clients: Vec<tokio::task::JoinHandle<Vec<String>>>,
+}
+
+impl Load {
+    fn start(name: &'static str, gateways: &[&Arc<Gateway>]) -> Self {
+        let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let client = |client| {
+            let gateways: Vec<_> = gateways.iter().map(|gateway| Arc::clone(gateway)).collect();
+            let (stop, answered) = (Arc::clone(&stop), Arc::clone(&answered));
+            tokio::spawn(async move {
+                let mut keys = Vec::new();
+                for number in 0.. {
+                    if stop.load(Ordering::SeqCst) {
+                        break;
+                    }
+                    let key = format!("{name}-{client}-{number}");
+                    let first = answer(&gateways[number % gateways.len()], &key).await;
+                    let again = answer(&gateways[(number + 1) % gateways.len()], &key).await;
+                    assert_eq!(first, again, "{key}");
+                    answered.fetch_add(1, Ordering::SeqCst);
+                    keys.push(key);
+                }
+                keys
+            })
+        };
+        let clients = (0..CLIENTS).map(client).collect();
+        Self { stop, answered, clients }
+    }
+
+    async fn more(&self, count: usize) {
+        let then = self.answered.load(Ordering::SeqCst) + count;
+        until("more answers", async || self.answered.load(Ordering::SeqCst) >= then).await;
+    }
+
+    /// Ends, and each key has had one effect.
+    async fn end(self, upstream: &Upstream) -> usize {
+        self.stop.store(true, Ordering::SeqCst);
+        let mut count = 0;
+        for client in self.clients {
+            for key in client.await.unwrap() {
+                assert_eq!(upstream.effects(&key), 1, "{key}");
+                count += 1;
+            }
+        }
+        count
+    }
+}
+
+/// As a client does it: again, until it is answered.
+async fn answer(gateway: &Gateway, key: &str) -> Vec<u8> {
+    let asking = async {
+        loop {
+            let answer = gateway.post("/pay", key, "{}").await;
+            match answer.status {
+                201 => return answer.body,
+                409 | 503 => tokio::time::sleep(AGAIN).await,
+                other => panic!("{key}: {other} {answer:?}"),
+            }
+        }
+    };
+    soon("an answer", asking).await
+}
+
+// contract: route.durability, store.journal.failover, store.journal.member_timeout
+#[tokio::test]
+async fn a_journaled_route_keeps_its_answers_when_redis_is_emptied_and_leaves_the_others_where_they_are() {
+    let (postgres, redis, upstream) = (database().await, Redis::start(&[]).unwrap(), Upstream::charging().await);
+    let start = async || Start::before(&upstream).config(&config(&postgres, &redis)).start().await;
+    let (one, two) = (start().await, start().await);
+    let ready = async |gateway: &Gateway| gateway.admin("GET", "/readyz", &[], "").await;
+    for gateway in [&one, &two] {
+        until("views", async || !ready(gateway).await.text().contains("journaled:")).await;
+    }
+    let mut first = Vec::new();
+    for path in ["/pay", "/book", "/search"] {
+        let answer = one.post(path, &path[1..], "{}").await;
+        assert_eq!((answer.status, answer.is_replay()), (201, false), "{answer:?}");
+        let again = two.post(path, &path[1..], "{}").await;
+        assert!(again.is_replay() && again.essence() == answer.essence(), "{again:?}");
+        assert_eq!(two.post(path, &path[1..], "{\"other\":1}").await.slug(), "key-reused");
+        first.push(answer);
+    }
+    assert_eq!(one.records().await.len(), 3, "all are listed");
+    // Asked of a gateway that runs, and by a process of its own.
+    let elsewhere = tempfile::tempdir().unwrap();
+    for folder in [&one.start.data(), elsewhere.path()] {
+        let args = ["get", "--key", "pay", "--route", "default POST /pay", "--data", folder.to_str().unwrap()];
+        let (code, said) = keys(&one, &args).await;
+        assert_eq!(code, Some(0), "{said}");
+    }
+    assert_eq!(one.post("/pay", "erased", "{}").await.status, 201);
+    let folder = elsewhere.path().to_str().unwrap();
+    let args = ["forget", "--key", "erased", "--route", "default POST /pay", "--erase", "--data", folder];
+    let (code, said) = keys(&one, &args).await;
+    assert_eq!(code, Some(0), "{said}");
+    for gateway in [&one, &two] {
+        assert_eq!(gateway.post("/pay", "erased", "{}").await.slug(), "key-gone");
+    }
+
+    redis.command(&["FLUSHALL"]).unwrap();
+    for (gateway, path) in [(&one, "pay"), (&two, "pay")] {
+        assert_eq!(answer(gateway, path).await, first[0].body);
+    }
+    until("what was erased", async || two.post("/pay", "erased", "{}").await.slug() == "key-gone").await;
+    answer(&one, "fresh").await;
+    for (key, effects) in [("pay", 1), ("book", 1), ("erased", 1), ("fresh", 1)] {
+        assert_eq!(upstream.effects(key), effects, "{key}");
+    }
+}
+
+#[tokio::test]
+async fn redis_the_database_and_a_gateway_are_killed_under_load_and_no_journaled_key_runs_twice() {
+    let (mut postgres, mut redis, upstream) =
+        (database().await, Redis::start(&[]).unwrap(), Upstream::charging().await);
+    let start = async |postgres, redis| Start::before(&upstream).config(&config(postgres, redis)).start().await;
+    let stays = Arc::new(start(&postgres, &redis).await);
+    let mut goes = start(&postgres, &redis).await;
+    let load = Load::start("one", &[&stays]);
+    load.more(50).await;
+    redis.command(&["FLUSHALL"]).unwrap();
+    load.more(50).await;
+    redis.kill().unwrap();
+    redis.start_again().unwrap();
+    load.more(50).await;
+    until("a warm Redis", async || !stays.admin("GET", "/readyz", &[], "").await.text().contains("journaled:")).await;
+    postgres.kill().unwrap();
+    // The database is not on the way.
+    load.more(50).await;
+    postgres.start_again().unwrap();
+    load.more(50).await;
+    // Gone with all that it had, it is retired while the Redis is there that granted to it.
+    goes.kill().await;
+    load.more(50).await;
+    let members = "SELECT count(*) FROM onceward.journal_member WHERE status < 3";
+    until("a retirement", async || postgres.psql("keys", members).unwrap().trim() == "1").await;
+    redis.command(&["FLUSHALL"]).unwrap();
+    load.more(50).await;
+    let again = Arc::new(goes.restart().await);
+    let both = Load::start("both", &[&stays, &again]);
+    both.more(50).await;
+    assert!(load.end(&upstream).await >= 300);
+    assert!(both.end(&upstream).await >= 50);
+}
+
+// contract: store.journal.spool
+#[tokio::test]
+async fn a_spool_that_is_full_refuses_new_keys_and_has_room_again_once_the_database_is_back() {
+    const BODY_BYTES: usize = 900_000;
+    let (mut postgres, redis) = (database().await, Redis::start(&[]).unwrap());
+    let upstream = Upstream::start(|_, _| vec![Step::Send(reply(201, &[], vec![b'x'; BODY_BYTES]))]).await;
+    let text = config_of(&postgres, &redis, &format!("{NO_FAILOVER}, spool = \"64MiB\""));
+    let gateway = Start::before(&upstream).config(&text).start().await;
+    until("a warm Redis", async || !gateway.admin("GET", "/readyz", &[], "").await.text().contains("journaled:")).await;
+    postgres.kill().unwrap();
+    let mut answered = Vec::new();
+    let refused = loop {
+        assert!(answered.len() < 100, "it is bounded");
+        let key = format!("key-{}", answered.len());
+        let answer = gateway.post("/pay", &key, "{}").await;
+        if answer.status != 201 {
+            break answer;
+        }
+        answered.push(key);
+    };
+    assert_eq!((refused.status, refused.slug().as_str()), (503, "store-unavailable"), "{refused:?}");
+    assert!(answered.len() * BODY_BYTES > 16 << 20, "{} answers", answered.len());
+    let ready = gateway.admin("GET", "/readyz", &[], "").await;
+    assert!(ready.status == 503 && ready.text().contains("the spool is full"), "{ready:?}");
+    for key in &answered {
+        assert!(gateway.post("/pay", key, "{}").await.is_replay(), "{key}");
+    }
+    postgres.start_again().unwrap();
+    until("room", async || gateway.post("/pay", "fresh", "{}").await.status == 201).await;
+    assert!(gateway.post("/pay", "fresh", "{}").await.is_replay());
+}
+
+// contract: store.journal.standbys
+#[tokio::test]
+async fn while_a_standby_that_may_take_over_is_away_nothing_is_claimed_and_readyz_says_so() {
+    let (postgres, redis, upstream) = (database().await, Redis::start(&[]).unwrap(), Upstream::charging().await);
+    let text = config_of(&postgres, &redis, "failover = \"asynchronous\", standbys = [\"elsewhere\"]");
+    let gateway = Start::before(&upstream).config(&text).start().await;
+    assert_eq!(gateway.post("/pay", "key", "{}").await.slug(), "store-unavailable");
+    assert_eq!(gateway.post("/book", "key", "{}").await.status, 201, "the others have nothing to do with it");
+    let ready = gateway.admin("GET", "/readyz", &[], "").await;
+    assert!(ready.status == 503 && ready.text().contains("256 of 256 partitions have no view"), "{ready:?}");
+    assert_eq!(upstream.effects("key"), 1);
+}
