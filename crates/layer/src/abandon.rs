@@ -22,11 +22,13 @@ const BACKOFF: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::
 pub(crate) fn abandon_claim(engine: &Engine, id: RecordId, claim: &Claim) {
     let shared = Arc::clone(&engine.0);
     let claim_id = claim.facts().claim_id;
+    shared.pace.left_behind();
     engine.0.tracker.spawn(async move {
         let give_up = Instant::now() + TRIES_FOR;
         let mut backoff = *BACKOFF.start();
         let mut absent = false;
         loop {
+            sleep(shared.pace.free(Instant::now())).await;
             match free(&*shared.store, id, claim_id).await {
                 Ok(Freed::Settled) => return,
                 // One that is on its way yet is not there at the first look.

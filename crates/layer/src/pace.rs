@@ -3,8 +3,9 @@
 //! Whoever was refused comes back on top of those who come anyway, and in the first seconds there are more of them than a
 //! store and an upstream may bear that were sized for what comes. So claims take turns for a while, a tenth more in a second
 //! than there were before (generic cell rate algorithm, ITU-T I.371): one that comes early waits, at most
-//! [`WAIT_MAX`], and one that would wait longer is refused once more. Claims that were never used are freed without: a
-//! lease that ends before would leave an unknown outcome.
+//! [`WAIT_MAX`], and one that would wait longer is refused once more. Claims that were on their way when the store stopped it
+//! takes all at once when it goes on, so that the first turn comes after as many; they are freed in turn as well, but none waits
+//! longer than that: a lease that ends before would leave an unknown outcome.
 //!
 //! Nobody waits while the store does not answer, where hardly anybody was refused, or where this process has not seen for
 //! long enough what comes. After a while more and more go on, however many come: busier hours may have begun meanwhile.
@@ -33,6 +34,8 @@ const COUNTED_MIN: Duration = Duration::from_secs(1);
 /// Of so many seconds' claims, or fewer than that, nobody need be afraid.
 const NOTICED: f64 = 0.25;
 const NOTICED_MIN: f64 = 20.0;
+/// So long after somebody was refused the store has enough to do.
+const JUST: Duration = Duration::from_secs(5);
 /// It stays so as long as those who were refused take to go on beside the others, at least so long: nobody is told to wait
 /// longer than that.
 const STEADY_MIN: Duration = Duration::from_secs(30);
@@ -53,6 +56,8 @@ struct State {
     /// Refused since the store answered last, or so that others were answered between.
     refused: f64,
     refused_at: Option<Instant>,
+    /// Claims that the store may make once it goes on, and that nobody waits for.
+    left_behind: f64,
     /// The last one that asked was refused.
     is_out: bool,
     back: Option<Back>,
@@ -94,7 +99,12 @@ impl Pace {
             // Turns that were given stay so.
             let claims = state.back.as_ref().map_or(now, |back| back.claims);
             state.back = Some(Back { steady: now + take.clamp(STEADY_MIN, STEADY_MAX), claims });
+            let left_behind = state.left_behind;
+            if let Some((apart, back)) = state.taken_in_turns(now) {
+                back.claims = (claims.max(now) + apart.mul_f64(left_behind)).min(now + WAIT_MAX);
+            }
         }
+        state.left_behind = 0.0;
         match &state.back {
             Some(back) if now < back.steady + OVER => {}
             Some(_) => {
@@ -116,17 +126,43 @@ impl Pace {
         state.is_out = true;
     }
 
+    /// A claim that the store did not answer is given up.
+    pub(crate) fn left_behind(&self) {
+        self.lock().left_behind += 1.0;
+    }
+
+    /// Whether somebody was refused so lately that what can wait had better wait.
+    pub(crate) fn has_just_refused(&self, now: Instant) -> bool {
+        self.lock().refused_at.is_some_and(|at| now.saturating_duration_since(at) < JUST)
+    }
+
+    /// One that was never used takes its turn to be freed: after so long.
+    pub(crate) fn free(&self, now: Instant) -> Duration {
+        let mut state = self.lock();
+        let Some((apart, back)) = state.taken_in_turns(now) else { return Duration::ZERO };
+        let at = back.turn(now).min(now + WAIT_MAX);
+        back.claims = (at + apart).min(now + WAIT_MAX);
+        at.saturating_duration_since(now)
+    }
+
     /// A claim takes its turn: after so long, or not at all where too many are before it.
     pub(crate) fn claim(&self, now: Instant) -> Option<Duration> {
         let mut state = self.lock();
         let Some((apart, back)) = state.taken_in_turns(now) else { return Some(Duration::ZERO) };
-        let at = back.claims.max(now.checked_sub(AT_ONCE).unwrap_or(now));
+        let at = back.turn(now);
         let after = at.saturating_duration_since(now);
         if after > WAIT_MAX {
             return None;
         }
         back.claims = at + apart;
         Some(after)
+    }
+}
+
+impl Back {
+    /// When it is the next one's.
+    fn turn(&self, now: Instant) -> Instant {
+        self.claims.max(now.checked_sub(AT_ONCE).unwrap_or(now))
     }
 }
 
@@ -217,6 +253,36 @@ mod tests {
         let later = now + Duration::from_secs(3);
         assert_eq!(offered(&pace, later, RATE), (RATE, 0));
         assert_eq!(pace.claim(later + Duration::from_secs(2)), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn what_the_store_makes_of_claims_that_nobody_waits_for_and_what_frees_them_counts_as_turns() {
+        let (pace, now) = after(300);
+        (0..40).for_each(|_| pace.left_behind());
+        let turns: Vec<_> = (0..=40)
+            .map(|_| {
+                pace.answered(now);
+                pace.free(now)
+            })
+            .collect();
+        let apart = Duration::from_secs(1) / 112;
+        assert!((38 * apart..=42 * apart).contains(&turns[0]), "the first is after as many as were left: {turns:?}");
+        let last = turns[40] - turns[0];
+        assert!((38 * apart..=42 * apart).contains(&last), "they are freed one after the other: {turns:?}");
+        let within = offered(&pace, now, RATE).0;
+        assert!(within <= 112 - 75, "{within} claims go on beside them");
+    }
+
+    #[test]
+    fn however_many_are_to_be_freed_none_waits_longer_than_a_second_and_claims_go_on() {
+        let (pace, now) = after(300);
+        (0..10_000).for_each(|_| pace.left_behind());
+        pace.answered(now);
+        let longest = (0..10_000).map(|_| pace.free(now)).max();
+        assert_eq!(longest, Some(WAIT_MAX));
+        assert!(pace.claim(now).is_some() && pace.claim(now + MS * 20).is_some());
+        let (pace, now) = after(300);
+        assert_eq!(pace.free(now), Duration::ZERO, "nobody waits for a store that does not answer");
     }
 
     #[test]

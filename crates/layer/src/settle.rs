@@ -101,6 +101,13 @@ impl Engine {
         self.look_through(None, false).await.map(|_none| ())
     }
 
+    /// Whether requests were refused within the last seconds because the store does not answer, so that a look had better
+    /// wait: once it goes on it has the claims to make that were on their way, and each of them would be read.
+    #[must_use]
+    pub fn outage_is_recent(&self) -> bool {
+        self.0.pace.has_just_refused(Instant::now())
+    }
+
     async fn look_through(&self, only: Option<&str>, settles: bool) -> Result<u64, StoreError> {
         let mut look = Look { settles, ..Look::default() };
         let mut after = None;

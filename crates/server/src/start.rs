@@ -42,6 +42,8 @@ const CERTIFICATES_EVERY: Duration = Duration::from_secs(2);
 /// How often unknown outcomes are looked through.
 const SETTLE_EVERY: Duration = Duration::from_secs(5);
 /// Whose turn it is to settle them, of the gateways of a store; how long a dead one keeps it.
+/// A look is put off so often, one after the other, at most.
+const SETTLE_PUT_OFF_MAX: u32 = 6;
 const SETTLE_TURN: &str = "settle";
 const SETTLE_TURN_LASTS: Duration = Duration::from_secs(15);
 
@@ -447,8 +449,14 @@ impl Background {
 async fn settle(engine: Engine, store: Opened) {
     let mut tick = tokio::time::interval(SETTLE_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut put_off = 0;
     loop {
         tick.tick().await;
+        if put_off < SETTLE_PUT_OFF_MAX && engine.outage_is_recent() {
+            put_off += 1;
+            continue;
+        }
+        put_off = 0;
         let looked = match store.keep_turn(SETTLE_TURN, engine.session(), SETTLE_TURN_LASTS).await {
             Ok(true) => engine.settle_unattended().await,
             Ok(false) => engine.count_unattended().await.map(|()| 0),

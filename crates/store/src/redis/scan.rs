@@ -140,7 +140,7 @@ impl Places {
     async fn of(shared: &Shared, open: bool, from: u16) -> Result<Self, StoreError> {
         if open {
             let counts = super::upkeep::count_open(shared, from).await?;
-            return Ok(Self::Open(counts.into_iter().filter(|(_, count)| *count > 0).map(|(at, _)| at).collect()));
+            return Ok(Self::Open(counts.into_iter().map(|(partition, _)| partition).collect()));
         }
         if !shared.side.address().is_cluster() {
             return Ok(Self::One);

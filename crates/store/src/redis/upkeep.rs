@@ -33,8 +33,10 @@ const TICK: Duration = Duration::from_secs(1);
 const UNWRITTEN: Duration = Duration::from_millis(1_500);
 /// How many markers are on their way at a time.
 const MARKS_AT_ONCE: usize = 64;
-/// How often records in flight are counted.
+/// How often records in flight are counted, in ticks.
 const COUNT_OPEN: u32 = 5;
+/// Of how many partitions it is asked at a time whether any has records in flight.
+const EXIST_AT_ONCE: usize = 16;
 /// From this share of the server's memory on it is told.
 const MEMORY_SHORT: f64 = 0.8;
 
@@ -127,9 +129,15 @@ pub(super) async fn tick(shared: Arc<Shared>) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first is at once, and was at the start.
     ticks.tick().await;
-    for round in 0_u32.. {
+    let (mut uncounted, mut was_well) = (COUNT_OPEN, true);
+    loop {
         ticks.tick().await;
-        if let Err(error) = once(&shared, round.is_multiple_of(COUNT_OPEN)).await {
+        // Not in the first round after one that failed: then the servers have enough to do.
+        let counts = was_well && uncounted >= COUNT_OPEN;
+        let done = once(&shared, counts).await;
+        was_well = done.is_ok();
+        uncounted = if counts && was_well { 1 } else { uncounted.saturating_add(1) };
+        if let Err(error) = done {
             let source = error.source.as_ref().map(|source| format!(": {source}")).unwrap_or_default();
             shared.health.lock().concerns = vec![format!("Redis does not answer: {error}{source}")];
         }
@@ -463,17 +471,30 @@ fn look(shared: &Shared, infos: &[Info]) {
     state.figures = figures;
 }
 
-/// How many are in flight or unknown, by partition, from one on.
+/// How many are in flight or unknown, by partition, from one on, of those that have any. Mostly few have: first it is asked
+/// of some together whether there are such, but for a Cluster, where each partition has a slot of its own.
 pub(super) async fn count_open(shared: &Shared, from: u16) -> Result<Vec<(u16, u64)>, StoreError> {
-    let counts = key::partitions().filter(|partition| *partition >= from).map(|partition| async move {
-        let command = redis::cmd("SCARD").arg(key::open(partition)).take();
+    let mut some: Vec<u16> = key::partitions().filter(|partition| *partition >= from).collect();
+    if !shared.side.address().is_cluster() {
+        let groups: Vec<Vec<u16>> = some.chunks(EXIST_AT_ONCE).map(<[u16]>::to_vec).collect();
+        let exist = numbers(shared, "EXISTS", groups.clone()).await?;
+        some = groups.into_iter().zip(exist).filter(|(_, count)| *count > 0).flat_map(|(group, _)| group).collect();
+    }
+    let counts = numbers(shared, "SCARD", some.iter().map(|partition| vec![*partition]).collect()).await?;
+    Ok(some.into_iter().zip(counts).filter(|(_, count)| *count > 0).collect())
+}
+
+/// What a command says of the open sets of each group of partitions.
+async fn numbers(shared: &Shared, name: &str, groups: Vec<Vec<u16>>) -> Result<Vec<u64>, StoreError> {
+    let answers = groups.into_iter().map(|group| async move {
+        let command = redis::cmd(name).arg(group.into_iter().map(key::open).collect::<Vec<_>>()).take();
         match shared.side.call(&command).await.map_err(CallError::read)? {
-            Value::Int(count) => Ok((partition, u64::try_from(count).unwrap_or_default())),
+            Value::Int(count) => Ok(u64::try_from(count).unwrap_or_default()),
             _ => Err(StoreError::not_applied(Kind::Unavailable)),
         }
     });
-    let counts: Vec<Result<_, StoreError>> = stream::iter(counts).buffered(MARKS_AT_ONCE).collect().await;
-    counts.into_iter().collect()
+    let answers: Vec<Result<u64, StoreError>> = stream::iter(answers).buffered(MARKS_AT_ONCE).collect().await;
+    answers.into_iter().collect()
 }
 
 /// Counts what tenants take up, where that is asked for.
