@@ -1,6 +1,6 @@
 //! What Redis loses, seen from outside: keys that run again are told, and a route in quarantine runs none.
 
-use servers::{Redis, Sentinels};
+use servers::{Redis, Relay, Sentinels};
 
 use super::{
     redis::{config, url},
@@ -167,4 +167,100 @@ async fn a_failover_is_followed_and_told_and_what_the_replica_has_is_answered() 
         assert!(gateway.post(path, path, "{}").await.is_replay(), "{path}");
     }
     new_keys(&gateway, &upstream).await;
+}
+
+/// The partitions that one line says were lost, and from when to when, in microseconds.
+async fn told(gateway: &Gateway) -> (String, u64, u64) {
+    let log = gateway.says("Redis lost records").await;
+    let line = log.lines().find(|line| line.contains("Redis lost records")).unwrap();
+    let word = |name: &str| {
+        let (_, rest) = line.split_once(name).unwrap();
+        rest.split_whitespace().next().unwrap().trim_matches('"').to_owned()
+    };
+    (word("partitions="), word("from_us=").parse().unwrap(), word("to_us=").parse().unwrap())
+}
+
+/// The server's clock, in microseconds.
+fn time(server: &Redis) -> u64 {
+    let said = server.command(&["TIME"]).unwrap();
+    let (seconds, micros) = said.split_once('\n').unwrap();
+    seconds.trim().parse::<u64>().unwrap() * 1_000_000 + micros.trim().parse::<u64>().unwrap()
+}
+
+/// Goal: what a split does, and no more. The old primary is cut off with one gateway; its replica is promoted and serves the
+/// other; the network heals and the old primary becomes a replica. Keys that came to both sides meanwhile ran on both, where
+/// their route accepts that; what only the old side has is lost, and told; no other key runs twice, and a route in quarantine
+/// runs none.
+#[tokio::test]
+async fn two_primaries_at_a_time_run_a_key_once_each_and_what_the_demoted_one_took_is_told_as_lost() {
+    let (old, gate) = (Redis::start(&[]).unwrap(), Gate::shut());
+    let new = old.replica().unwrap();
+    let held = gate.clone();
+    let upstream = Upstream::start(move |received, before| match received.key() {
+        "held" => vec![Step::Until(held.clone()), charged(before).into()],
+        _ => vec![charged(before).into()],
+    })
+    .await;
+    let ways = [Relay::before(old.port()).unwrap(), Relay::before(old.port()).unwrap()];
+    let through = |way: &Relay| {
+        let url = old.url().replace(&old.port().to_string(), &way.port().to_string());
+        Start::before(&upstream).config(&config(&format!("url = \"{url}\""), ROUTES))
+    };
+    let (one, two) = (through(&ways[0]).start().await, through(&ways[1]).start().await);
+    both_answered(&one).await;
+    old.wait_for_replicas(1).unwrap();
+
+    // Split.
+    new.promote().unwrap();
+    ways[1].leads_to(new.port());
+    ways[1].cut();
+    is_told(&two, "between").await;
+    let split = time(&new);
+    let mut waiting = one.connect().await;
+    waiting.send(post("/open", "held", "{}")).await;
+    upstream.reached("held", 1).await;
+    for (key, on_new) in [("both", true), ("old-only", false)] {
+        assert_eq!(one.post("/open", key, "{}").await.status, 201);
+        if on_new {
+            assert_eq!(two.post("/open", key, "{}").await.status, 201, "each side takes it");
+            assert!(two.post("/open", key, "{}").await.is_replay() && one.post("/open", key, "{}").await.is_replay());
+        }
+    }
+    assert_eq!(one.post("/careful", "kept", "{}").await.status, 201);
+    assert_eq!(two.post("/careful", "kept", "{}").await.status, 503);
+    for gateway in [&one, &two] {
+        assert!(gateway.post("/open", "/open", "{}").await.is_replay(), "what was before is on both sides");
+    }
+    let healing = time(&new);
+    assert_eq!((upstream.effects("both"), upstream.effects("kept")), (2, 1));
+    assert!(metric(&one.metrics().await, LOSSES) < 0.5, "its server lost nothing yet");
+
+    // Healed.
+    old.replicate(&new).unwrap();
+    let refused = one.post("/open", "on-a-replica", "{}").await;
+    assert_eq!((refused.status, refused.slug().as_str()), (503, "store-unavailable"), "{refused:?}");
+    ways[0].leads_to(new.port());
+    ways[0].cut();
+    is_told(&one, "before").await;
+    let (partitions, from, to) = told(&one).await;
+    assert!(partitions == "0-255" && from <= split && healing <= to, "{partitions} {from} {to}, and {split} {healing}");
+    gate.open();
+    let answer = waiting.answer().await;
+    assert_eq!((answer.status, answer.header("idempotency-status")), (201, None), "{answer:?}");
+    for gateway in [&one, &two] {
+        let replay = gateway.post("/open", "held", "{}").await;
+        assert!(
+            replay.is_replay() && replay.text() == answer.text(),
+            "what ran over all of it has one answer: {replay:?}"
+        );
+        for key in ["both", "old-only", "/open"] {
+            assert_eq!(gateway.post("/open", key, "{}").await.status, 201);
+        }
+        for key in ["kept", "new"] {
+            assert_eq!(gateway.post("/careful", key, "{}").await.slug(), "store-unavailable");
+        }
+    }
+    let effects = ["both", "old-only", "held", "/open", "kept", "new", "on-a-replica"].map(|key| upstream.effects(key));
+    assert_eq!(effects, [2, 2, 1, 1, 1, 0, 0]);
+    assert!(metric(&two.metrics().await, LOSSES) < 1.5, "it lost nothing by that");
 }
