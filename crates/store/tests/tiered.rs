@@ -1,4 +1,4 @@
-//! Redis in front of PostgreSQL: every case of the list, and what hints may and may not do.
+//! Redis in front of PostgreSQL, or PostgreSQL as its fallback: every case of the list, and what hints may and may not do.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -20,7 +20,7 @@ use onceward_core::{
 use onceward_store::{
     Applied, Durabilities, Durability, Filter, Insert, Store, Write,
     circuit::Breaker,
-    conformance::{Database, MOVABLE_CLOCK, OnTiered, Servers, run_all},
+    conformance::{Database, MOVABLE_CLOCK, OnFallbackOfRedis, OnTiered, Servers, Stoppable, run_all},
     guarded::Guarded,
     postgres::{
         self, Postgres,
@@ -96,6 +96,22 @@ async fn tiered(database: Arc<dyn Store>, server: &servers::Redis) -> Tiered {
 fn in_front() -> Servers {
     let server = servers::Redis::start(&[]).unwrap();
     Servers { options: redis::Options::new(redis_address(&server)), keep: Box::new(server) }
+}
+
+#[test]
+fn every_case_of_the_list_holds_on_the_fallback_of_a_redis_that_stands_still() {
+    let first = || {
+        let server = Arc::new(servers::Redis::start(&[]).unwrap());
+        let options = redis::Options::new(redis_address(&server));
+        let stopped = Arc::clone(&server);
+        Stoppable {
+            servers: Servers { options, keep: Box::new(server) },
+            stop: Box::new(move || stopped.pause().unwrap()),
+        }
+    };
+    // Outside of any runtime.
+    server();
+    run_all(&OnFallbackOfRedis { database: Some(database), first: Some(first) }, 4);
 }
 
 #[test]

@@ -15,7 +15,7 @@
 //!
 //! `drive` a request's claim and a holder's or operator's step on any store · `script` the
 //! language of the rows and the checks made after each step · `rows` the rows · `races`, `content`,
-//! `faults` the cases in code · `postgres`, `redis`, `tiered` and `journaled` the stores across a network as subjects · `hooks` those that only the memory store can show, with its hooks
+//! `faults` the cases in code · `postgres`, `redis`, `fallback`, `tiered` and `journaled` the stores across a network as subjects · `hooks` those that only the memory store can show, with its hooks
 //!
 //! Not a stable interface: names and rows follow the guarantees.
 
@@ -37,6 +37,8 @@ use crate::Store;
 
 mod content;
 mod drive;
+#[cfg(all(feature = "postgres", feature = "redis"))]
+mod fallback;
 mod faults;
 mod hooks;
 #[cfg(all(feature = "embedded", feature = "postgres", feature = "redis"))]
@@ -52,6 +54,8 @@ mod subject;
 #[cfg(all(feature = "postgres", feature = "redis"))]
 mod tiered;
 
+#[cfg(all(feature = "postgres", feature = "redis"))]
+pub use self::fallback::{OnFallbackOfRedis, Stoppable};
 #[cfg(all(feature = "embedded", feature = "postgres", feature = "redis"))]
 pub use self::journaled::OnJournaled;
 #[cfg(feature = "postgres")]
@@ -221,6 +225,8 @@ pub fn subjects() -> Vec<Box<dyn Subject>> {
         Box::new(OnRedis { name: "redis-sentinel-watch", servers: None }),
         #[cfg(feature = "redis")]
         Box::new(OnRedis { name: "redis-cluster", servers: None }),
+        #[cfg(all(feature = "postgres", feature = "redis"))]
+        Box::new(OnFallbackOfRedis { database: None, first: None }),
         #[cfg(all(feature = "postgres", feature = "redis"))]
         Box::new(OnTiered { in_cache: false, database: None, servers: None }),
         #[cfg(all(feature = "postgres", feature = "redis"))]
