@@ -57,6 +57,18 @@ async fn what_was_flushed_is_noticed_by_the_next_step_which_writes_nothing_and_b
 }
 
 #[tokio::test]
+async fn a_flush_while_nobody_asks_is_told_as_one_loss_of_all_partitions() {
+    let server = Server::start(&[]).unwrap();
+    for strategy in BOTH {
+        let store = opened_by(&server, strategy).await;
+        server.command(&["FLUSHALL"]).unwrap();
+        until(async || store.stats().cache.is_some_and(|cache| cache.losses > 0)).await;
+        let cache = store.stats().cache.unwrap();
+        assert_eq!((cache.losses, cache.last[0].partitions), (1, 256), "{strategy:?}: {cache:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_restart_is_told_whether_or_not_anything_was_lost() {
     for persistent in [false, true] {
         let settings: &[(&str, &str)] =

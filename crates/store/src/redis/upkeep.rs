@@ -166,7 +166,17 @@ async fn once(shared: &Shared, counts: bool) -> Result<(), StoreError> {
     if marked.is_err() {
         partitions.iter().for_each(|partition| shared.health.touch(*partition));
     }
-    tell(shared, &servers, &marked?, false);
+    let mut marked = marked?;
+    // What one marker shows happened to others, too: it is told as one loss.
+    if marked.iter().any(|(partition, marked)| is_loss(shared, *partition, marked)) {
+        let rest: Vec<u16> = key::partitions().filter(|partition| !partitions.contains(partition)).collect();
+        match mark(shared, &servers, &rest).await {
+            Ok(more) => marked.extend(more),
+            Err(_) => rest.iter().for_each(|partition| shared.health.touch(*partition)),
+        }
+        marked.sort_unstable_by_key(|(partition, _)| *partition);
+    }
+    tell(shared, &servers, &marked, false);
     tell_evicted(shared, &servers);
     are_well(shared).await;
     drop(looking);
@@ -177,6 +187,11 @@ async fn once(shared: &Shared, counts: bool) -> Result<(), StoreError> {
         super::foreign::look(shared).await?;
     }
     Ok(())
+}
+
+/// Whether a marker shows that something was lost.
+fn is_loss(shared: &Shared, partition: u16, marked: &Marked) -> bool {
+    marked.found != Found::Known || shared.incarnations.is_other(partition, marked.epoch)
 }
 
 /// Asks once more, after markers were raised: where the servers are the same still, these tell up to when all is there.
