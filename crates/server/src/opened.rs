@@ -21,7 +21,10 @@ use onceward::{
 use onceward_core::record::SessionId;
 
 use crate::{
-    config::{Config, Database, PostgresStore, RedisStore, secret::Secret},
+    config::{
+        Config, Database, PostgresStore, RedisStore,
+        secret::{InstallSecret, Secret},
+    },
     journaling::Journaling,
     proxy,
     start::StartError,
@@ -32,7 +35,7 @@ const EMBEDDED_SWEPT_MAX: usize = 10_000;
 /// The same in a database: one transaction, which claims may have to wait for. Redis removes them itself.
 const SHARED_SWEPT_MAX: usize = 1_000;
 /// The name under which a store of several processes knows the hash of its install secret.
-const SECRET_ID: &str = "secret_id";
+pub(crate) const SECRET_ID: &str = "secret_id";
 
 /// A store of one of the kinds that can be chosen.
 #[derive(Clone, Debug)]
@@ -336,11 +339,15 @@ enum Remembers<'a> {
     Redis(&'a Redis),
 }
 
+/// The hash by which a store knows it.
+pub(crate) fn secret_id(secret: &InstallSecret) -> SecretId {
+    onceward::Secret::from_bytes(*secret.expose()).id()
+}
+
 /// Every process of a store makes record ids with the same secret, or none would find another's.
 async fn bind(config: &Config, store: Remembers<'_>) -> Result<(), StartError> {
-    let id = |secret: &crate::config::secret::InstallSecret| onceward::Secret::from_bytes(*secret.expose()).id();
-    let Some(ours) = config.identity.secret.as_ref().map(id) else { return Ok(()) };
-    let previous = config.identity.previous.as_ref().map(id);
+    let Some(ours) = config.identity.secret.as_ref().map(secret_id) else { return Ok(()) };
+    let previous = config.identity.previous.as_ref().map(secret_id);
     let failed = |source| StartError::System {
         what: "compare the install secret with the store's",
         source: io::Error::other(source),

@@ -208,7 +208,13 @@ pub async fn run(args: &ProxyArgs) -> Result<(), StartError> {
     let demo = if args.demo { Some(sample_api(&mut flags).await?) } else { None };
     let environment = Environment::of_process();
     let config = Config::load(args.config.as_deref(), &flags, &environment)?;
-    tracing::info!("requests through this process only are protected; point every client at it");
+    if config.store.is_shared() {
+        tracing::info!(
+            "requests through the gateways of this store only are protected; point every client at one of them"
+        );
+    } else {
+        tracing::info!("requests through this process only are protected; point every client at it");
+    }
 
     let metrics = install_metrics()?;
     let (store, concerns) = opened::open(&config, args.accept_loss).await?;

@@ -12,6 +12,7 @@ use super::Failure;
 use crate::{
     config::{Config, Environment, Flags},
     opened,
+    start::StartError,
 };
 
 /// Looks, and prints one line a finding.
@@ -30,12 +31,18 @@ pub(super) async fn run(file: &Path, is_json: bool) -> Result<(), Failure> {
         let (address, listen) = opened::addresses(said, "store.postgres")?;
         let of_database = postgres::doctor::examine(&address, listen.as_ref()).await;
         findings.extend(of_database.into_iter().map(named(config.store.is_tiered(), "PostgreSQL")));
+        let kept = postgres::doctor::remembered(&address, opened::SECRET_ID).await;
+        findings.extend(kept.and_then(|theirs| secret(&config, theirs)));
     }
     if let Some(said) = &config.store.redis {
         let routes = config.routes.iter().chain([&config.default_route]);
         let retention = routes.map(|route| route.retention).max().unwrap_or_default();
         let of_redis = redis::doctor::examine(&opened::redis_address(said)?, said.strategy, retention).await;
         findings.extend(of_redis.into_iter().map(named(config.store.is_tiered(), "Redis")));
+        if !config.store.is_tiered() {
+            let kept = redis::doctor::remembered(&opened::redis_address(said)?, opened::SECRET_ID).await;
+            findings.extend(kept.and_then(|theirs| secret(&config, theirs)));
+        }
     }
     if let Some(said) = &config.store.fallback {
         let (address, listen) = opened::addresses(said, "store.fallback")?;
@@ -54,6 +61,21 @@ pub(super) async fn run(file: &Path, is_json: bool) -> Result<(), Failure> {
         return Err(Failure::not_well("the server is not fit for the store"));
     }
     Ok(())
+}
+
+/// Whether the records there, if any, were made with the secret of the configuration; `theirs` is what the store knows it by.
+fn secret(config: &Config, theirs: Option<String>) -> Option<Finding> {
+    let ours = opened::secret_id(config.identity.secret.as_ref()?);
+    let previous = config.identity.previous.as_ref().map(opened::secret_id);
+    let (grade, said) = match theirs {
+        None => (Grade::Well, "no gateway has been here".to_owned()),
+        Some(theirs) if theirs == ours.to_string() => (Grade::Well, "that of the records there".to_owned()),
+        Some(theirs) if previous.is_some_and(|previous| theirs == previous.to_string()) => {
+            (Grade::Well, "the records there were made with the previous one".to_owned())
+        }
+        Some(theirs) => (Grade::Bad, StartError::Foreign { theirs, ours: ours.to_string() }.to_string()),
+    };
+    Some(Finding { what: "secret", grade, said })
 }
 
 /// Says of which server something is, where there are two.

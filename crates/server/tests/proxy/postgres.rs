@@ -224,7 +224,10 @@ async fn the_doctor_tells_what_is_not_well_and_how_to_mend_it() {
     {
         assert!(said.contains(&format!("ok   {well}: ")), "{well}: {said}");
     }
-    assert!(said.contains("warn standbys: "), "{said}");
+    assert!(said.contains("warn standbys: ") && said.contains("ok   secret: no gateway has been here"), "{said}");
+    server.psql("keys", "INSERT INTO onceward.meta (name, value) VALUES ('secret_id', 'another')").unwrap();
+    let (_, said) = look(&url, &url).await;
+    assert!(said.contains("BAD  secret: ") && said.contains("another install secret"), "{said}");
     let (_, said) = look(&bouncer.url("keys"), &bouncer.url("keys")).await;
     assert!(
         said.contains("ok   schema") && said.contains("warn notifications: ") && said.contains("listen_url"),

@@ -3,15 +3,19 @@
 use servers::Redis;
 
 use super::{
-    redis::config,
-    support::{onceward, output},
+    redis::{config, secret, url as named},
+    support::{Start, Upstream, onceward, output},
 };
 
 pub(super) async fn look(url: &str) -> (Option<i32>, String) {
+    look_with(url, |config| config).await
+}
+
+async fn look_with(url: &str, change: impl FnOnce(String) -> String) -> (Option<i32>, String) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("onceward.toml");
     let upstream = "\n[[upstream]]\nname = \"api\"\nurl = \"http://127.0.0.1:9\"\n";
-    std::fs::write(&file, config(&format!("url = \"{url}\""), upstream)).unwrap();
+    std::fs::write(&file, change(config(&format!("url = \"{url}\""), upstream))).unwrap();
     let mut command = onceward();
     command.args(["doctor", "--config"]).arg(&file);
     let done = output(command).await;
@@ -60,4 +64,26 @@ async fn the_doctor_says_which_right_is_missing_and_the_access_list_that_is_ship
     }
     let (code, said) = look(&server.url_of("onceward", "wrong")).await;
     assert!(code == Some(1) && said.contains("BAD  connection: ") && said.contains("password"), "{said}");
+}
+
+#[tokio::test]
+async fn the_doctor_says_whether_the_records_were_made_with_this_secret_and_does_not_say_which() {
+    let (server, upstream) = (Redis::start(&[]).unwrap(), Upstream::charging().await);
+    let (_, said) = look(&server.url()).await;
+    assert!(said.contains("ok   secret: no gateway has been here"), "{said}");
+    let gateway = Start::before(&upstream).config(&config(&named(&server), "")).start().await;
+    let log = gateway.says("through the gateways of this store only").await;
+    assert!(!log.contains("through this process only"), "{log}");
+    let (code, said) = look(&server.url()).await;
+    assert!(code == Some(0) && said.contains("ok   secret: that of the records there"), "{said}");
+    let other = |config: String| config.replace(&secret(7), &secret(8));
+    let (code, said) = look_with(&server.url(), other).await;
+    assert!(code == Some(1) && said.contains("BAD  secret: ") && said.contains("another install secret"), "{said}");
+    assert!(!said.contains(&secret(7)) && !said.contains(&secret(8)), "{said}");
+    let both = |config| other(config).replace("[store]", &format!("previous = \"{}\"\n[store]", secret(7)));
+    let (code, said) = look_with(&server.url(), both).await;
+    assert!(
+        code == Some(0) && said.contains("ok   secret: the records there were made with the previous one"),
+        "{said}"
+    );
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::timeout;
-use tokio_postgres::{AsyncMessage, Client};
+use tokio_postgres::{AsyncMessage, Client, types::Type};
 
 use super::{
     address::Address,
@@ -40,6 +40,15 @@ pub async fn examine(address: &Address, listen: Option<&Address>) -> Vec<Finding
     }
     notifications(&client, listen.unwrap_or(address), &mut findings).await;
     findings.0
+}
+
+/// What is kept under `name` for every process of the store, if anything; `None` where that cannot be told.
+pub async fn remembered(address: &Address, name: &str) -> Option<Option<String>> {
+    let (client, connection) = address.connect(|_| ()).await.ok()?;
+    tokio::spawn(connection);
+    let sql = "SELECT value FROM onceward.meta WHERE name = $1";
+    let rows = client.query_typed(sql, &[(&name, Type::TEXT)]).await.ok()?;
+    Some(rows.first().map(|row| row.get(0)))
 }
 
 const SERVER: &str = "SELECT current_setting('server_version_num')::int, current_setting('server_version'), \

@@ -77,6 +77,16 @@ pub async fn examine(address: &Address, strategy: Strategy, retention: Duration)
     findings.0
 }
 
+/// What is kept under `name` for every process of the store, if anything; `None` where that cannot be told.
+pub async fn remembered(address: &Address, name: &str) -> Option<Option<String>> {
+    let kept = Link::new(address, DEADLINE, None).call(redis::cmd("HGET").arg(key::META).arg(name)).await;
+    match kept {
+        Ok(Value::BulkString(kept)) => Some(Some(String::from_utf8_lossy(&kept).into_owned())),
+        Ok(_) => Some(None),
+        Err(_) => None,
+    }
+}
+
 fn in_words(error: &StoreError) -> String {
     match &error.source {
         Some(source) => source.to_string(),
