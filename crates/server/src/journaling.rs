@@ -53,11 +53,8 @@ impl Journaling {
         // Each session draws its own.
         let session =
             Options { session: SessionId::default(), partitions: PARTITIONS, deadline: config.store.deadline };
-        let (front, journal) = (Arc::new(redis.front()), Arc::new(database.journal(options)));
-        let (redis, database) = (Arc::clone(redis) as _, Arc::clone(database) as _);
-        let started = JournaledStore::start(session, front, journal, Arc::clone(&spool) as _, left, redis, database);
-        let failed = |source| StartError::System { what: "begin a session", source: io::Error::other(source) };
-        let store = Arc::new(started.map_err(failed)?);
+        let opened = JournaledStore::open(session, redis, database, options, Arc::clone(&spool), left).await;
+        let store = Arc::new(opened.map_err(|source| StartError::Journal(Box::new(source)))?);
         if !store.is_ready(READY_WITHIN).await {
             let Serves { in_force, of, .. } = store.serves();
             tracing::warn!(

@@ -11,7 +11,11 @@ use std::{
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use onceward::{
     Engine, Layer,
-    store::{Store, embedded, journaled::SpoolError, postgres, redis},
+    store::{
+        Store, embedded,
+        journaled::{self, SpoolError},
+        postgres, redis,
+    },
 };
 use tokio::net::TcpListener;
 use tower::Layer as _;
@@ -94,6 +98,9 @@ pub enum StartError {
         #[source]
         source: Box<SpoolError>,
     },
+    /// Redis, the database and the spool are not such that routes may be journaled.
+    #[error("routes cannot be journaled")]
+    Journal(#[source] Box<journaled::OpenError>),
     /// The store in Postgres does not open.
     #[error("the store in Postgres does not open")]
     Postgres(#[source] postgres::OpenError),

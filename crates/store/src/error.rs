@@ -61,6 +61,15 @@ impl StoreError {
         Self { kind, applied: Applied::Unknown, source: None }
     }
 
+    /// With the failure underneath, in one line.
+    #[cfg(any(feature = "postgres", feature = "redis"))]
+    pub(crate) fn in_words(&self) -> String {
+        match &self.source {
+            Some(source) => format!("{self}: {source}"),
+            None => self.to_string(),
+        }
+    }
+
     /// The same with the failure underneath.
     #[must_use]
     pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {

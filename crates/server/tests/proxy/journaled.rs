@@ -12,7 +12,7 @@ use std::{
 use servers::{Postgres, Redis, postgres::PASSWORD};
 
 use super::{
-    postgres::database,
+    postgres::database_with,
     redis::{keys, secret},
     support::{Gateway, Start, Step, Upstream, answer as reply, soon, until},
 };
@@ -112,7 +112,8 @@ async fn answer(gateway: &Gateway, key: &str) -> Vec<u8> {
 // contract: route.durability, store.journal.failover, store.journal.member_timeout
 #[tokio::test]
 async fn a_journaled_route_keeps_its_answers_when_redis_is_emptied_and_leaves_the_others_where_they_are() {
-    let (postgres, redis, upstream) = (database().await, Redis::start(&[]).unwrap(), Upstream::charging().await);
+    let (postgres, redis, upstream) =
+        (database_with(&[("fsync", "on")]).await, Redis::start(&[]).unwrap(), Upstream::charging().await);
     let start = async || Start::before(&upstream).config(&config(&postgres, &redis)).start().await;
     let (one, two) = (start().await, start().await);
     let ready = async |gateway: &Gateway| gateway.admin("GET", "/readyz", &[], "").await;
@@ -159,7 +160,7 @@ async fn a_journaled_route_keeps_its_answers_when_redis_is_emptied_and_leaves_th
 #[tokio::test]
 async fn redis_the_database_and_a_gateway_are_killed_under_load_and_no_journaled_key_runs_twice() {
     let (mut postgres, mut redis, upstream) =
-        (database().await, Redis::start(&[]).unwrap(), Upstream::charging().await);
+        (database_with(&[("fsync", "on")]).await, Redis::start(&[]).unwrap(), Upstream::charging().await);
     let start = async |postgres, redis| Start::before(&upstream).config(&config(postgres, redis)).start().await;
     let stays = Arc::new(start(&postgres, &redis).await);
     let mut goes = start(&postgres, &redis).await;
@@ -194,7 +195,7 @@ async fn redis_the_database_and_a_gateway_are_killed_under_load_and_no_journaled
 #[tokio::test]
 async fn a_spool_that_is_full_refuses_new_keys_and_has_room_again_once_the_database_is_back() {
     const BODY_BYTES: usize = 900_000;
-    let (mut postgres, redis) = (database().await, Redis::start(&[]).unwrap());
+    let (mut postgres, redis) = (database_with(&[("fsync", "on")]).await, Redis::start(&[]).unwrap());
     let upstream = Upstream::start(|_, _| vec![Step::Send(reply(201, &[], vec![b'x'; BODY_BYTES]))]).await;
     let text = config_of(&postgres, &redis, &format!("{NO_FAILOVER}, spool = \"64MiB\""));
     let gateway = Start::before(&upstream).config(&text).start().await;
@@ -225,7 +226,8 @@ async fn a_spool_that_is_full_refuses_new_keys_and_has_room_again_once_the_datab
 // contract: store.journal.standbys
 #[tokio::test]
 async fn while_a_standby_that_may_take_over_is_away_nothing_is_claimed_and_readyz_says_so() {
-    let (postgres, redis, upstream) = (database().await, Redis::start(&[]).unwrap(), Upstream::charging().await);
+    let (postgres, redis, upstream) =
+        (database_with(&[("fsync", "on")]).await, Redis::start(&[]).unwrap(), Upstream::charging().await);
     let text = config_of(&postgres, &redis, "failover = \"asynchronous\", standbys = [\"elsewhere\"]");
     let gateway = Start::before(&upstream).config(&text).start().await;
     assert_eq!(gateway.post("/pay", "key", "{}").await.slug(), "store-unavailable");

@@ -25,7 +25,12 @@ fn config(url: &str, listen: &str, more: &str) -> String {
 
 /// A database with the schema, as an operator makes it.
 pub(super) async fn database() -> Postgres {
-    let server = Postgres::start(&[]).unwrap();
+    database_with(&[]).await
+}
+
+/// The same on a server with these settings.
+pub(super) async fn database_with(settings: &[(&str, &str)]) -> Postgres {
+    let server = Postgres::start(settings).unwrap();
     server.create_database("keys").unwrap();
     migrate(&server, &[]).await;
     server

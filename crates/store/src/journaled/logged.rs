@@ -24,9 +24,13 @@ use tokio::{
 use super::{Fact, Left, Place, Spool, begun::Begun};
 use crate::{
     Answer, Kind, StoreError,
-    log::{self, AppendError, Folder, Frame, LockError, LockFile, Log, NotWritten, OpenError, Outcome, Position},
+    log::{
+        self, AppendError, Disk as _, Folder, Frame, LockError, LockFile, Log, NotWritten, OpenError, Outcome, Position,
+    },
 };
 
+/// Names the journal that the facts are for.
+const JOURNAL: &str = "onceward.journal";
 /// A session's id, before a record.
 const SESSION_BYTES: usize = 16;
 
@@ -52,9 +56,12 @@ pub enum SpoolError {
     /// Another process has it.
     #[error("the spool is in use")]
     Locked(#[from] LockError),
-    /// It is damaged, of a newer version, or something else. What it held may be in Redis still: a session that is
-    /// retired through it leaves nothing behind.
-    #[error("the spool cannot be opened")]
+    /// It is damaged, of a newer version, or something else.
+    #[error(
+        "the spool cannot be opened: {0}. Where its disk cannot be mended, put its folder aside and start without: what it \
+         held is in Redis too, and others end its sessions through that. Where that Redis is lost as well, claims wait \
+         until this spool is back"
+    )]
     Open(#[from] OpenError),
     /// The folder or a thread could not be made.
     #[error("the spool in {folder} cannot be written")]
@@ -87,6 +94,7 @@ pub struct LogSpool {
     waiting: Arc<AtomicUsize>,
     room: Arc<Notify>,
     begun: Arc<Begun>,
+    disk: Arc<Folder>,
     folder: String,
     lock: LockFile,
 }
@@ -115,7 +123,7 @@ impl LogSpool {
         let mut entries = Vec::new();
         let disk = Arc::new(Folder::open(folder).map_err(failed)?);
         let opened = Log::<Ticket>::open(Arc::<Folder>::clone(&disk), options, &mut |entry| entries.push(entry))?;
-        let begun = Arc::new(Begun::of(disk, opened.id()));
+        let begun = Arc::new(Begun::of(Arc::clone(&disk), opened.id()));
         let (waiting, room) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
         let kept = Arc::new(Mutex::new(BTreeMap::<u32, usize>::new()));
         let (counts, freed) = (Arc::clone(&kept), Arc::clone(&room));
@@ -144,7 +152,7 @@ impl LogSpool {
         };
         // Nothing here is decided by time.
         let log = opened.start(Arc::new(|| 0), Arc::clone(&waiting), Box::new(sink)).map_err(failed)?;
-        let spool = Self { log, kept, waiting, room, begun, folder: folder.display().to_string(), lock };
+        let spool = Self { log, kept, waiting, room, begun, disk, folder: folder.display().to_string(), lock };
         let mut left: Vec<Left> = Vec::new();
         for entry in entries {
             let len = u32::try_from(entry.len).unwrap_or(u32::MAX);
@@ -177,6 +185,35 @@ impl LogSpool {
     /// Where it cannot be written.
     pub fn set_admin(&self, address: &str) -> io::Result<()> {
         self.lock.set_admin(address)
+    }
+
+    /// Its folder.
+    #[must_use]
+    pub fn folder(&self) -> &str {
+        &self.folder
+    }
+
+    /// The journal that its facts are for, where that was said.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn journal(&self) -> io::Result<Option<String>> {
+        match fs::read_to_string(self.disk.path().join(JOURNAL)) {
+            Ok(id) => Ok(Some(id)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// From here on its facts are for this journal.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn belongs_to(&self, journal: &str) -> io::Result<()> {
+        let new = format!("{JOURNAL}.new");
+        self.disk.create(&new)?.write_synced_at(journal.as_bytes(), 0)?;
+        self.disk.rename(&new, JOURNAL)?;
+        self.disk.sync_folder()
     }
 
     fn kept(&self) -> std::sync::MutexGuard<'_, BTreeMap<u32, usize>> {

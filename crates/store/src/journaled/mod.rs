@@ -15,7 +15,7 @@
 //! [`fact`](Fact) what is shipped, [`front`](Front) and [`journal`](Journal) what is asked of Redis and of the database;
 //! `guard` who is inside a view, `shipments` what the journal may not have yet, `spool`, `logged` and `begun` where that is on the
 //! disk, `owed` outcomes whose fate is unknown, `views` how views change, `retire` how a session ends, `predecessor` how one
-//! ends whose process is gone.
+//! ends whose process is gone, `open` what is looked at before the first begins.
 
 #[cfg(feature = "embedded")]
 mod begun;
@@ -25,6 +25,8 @@ mod guard;
 mod journal;
 #[cfg(feature = "embedded")]
 mod logged;
+#[cfg(all(feature = "embedded", feature = "postgres", feature = "redis"))]
+mod open;
 mod owed;
 mod predecessor;
 mod retire;
@@ -56,6 +58,8 @@ use tokio::{
 
 #[cfg(feature = "embedded")]
 pub use self::logged::{LogSpool, SpoolError, SpoolOptions};
+#[cfg(all(feature = "embedded", feature = "postgres", feature = "redis"))]
+pub use self::open::OpenError;
 pub use self::{
     fact::{Fact, Order, is_released, merged, released},
     front::{At, Dirty, Front, Incarnation, Install, Row, Sight, Stepped, View, What},

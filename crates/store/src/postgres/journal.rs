@@ -39,6 +39,22 @@ const READERS: usize = 2;
 /// The most rows that are read at a time.
 const ROWS_MAX: usize = 1_000;
 
+const LOOK: &str = "SELECT * FROM onceward.journal_look($1, $2, $3, $4, $5, $6)";
+const JOIN: &str = "SELECT * FROM onceward.journal_join($1, $2)";
+const SHIP: &str = "SELECT * FROM onceward.journal_ship($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+const ROW: &str = "SELECT * FROM onceward.journal_row($1, $2, $3, $4)";
+const ROWS: &str = "SELECT * FROM onceward.journal_rows($1, $2, $3, $4, $5)";
+const LIST: &str = "SELECT * FROM onceward.journal_list($1, $2)";
+const OPEN: &str = "SELECT * FROM onceward.journal_open($1, $2, $3, $4, $5, $6, $7, $8)";
+const ACKNOWLEDGE: &str = "SELECT * FROM onceward.journal_acknowledge($1, $2, $3, $4, $5)";
+const AGREED: &str = "SELECT * FROM onceward.journal_agreed($1, $2, $3, $4, $5, $6, $7)";
+const ACTIVATE: &str = "SELECT * FROM onceward.journal_activate($1, $2, $3, $4, $5, $6, $7)";
+const LEAVE: &str = "SELECT * FROM onceward.journal_leave($1, $2)";
+const RETIRE: &str = "SELECT * FROM onceward.journal_retire($1, $2, $3)";
+const DRAIN: &str = "SELECT * FROM onceward.journal_drain($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
+const RETIRED: &str = "SELECT * FROM onceward.journal_retired($1, $2, $3, $4, $5, $6)";
+const POSITION: &str = "SELECT onceward.journal_position($1)";
+
 /// What may take the database's place, and so which of its commits may be lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -120,33 +136,25 @@ impl PostgresJournal {
     }
 
     /// A call that changes something.
-    async fn change(&self, function: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Answered>, StoreError> {
-        self.views.write(&call(function, parameters.len()), parameters).await.map_err(|failed| failed.error)
+    async fn change(&self, sql: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Answered>, StoreError> {
+        self.views.write(sql, parameters).await.map_err(|failed| failed.error)
     }
 
-    async fn read(&self, function: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Answered>, StoreError> {
-        self.reader().read(&call(function, parameters.len()), parameters).await
+    pub(super) async fn read(&self, sql: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Answered>, StoreError> {
+        self.reader().read(sql, parameters).await
     }
 
     /// A call that writes facts, and where the log is once it has committed.
     async fn put(
         &self,
-        function: &str,
+        sql: &str,
         timeline: Timeline,
         parameters: &[Parameter<'_>],
     ) -> Result<Option<Mark>, StoreError> {
         let timeline = signed(timeline);
         let position: [Parameter<'_>; 1] = [(&timeline, Type::INT8)];
-        let (put, then) = self
-            .ships
-            .write_then(
-                &call(function, parameters.len()),
-                parameters,
-                "SELECT onceward.journal_position($1)",
-                &position,
-            )
-            .await
-            .map_err(|failed| failed.error)?;
+        let (put, then) =
+            self.ships.write_then(sql, parameters, POSITION, &position).await.map_err(|failed| failed.error)?;
         if !first::<bool>(&put)? {
             return Ok(None);
         }
@@ -156,7 +164,12 @@ impl PostgresJournal {
         position.and_then(|position| u64::try_from(position).ok()).map(Some).ok_or_else(elsewhere)
     }
 
-    /// What may take over, as the functions have it.
+    /// What may take over.
+    pub(super) fn may_take_over(&self) -> &Failover {
+        &self.options.failover
+    }
+
+    /// The same as the functions have it.
     fn failover(&self) -> (&'static str, &[String]) {
         match &self.options.failover {
             Failover::None => ("none", &[]),
@@ -177,7 +190,7 @@ impl PostgresJournal {
     /// A call about views that all have acknowledged, on the lane that fits it.
     async fn of_agreed(
         &self,
-        function: &str,
+        sql: &str,
         timeline: Timeline,
         views: &[(u16, View)],
         changes: bool,
@@ -196,7 +209,7 @@ impl PostgresJournal {
             (&standbys as _, Type::TEXT_ARRAY),
             (&known as _, Type::INT8),
         ];
-        if changes { self.change(function, &parameters).await } else { self.read(function, &parameters).await }
+        if changes { self.change(sql, &parameters).await } else { self.read(sql, &parameters).await }
     }
 }
 
@@ -214,7 +227,7 @@ impl Journal for PostgresJournal {
                 (&known_on, Type::INT8),
                 (&known, Type::INT8),
             ];
-            let rows = self.change("journal_look", &parameters).await?;
+            let rows = self.change(LOOK, &parameters).await?;
             let seen = snapshot(rows.first().ok_or_else(foreign)?)?;
             self.know(seen.timeline, seen.kept);
             Ok(seen)
@@ -225,7 +238,7 @@ impl Journal for PostgresJournal {
         Box::pin(async move {
             let (session, timeline) = (session.0.as_slice(), signed(timeline));
             let parameters: [Parameter<'_>; 2] = [(&session, Type::BYTEA), (&timeline, Type::INT8)];
-            first(&self.change("journal_join", &parameters).await?)
+            first(&self.change(JOIN, &parameters).await?)
         })
     }
 
@@ -234,7 +247,7 @@ impl Journal for PostgresJournal {
             let (facts, session, of) = (Facts::of(facts), session.0.as_slice(), signed(timeline));
             let mut parameters: Vec<Parameter<'_>> = vec![(&session, Type::BYTEA), (&of, Type::INT8)];
             parameters.extend(facts.parameters());
-            self.put("journal_ship", timeline, &parameters).await
+            self.put(SHIP, timeline, &parameters).await
         })
     }
 
@@ -244,7 +257,7 @@ impl Journal for PostgresJournal {
             let id = id.0.as_slice();
             let parameters: [Parameter<'_>; 4] =
                 [(&partition, Type::INT2), (&number, Type::INT8), (&tag, Type::INT8), (&id, Type::BYTEA)];
-            let rows = self.read("journal_row", &parameters).await?;
+            let rows = self.read(ROW, &parameters).await?;
             let row = rows.first().ok_or_else(foreign)?;
             if !column::<bool>(row, 0)? {
                 return Ok(None);
@@ -266,7 +279,7 @@ impl Journal for PostgresJournal {
                 (&after, Type::BYTEA),
                 (&rows_max, Type::INT8),
             ];
-            let rows = self.read("journal_rows", &parameters).await?;
+            let rows = self.read(ROWS, &parameters).await?;
             if !first::<bool>(&rows)? {
                 return Ok(None);
             }
@@ -279,7 +292,7 @@ impl Journal for PostgresJournal {
             let after = after.as_ref().map_or(&[][..], |id| &id.0);
             let rows_max = big(limit.min(ROWS_MAX) as u64);
             let parameters: [Parameter<'_>; 2] = [(&after, Type::BYTEA), (&rows_max, Type::INT8)];
-            let rows = self.read("journal_list", &parameters).await?;
+            let rows = self.read(LIST, &parameters).await?;
             Ok((facts(&rows)?, Micros(unsigned(first(&rows)?)?)))
         })
     }
@@ -302,7 +315,7 @@ impl Journal for PostgresJournal {
                 (&above, Type::INT8_ARRAY),
                 (&incarnations, Type::BYTEA_ARRAY),
             ];
-            let opened: i64 = first(&self.change("journal_open", &parameters).await?)?;
+            let opened: i64 = first(&self.change(OPEN, &parameters).await?)?;
             Ok(usize::try_from(opened).unwrap_or_default())
         })
     }
@@ -319,26 +332,26 @@ impl Journal for PostgresJournal {
             let [partition, number, tag] = views.parameters();
             let parameters: [Parameter<'_>; 5] =
                 [(&session, Type::BYTEA), (&timeline, Type::INT8), partition, number, tag];
-            partitions(&self.change("journal_acknowledge", &parameters).await?)
+            partitions(&self.change(ACKNOWLEDGE, &parameters).await?)
         })
     }
 
     fn agreed<'a>(&'a self, timeline: Timeline, views: &'a [(u16, View)]) -> Answer<'a, Vec<(u16, Install)>> {
         Box::pin(async move {
-            let rows = self.of_agreed("journal_agreed", timeline, views, false).await?;
+            let rows = self.of_agreed(AGREED, timeline, views, false).await?;
             rows.iter().map(install).collect()
         })
     }
 
     fn activate<'a>(&'a self, timeline: Timeline, views: &'a [(u16, View)]) -> Answer<'a, Vec<u16>> {
-        Box::pin(async move { partitions(&self.of_agreed("journal_activate", timeline, views, true).await?) })
+        Box::pin(async move { partitions(&self.of_agreed(ACTIVATE, timeline, views, true).await?) })
     }
 
     fn leave(&self, session: SessionId, timeline: Timeline) -> Answer<'_, bool> {
         Box::pin(async move {
             let (session, timeline) = (session.0.as_slice(), signed(timeline));
             let parameters: [Parameter<'_>; 2] = [(&session, Type::BYTEA), (&timeline, Type::INT8)];
-            first(&self.change("journal_leave", &parameters).await?)
+            first(&self.change(LEAVE, &parameters).await?)
         })
     }
 
@@ -346,7 +359,7 @@ impl Journal for PostgresJournal {
         Box::pin(async move {
             let (by, target, timeline) = (by.0.as_slice(), target.0.as_slice(), signed(timeline));
             let parameters: [Parameter<'_>; 3] = [(&by, Type::BYTEA), (&target, Type::BYTEA), (&timeline, Type::INT8)];
-            let rows = self.change("journal_retire", &parameters).await?;
+            let rows = self.change(RETIRE, &parameters).await?;
             rows.first().map(last_active).transpose()
         })
     }
@@ -372,7 +385,7 @@ impl Journal for PostgresJournal {
                 (&incarnation, Type::BYTEA),
             ];
             parameters.extend(facts.parameters());
-            self.put("journal_drain", timeline, &parameters).await
+            self.put(DRAIN, timeline, &parameters).await
         })
     }
 
@@ -390,7 +403,7 @@ impl Journal for PostgresJournal {
                 tag,
                 (&incarnations, Type::BYTEA_ARRAY),
             ];
-            first(&self.change("journal_retired", &parameters).await?)
+            first(&self.change(RETIRED, &parameters).await?)
         })
     }
 }
@@ -419,17 +432,12 @@ impl Views {
     }
 }
 
-fn call(function: &str, parameters: usize) -> String {
-    let places: Vec<String> = (1..=parameters).map(|at| format!("${at}")).collect();
-    format!("SELECT * FROM onceward.{function}({})", places.join(", "))
-}
-
 /// The same 64 bits.
 fn signed(bits: u64) -> i64 {
     bits.cast_signed()
 }
 
-fn column<'a, T: FromSql<'a>>(row: &'a Answered, at: usize) -> Result<T, StoreError> {
+pub(super) fn column<'a, T: FromSql<'a>>(row: &'a Answered, at: usize) -> Result<T, StoreError> {
     row.try_get(at).map_err(|error| foreign().because(error))
 }
 
@@ -526,7 +534,7 @@ fn last_active(row: &Answered) -> Result<Vec<LastActive>, StoreError> {
 }
 
 /// An answer that the functions never give.
-fn foreign() -> StoreError {
+pub(super) fn foreign() -> StoreError {
     let said = "a function of the journal answers otherwise than this program's: run `onceward migrate`";
     StoreError::unknown(Kind::Unavailable).because(Failure::said(said))
 }

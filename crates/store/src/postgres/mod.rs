@@ -20,13 +20,14 @@
 //! is fit, [`compensation`] what undoes effects whose records failed; `lane` a connection,
 //! `batch` many writes in one call, `step` the calls, `row` records as columns, `waiting` waiters, `upkeep` the clock,
 //! counts and concerns, `figures` what tenants take up,
-//! `effects` what an upstream wrote down; `journal` the journal of durability `journaled`, `fact` what is shipped to it as
+//! `effects` what an upstream wrote down; `journal` the journal of durability `journaled`, `durable` whether a server may keep it, `fact` what is shipped to it as
 //! columns.
 
 pub mod address;
 mod batch;
 pub mod compensation;
 pub mod doctor;
+mod durable;
 mod effects;
 mod error;
 mod fact;
@@ -57,6 +58,7 @@ use tokio_postgres::types::Type;
 
 use self::{address::Address, batch::Batcher, lane::Lane, migrate::SchemaError, row::big};
 pub use self::{
+    durable::NotDurable,
     effects::PostgresEffects,
     error::Failure,
     journal::{Failover, JournalOptions, PostgresJournal},
@@ -108,15 +110,8 @@ pub enum OpenError {
     #[error(transparent)]
     Schema(#[from] SchemaError),
     /// The server cannot be used as a store.
-    #[error("the database cannot be used: {}", with_source(.0))]
+    #[error("the database cannot be used: {}", .0.in_words())]
     Unfit(#[source] StoreError),
-}
-
-fn with_source(error: &StoreError) -> String {
-    match &error.source {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
 }
 
 /// A store in a PostgreSQL database. What it does in the background ends with it.

@@ -79,7 +79,12 @@ use self::{
     upkeep::Health,
     watch::Watching,
 };
-pub use self::{error::Failure, front::JournaledFront, hints::AsOf, replicas::Wait};
+pub use self::{
+    error::Failure,
+    front::{JournaledFront, Unfit},
+    hints::AsOf,
+    replicas::Wait,
+};
 use crate::{
     Answer, Cache, Filter, HearsForgotten, Insert, Kind, Page, RULES_BYTES_MAX, Read, Stats, Store, StoreError, Swept,
     Usage, Watch, Write,
@@ -164,15 +169,8 @@ impl Options {
 
 /// Why the store cannot be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("Redis cannot be used as a store: {}", with_source(.0))]
+#[error("Redis cannot be used as a store: {}", .0.in_words())]
 pub struct OpenError(StoreError);
-
-fn with_source(error: &StoreError) -> String {
-    match &error.source {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
-}
 
 /// A store in Redis. What it does in the background ends with it.
 pub struct Redis {

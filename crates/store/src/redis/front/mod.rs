@@ -12,9 +12,10 @@
 //! Those who wait are told as in `cache`, on the record's channel, of replacements and releases. What is merged is told
 //! nobody: they look again each second.
 //!
-//! `scripts` the scripts' text, `bytes` a record as it lies here.
+//! `scripts` the scripts' text, `bytes` a record as it lies here, `fit` whether servers may be used.
 
 mod bytes;
+mod fit;
 mod scripts;
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
@@ -27,6 +28,7 @@ use onceward_core::{
 };
 use redis::Value;
 
+pub use self::fit::Unfit;
 use self::scripts::Scripts;
 use super::{
     Redis, Shared,
