@@ -11,6 +11,8 @@ use crate::{redis::incarnation, run::Fleet, world::World};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     Flush,
+    /// Redis loses who may claim, and nothing else.
+    ForgetSessions,
     RestartEmpty,
     /// The replica takes over as far as it has got; the old primary goes on for those who still follow it.
     Promote,
@@ -24,8 +26,9 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Flush,
+        Self::ForgetSessions,
         Self::RestartEmpty,
         Self::Promote,
         Self::RedisDown,
@@ -51,6 +54,11 @@ impl Fault {
                 let inner = &mut *world.lock();
                 let at = primary(&inner.servers);
                 inner.servers[at].empty();
+            }
+            Self::ForgetSessions => {
+                let inner = &mut *world.lock();
+                let at = primary(&inner.servers);
+                inner.servers[at].forget_sessions();
             }
             Self::RestartEmpty => {
                 let inner = &mut *world.lock();

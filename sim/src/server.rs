@@ -54,6 +54,11 @@ impl Server {
         self.partitions.iter_mut().for_each(|partition| *partition = Partition::default());
     }
 
+    /// Who may claim is gone, and nothing else.
+    pub fn forget_sessions(&mut self) {
+        self.partitions.iter_mut().for_each(|partition| partition.sessions.clear());
+    }
+
     /// Its replica, which has all of its data and its incarnation.
     #[must_use]
     pub fn replica(&self) -> Self {

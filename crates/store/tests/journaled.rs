@@ -4,50 +4,11 @@
 
 mod journaled_place;
 
-use std::sync::{
-    Mutex, OnceLock,
-    atomic::{AtomicU64, Ordering},
-};
-
-use journaled_place::{Load, PATIENCE, Place, address, redis_address, until};
+use journaled_place::{Load, PATIENCE, Place, database, redis_address, server, until};
 use onceward_store::{
-    conformance::{Database, OnJournaled, Servers, run_all},
-    postgres::migrate::{MIGRATIONS, migrate},
+    conformance::{OnJournaled, Servers, run_all},
     redis,
 };
-
-/// One server for all cases of the list.
-fn server() -> &'static servers::Postgres {
-    static PLACE: OnceLock<servers::Postgres> = OnceLock::new();
-    PLACE.get_or_init(|| servers::Postgres::start(&[]).unwrap())
-}
-
-/// A database of its own with the schema, empty.
-fn database() -> Database {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    static EMPTY: OnceLock<()> = OnceLock::new();
-    EMPTY.get_or_init(|| prepare(server(), "empty"));
-    let name = format!("case{}", COUNT.fetch_add(1, Ordering::Relaxed));
-    {
-        // The template may be copied by one at a time.
-        static COPYING: Mutex<()> = Mutex::new(());
-        let _copying = COPYING.lock().unwrap();
-        server().psql("postgres", &format!("CREATE DATABASE {name} TEMPLATE empty")).unwrap();
-    }
-    let at = address(server(), &name);
-    Database { address: at.clone(), direct: at, keep: Box::new(()) }
-}
-
-fn prepare(server: &servers::Postgres, name: &str) {
-    server.create_database(name).unwrap();
-    let at = address(server, name);
-    // Outside of the runtime that may be here.
-    let migrated = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(migrate(&at, MIGRATIONS, false)).unwrap();
-    });
-    migrated.join().unwrap();
-}
 
 /// A Redis of its own.
 fn in_front() -> Servers {
@@ -94,6 +55,21 @@ async fn redis_is_emptied_and_started_again_without_its_data_and_no_key_is_grant
     place.granted(200).await;
     load.end().await;
     place.judge(600);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_loses_who_may_claim_and_nothing_else_and_they_claim_again_in_other_views() {
+    let (place, redis, _relay) = place().await;
+    let (one, other) = (place.gateway("one").await, place.gateway("other").await);
+    let load = Load::start(&place, &[&one, &other]);
+    place.granted(200).await;
+    let sessions: Vec<String> = (0..256).map(|partition| format!("idemp:v1:{{p{partition:03}}}:s")).collect();
+    for session in &sessions {
+        redis.command(&["DEL", session]).unwrap();
+    }
+    place.granted(500).await;
+    load.end().await;
+    place.judge(700);
 }
 
 #[tokio::test(flavor = "multi_thread")]

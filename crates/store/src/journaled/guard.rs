@@ -22,6 +22,10 @@ struct State {
     serving: Option<Serving>,
     /// How many are inside, whichever view they entered.
     inside: usize,
+    /// In which view this process was let in.
+    admitted: Option<View>,
+    /// In which view a step was turned away although it was let in before.
+    forgotten: Option<View>,
 }
 
 /// Of one partition.
@@ -36,6 +40,16 @@ pub(super) struct Guard {
 pub(super) struct Inside<'a> {
     guard: &'a Guard,
     pub(super) serving: Serving,
+    is_admitted: bool,
+}
+
+impl Inside<'_> {
+    /// The server says that it is not of this view, or does not know this process.
+    pub(super) fn is_turned_away(&self) {
+        if self.is_admitted {
+            self.guard.state().forgotten = Some(self.serving.view);
+        }
+    }
 }
 
 impl Guard {
@@ -48,7 +62,17 @@ impl Guard {
         let mut state = self.state();
         let serving = state.serving?;
         state.inside += 1;
-        Some(Inside { guard: self, serving })
+        Some(Inside { guard: self, serving, is_admitted: state.admitted == Some(serving.view) })
+    }
+
+    /// Whoever enters this view from here on is let in by its server.
+    pub(super) fn admit(&self, view: View) {
+        self.state().admitted = Some(view);
+    }
+
+    /// Whether the view's server turned somebody away whom it had let in.
+    pub(super) fn is_forgotten(&self, view: View) -> bool {
+        self.state().forgotten == Some(view)
     }
 
     pub(super) fn serving(&self) -> Option<Serving> {

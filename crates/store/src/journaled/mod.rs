@@ -192,6 +192,9 @@ impl Shared {
             };
             stepped = self.front.step(&at, id, what, Some(&row)).await?;
         }
+        if matches!(stepped, Stepped::Elsewhere) {
+            inside.is_turned_away();
+        }
         if matches!(stepped, Stepped::NeedsRow | Stepped::Elsewhere) {
             self.amiss.notify_one();
             return Err(StoreError::not_applied(Kind::Incarnation));

@@ -76,7 +76,9 @@ async fn one(
         if retire::drain(shared, target, timeline, view).await? {
             continue;
         }
-        if !is_elsewhere(shared, view).await? {
+        // In one that is over this session is not let in any more.
+        let serves = |row: &ViewRow| row.partition == view.partition && row.view == view.view && row.is_active;
+        if seen.views.iter().any(serves) && !is_elsewhere(shared, view).await? {
             return Ok(false);
         }
         has_gone = true;

@@ -148,7 +148,10 @@ async fn turn(shared: &Arc<Shared>, part: &mut Part) -> Result<(), StoreError> {
     let steps: Vec<(&ViewRow, Step)> = seen
         .views
         .iter()
-        .map(|row| (row, next(part, row, sights.get(&row.partition), seen.timeline, is_kept)))
+        .map(|row| {
+            let is_forgotten = shared.guard(row.partition).is_ok_and(|guard| guard.is_forgotten(row.view));
+            (row, next(part, row, sights.get(&row.partition), seen.timeline, is_kept, is_forgotten))
+        })
         .collect();
     let of = |wanted: fn(&Step) -> bool| steps.iter().filter(move |(_, step)| wanted(step)).map(|(row, _)| *row);
     let openings: Vec<Opening> = steps.iter().filter_map(|(_, step)| step.opening()).collect();
@@ -188,7 +191,15 @@ impl Step {
 }
 
 /// `is_kept`: whether this session's member row is past losing.
-fn next(part: &Part, row: &ViewRow, sight: Option<&Sight>, timeline: Timeline, is_kept: bool) -> Step {
+/// `is_forgotten`: whether the view's server turned somebody away whom it had let in.
+fn next(
+    part: &Part,
+    row: &ViewRow,
+    sight: Option<&Sight>,
+    timeline: Timeline,
+    is_kept: bool,
+    is_forgotten: bool,
+) -> Step {
     let acknowledged = part.acknowledged.get(&row.partition).copied();
     let of_us = acknowledged.map_or(0, |view| view.number);
     if row.view.number > 0 && (row.timeline != timeline || row.view.number < of_us) {
@@ -199,7 +210,9 @@ fn next(part: &Part, row: &ViewRow, sight: Option<&Sight>, timeline: Timeline, i
     if let Some(sight) = sight {
         // One that its server has outlived was opened after the database had lost that.
         let is_outlived = sight.view.number >= row.view.number && sight.view != row.view;
-        if sight.is_primary && (!is_there || is_outlived || (row.is_active && sight.view != row.view)) {
+        // It may have lost who may claim alone, and then whom it had shut out, too.
+        let is_other = sight.view != row.view || is_forgotten;
+        if sight.is_primary && (!is_there || is_outlived || (row.is_active && is_other)) {
             let above = of_us.max(sight.view.number);
             return Step::Open(Opening { before: *row, acknowledged: above, incarnation: sight.incarnation });
         }
@@ -245,6 +258,7 @@ async fn admit(shared: &Shared, part: &mut Part, rows: impl Iterator<Item = &Vie
                 if guard.serving().is_none() {
                     guard.serve(Serving { view: row.view, incarnation: row.incarnation });
                 }
+                guard.admit(row.view);
                 part.acknowledged.insert(row.partition, row.view);
                 part.admitted.insert(row.partition, row.view);
             }

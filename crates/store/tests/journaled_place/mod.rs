@@ -5,7 +5,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -19,6 +19,7 @@ use onceward_core::{
 };
 use onceward_store::{
     Applied, Insert, Store, Write,
+    conformance::Database,
     journaled::{JournaledStore, LogSpool, OpenError, Options, SpoolOptions},
     postgres::{
         self, Failover, JournalOptions, Postgres,
@@ -36,6 +37,39 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(2);
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// So many ask at a time.
 const CLIENTS: u64 = 8;
+
+/// One server for all cases of the list.
+pub(crate) fn server() -> &'static servers::Postgres {
+    static PLACE: OnceLock<servers::Postgres> = OnceLock::new();
+    PLACE.get_or_init(|| servers::Postgres::start(&[]).unwrap())
+}
+
+/// A database of its own with the schema, empty.
+pub(crate) fn database() -> Database {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    static EMPTY: OnceLock<()> = OnceLock::new();
+    EMPTY.get_or_init(|| prepare(server(), "empty"));
+    let name = format!("case{}", COUNT.fetch_add(1, Ordering::Relaxed));
+    {
+        // The template may be copied by one at a time.
+        static COPYING: Mutex<()> = Mutex::new(());
+        let _copying = COPYING.lock().unwrap();
+        server().psql("postgres", &format!("CREATE DATABASE {name} TEMPLATE empty")).unwrap();
+    }
+    let at = address(server(), &name);
+    Database { address: at.clone(), direct: at, keep: Box::new(()) }
+}
+
+fn prepare(server: &servers::Postgres, name: &str) {
+    server.create_database(name).unwrap();
+    let at = address(server, name);
+    // Outside of the runtime that may be here.
+    let migrated = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(migrate(&at, MIGRATIONS, false)).unwrap();
+    });
+    migrated.join().unwrap();
+}
 
 pub(crate) fn address(server: &servers::Postgres, database: &str) -> Address {
     Address::new(&server.url(database), None, None).unwrap()
