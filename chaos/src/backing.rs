@@ -85,6 +85,12 @@ impl Backing {
         matches!(self, Self::Redis(_) | Self::Cluster(_) | Self::Tiered(_, _, Durability::Cache))
     }
 
+    /// Whether Redis is in front of a journal.
+    #[must_use]
+    pub(crate) fn is_journaled(&self) -> bool {
+        matches!(self, Self::Tiered(_, _, Durability::Journaled))
+    }
+
     /// How many processes are before it.
     #[must_use]
     pub(crate) fn gateways(&self) -> usize {
@@ -116,7 +122,7 @@ impl Backing {
         match self {
             Self::Embedded { .. } | Self::Postgres(_) => String::new(),
             Self::Redis(cache) | Self::Tiered(_, cache, Durability::Cache) => cache.defaults(),
-            Self::Tiered(_, _, Durability::Strict) => cache::defaults_of_strict(),
+            Self::Tiered(_, _, durability) => cache::defaults_of_kept(*durability),
             Self::Cluster(_) => cache::defaults(false),
         }
     }

@@ -12,7 +12,7 @@ use tokio::task::block_in_place;
 #[cfg(test)]
 use crate::backing::SECRET;
 use crate::history::{Operation, Told};
-use crate::plan::Strategy;
+use crate::plan::{Durability, Strategy};
 use crate::traffic::wall_us;
 
 /// The bytes of the secret.
@@ -29,6 +29,10 @@ const QUARANTINE_S: u64 = 2;
 const RECORD_KEY_BYTES: usize = 16 + 43;
 /// And what a hint's has after it.
 const HINT: &str = ":h";
+/// And what a record's has that is in front of a journal.
+const JOURNALED: &str = ":j";
+/// Others retire a process after so long.
+const MEMBER_TIMEOUT: &str = "2s";
 
 /// What a server is to do beyond the usual.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,6 +47,8 @@ pub(crate) struct Wanted {
     pub(crate) strategy: Strategy,
     /// It has hints, of records of a database.
     pub(crate) has_hints: bool,
+    /// It is in front of a journal, whose database this may take the place of.
+    pub(crate) journal: Option<&'static str>,
 }
 
 /// A Redis server that several processes share, and at times a replica.
@@ -78,7 +84,13 @@ impl Cache {
     /// The table of the configuration that names it.
     #[must_use]
     pub(crate) fn table(&self) -> String {
-        table(&format!("redis://{}/0", self.place.address()), self.wanted.strategy)
+        let own = table(&format!("redis://{}/0", self.place.address()), self.wanted.strategy);
+        match self.wanted.journal {
+            Some(failover) => {
+                format!("{own}[store.journal]\nfailover = \"{failover}\"\nmember_timeout = \"{MEMBER_TIMEOUT}\"\n")
+            }
+            None => own,
+        }
     }
 
     /// What its routes must say.
@@ -223,7 +235,10 @@ impl Cache {
     fn kept(&self, server: &Redis) -> anyhow::Result<BTreeSet<String>> {
         let mut kept = records(server)?;
         if self.wanted.has_hints {
-            kept.extend(hints(server)?);
+            kept.extend(marked(server, HINT)?);
+        }
+        if self.wanted.journal.is_some() {
+            kept.extend(marked(server, JOURNALED)?);
         }
         Ok(kept)
     }
@@ -268,10 +283,11 @@ pub(crate) fn table(url: &str, strategy: Strategy) -> String {
     )
 }
 
-/// What routes must say whose records are in a database, and of which Redis has hints.
+/// What routes must say whose records are in a database too.
 #[must_use]
-pub(crate) fn defaults_of_strict() -> String {
-    format!("durability = \"strict\"\nscope = {{ env = \"fixed:{ENV}\" }}\n")
+pub(crate) fn defaults_of_kept(durability: Durability) -> String {
+    let durability = durability.name();
+    format!("durability = \"{durability}\"\nscope = {{ env = \"fixed:{ENV}\" }}\n")
 }
 
 /// What routes must say whose records are in Redis.
@@ -341,9 +357,9 @@ pub(crate) fn records(server: &Redis) -> anyhow::Result<BTreeSet<String>> {
     Ok(keys.lines().filter(|key| key.len() == RECORD_KEY_BYTES).map(str::to_owned).collect())
 }
 
-/// The keys of the hints that a server has.
-fn hints(server: &Redis) -> anyhow::Result<BTreeSet<String>> {
-    let keys = server.command(&["KEYS", &format!("idemp:v1:{{p*}}:*{HINT}")])?;
+/// The keys that a server has with this at their end.
+fn marked(server: &Redis, mark: &str) -> anyhow::Result<BTreeSet<String>> {
+    let keys = server.command(&["KEYS", &format!("idemp:v1:{{p*}}:*{mark}")])?;
     Ok(keys.lines().map(str::to_owned).collect())
 }
 

@@ -36,8 +36,8 @@ impl Database {
     ///
     /// # Errors
     /// Where PostgreSQL is missing or does not start, or the schema cannot be made.
-    pub(crate) async fn start(onceward: &Path) -> anyhow::Result<Self> {
-        let primary = block_in_place(|| Postgres::start(&[]))?;
+    pub(crate) async fn start(onceward: &Path, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let primary = block_in_place(|| Postgres::start(settings))?;
         block_in_place(|| primary.create_database(NAME))?;
         let mut migrate = crate::gateway::command(onceward);
         migrate.args(["migrate", "--database", &primary.url(NAME)]);
@@ -95,11 +95,14 @@ impl Database {
         block_in_place(|| self.primary.start_again())
     }
 
-    /// Gives it a standby that has whatever is answered from here on.
+    /// Gives it a standby that has whatever is answered from here on, unless it has one.
     ///
     /// # Errors
     /// Where there is none within a minute.
     pub(crate) async fn follow(&mut self) -> anyhow::Result<()> {
+        if self.standby.is_some() {
+            return Ok(());
+        }
         self.standbys += 1;
         let name = format!("standby{}", self.standbys);
         let standby = block_in_place(|| self.primary.standby(&name))?;

@@ -160,8 +160,13 @@ impl<'a> Lives<'a> {
 
     /// Something is done to the database; the processes go on by themselves, into the next life.
     async fn strike(&mut self, life: &Life, blow: Blow, after: u32) -> anyhow::Result<()> {
+        // A journal whose database has no standby yet, and may fail over to one, keeps nothing.
+        let is_journaled = self.backing.is_journaled();
+        if blow == Blow::FailedOver && is_journaled {
+            self.backing.database()?.follow().await?;
+        }
         self.begin(life, &Start::default()).await?;
-        if blow == Blow::FailedOver {
+        if blow == Blow::FailedOver && !is_journaled {
             self.backing.database()?.follow().await?;
         }
         self.answers(after).await?;
@@ -186,6 +191,9 @@ impl<'a> Lives<'a> {
         self.count(blow.name());
         if blow == Blow::FailedOver {
             self.said(log, FAILED_OVER).await?;
+            if is_journaled {
+                self.backing.database()?.follow().await?;
+            }
         }
         self.settled(settled.saturating_add(after)).await
     }

@@ -89,7 +89,10 @@ enum Command {
         /// Only the plans of this store; without it those of each
         #[arg(long)]
         store: Option<Store>,
-        /// Only these mutants, apart by commas
+        /// Where all routes of the tiered store have their records
+        #[arg(long)]
+        durability: Option<Durability>,
+        /// Only these mutants, apart by commas; those of views are run where they are named
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
     },
@@ -105,7 +108,10 @@ enum Command {
 async fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Ledger { file } => ledger::serve(&file).await.map(|()| true),
-        Command::Mutants { onceward, seed, store, only } => teeth(onceward, seed, store, &only).await,
+        Command::Mutants { onceward, seed, store, durability, only } => match kept(store, durability) {
+            Ok(durability) => teeth(onceward, seed, store, durability, &only).await,
+            Err(error) => Err(error),
+        },
         Command::Run { onceward, seed, store, plan, strategy, durability, seconds, long } => {
             let programs = Programs { onceward, mutant: None };
             let seconds = seconds.or(long.map(|minutes| minutes.saturating_mul(60)));
@@ -187,9 +193,15 @@ fn by(strategy: Strategy, chosen: Vec<Name>) -> anyhow::Result<Vec<Name>> {
     Ok(on_one)
 }
 
-async fn teeth(onceward: PathBuf, seed: u64, store: Option<Store>, only: &[String]) -> anyhow::Result<bool> {
+async fn teeth(
+    onceward: PathBuf,
+    seed: u64,
+    store: Option<Store>,
+    durability: Durability,
+    only: &[String],
+) -> anyhow::Result<bool> {
     let named = |name: &String| {
-        let names = || Mutant::ALL.map(Mutant::name);
+        let names = || Mutant::ALL.into_iter().chain(Mutant::OF_VIEWS).map(Mutant::name).collect::<Vec<_>>();
         Mutant::named(name).with_context(|| format!("no mutant {name}; there are {:?}", names()))
     };
     let only: Vec<Mutant> = only.iter().map(named).collect::<anyhow::Result<_>>()?;
@@ -197,7 +209,8 @@ async fn teeth(onceward: PathBuf, seed: u64, store: Option<Store>, only: &[Strin
     let mut all = true;
     for store in Store::ALL.into_iter().filter(|one| store.is_none_or(|only| only == *one)) {
         let plans = possible(store).into_iter().zip(seed..);
-        let plans: Vec<Plan> = plans.filter_map(|((store, name), seed)| Plan::of(store, name, seed)).collect();
+        let plans = plans.filter_map(|((store, name), seed)| Plan::of(store, name, seed));
+        let plans: Vec<Plan> = plans.map(|plan| Plan { durability, ..plan }).collect();
         all &= mutants::all(&programs, store, &plans, &only).await?;
     }
     Ok(all)

@@ -8,7 +8,7 @@ use onceward_core::mutant::Mutant;
 use tokio::task::JoinSet;
 
 use crate::backing::Store;
-use crate::plan::Plan;
+use crate::plan::{Durability, Plan};
 use crate::round::{self, Programs};
 
 /// Mutants that are looked for at a time: a round waits more than it computes.
@@ -22,8 +22,12 @@ const AT_ONCE: usize = 2;
 pub(crate) async fn all(programs: &Programs, store: Store, plans: &[Plan], only: &[Mutant]) -> anyhow::Result<bool> {
     let mut survivors = Vec::new();
     let mut running = JoinSet::new();
-    let asked = |mutant: &Mutant| (only.is_empty() || only.contains(mutant)) && is_of(*mutant, store);
-    let mut left = Mutant::ALL.into_iter().filter(asked);
+    let durability = plans.first().map_or_else(Durability::default, |plan| plan.durability);
+    let of_views = only.iter().filter(|mutant| Mutant::OF_VIEWS.contains(mutant));
+    let of_all = Mutant::ALL.iter().filter(|mutant| only.is_empty() || only.contains(mutant));
+    let asked: Vec<Mutant> =
+        of_all.chain(of_views).copied().filter(|mutant| is_of(*mutant, store, durability)).collect();
+    let mut left = asked.iter().copied();
     loop {
         while running.len() < AT_ONCE
             && let Some(mutant) = left.next()
@@ -44,7 +48,7 @@ pub(crate) async fn all(programs: &Programs, store: Store, plans: &[Plan], only:
             }
         }
     }
-    let all = Mutant::ALL.into_iter().filter(asked).count();
+    let all = asked.len();
     if survivors.is_empty() {
         println!("every mutant was found on {}", store.name());
     } else {
@@ -55,13 +59,14 @@ pub(crate) async fn all(programs: &Programs, store: Store, plans: &[Plan], only:
 }
 
 /// Whether the store keeps this safety itself, or what is before every store does.
-fn is_of(mutant: Mutant, store: Store) -> bool {
+fn is_of(mutant: Mutant, store: Store, durability: Durability) -> bool {
     match mutant {
+        _ if Mutant::OF_VIEWS.contains(&mutant) => store == Store::Tiered && durability == Durability::Journaled,
         // A claim is one commit of the server, whose `synchronous_commit` the store looks at; and no process knows
         // that the session of another is over.
         Mutant::ClaimNotDurable | Mutant::StaleSession => store == Store::Embedded,
         // Only there is a choice.
-        Mutant::StrictInCache => store == Store::Tiered,
+        Mutant::StrictInCache => store == Store::Tiered && durability == Durability::Strict,
         _ => true,
     }
 }
@@ -69,7 +74,7 @@ fn is_of(mutant: Mutant, store: Store) -> bool {
 /// The plan that is most about it.
 fn shows(mutant: Mutant) -> &'static str {
     match mutant {
-        Mutant::StrictInCache => "flush",
+        Mutant::StrictInCache | Mutant::NoConfirm | Mutant::NotSpooled | Mutant::OutcomeNotSpooled => "flush",
         Mutant::FenceNotCompared => "overtaken",
         _ => "kills",
     }

@@ -256,6 +256,8 @@ pub(crate) enum Durability {
     /// In the database, with hints in Redis.
     #[default]
     Strict,
+    /// In Redis, and in a log of each process from which the database gets them.
+    Journaled,
     /// In Redis alone.
     Cache,
 }
@@ -267,8 +269,8 @@ impl std::str::FromStr for Durability {
         match word {
             "strict" => Ok(Self::Strict),
             "cache" => Ok(Self::Cache),
-            "journaled" => Err("no store keeps a journal yet: there are strict and cache"),
-            _ => Err("there are strict and cache"),
+            "journaled" => Ok(Self::Journaled),
+            _ => Err("there are strict, journaled and cache"),
         }
     }
 }
@@ -279,6 +281,7 @@ impl Durability {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Strict => "strict",
+            Self::Journaled => "journaled",
             Self::Cache => "cache",
         }
     }

@@ -165,11 +165,13 @@ async fn carry_out(plan: &Plan, programs: &Programs, folder: &Path) -> anyhow::R
             let disk = (plan.name == "disk").then(|| SmallDisk::mount(&data)).transpose()?;
             Backing::Embedded { folder: data, disk }
         }
-        Store::Postgres => Backing::Postgres(Box::new(Database::start(&programs.onceward).await?)),
+        Store::Postgres => Backing::Postgres(Box::new(Database::start(&programs.onceward, &[]).await?)),
         Store::Redis if plan.name == RESHARDING => Backing::Cluster(Box::new(Shards::start()?)),
         Store::Redis => Backing::Redis(Box::new(Cache::start(wanted(plan))?)),
         Store::Tiered => {
-            let database = Box::new(Database::start(&programs.onceward).await?);
+            // A journal is not kept by a server that may lose what it has committed.
+            let settings: &[_] = if plan.durability == Durability::Journaled { &[("fsync", "on")] } else { &[] };
+            let database = Box::new(Database::start(&programs.onceward, settings).await?);
             Backing::Tiered(database, Box::new(Cache::start(wanted(plan))?), plan.durability)
         }
     };
@@ -221,6 +223,7 @@ async fn carry_out(plan: &Plan, programs: &Programs, folder: &Path) -> anyhow::R
 
 /// What Redis is to do in this plan.
 fn wanted(plan: &Plan) -> Wanted {
+    let failover = if plan.name == "failover" { "synchronous" } else { "none" };
     let fails_over = plan.lives.iter().any(|life| matches!(life, Life::Struck { blow: Blow::LeftBehind, .. }));
     Wanted {
         is_kept: plan.store == Store::Redis && plan.name == "database",
@@ -228,6 +231,7 @@ fn wanted(plan: &Plan) -> Wanted {
         fails_over,
         strategy: plan.strategy,
         has_hints: plan.store == Store::Tiered && plan.durability == Durability::Strict,
+        journal: (plan.store == Store::Tiered && plan.durability == Durability::Journaled).then_some(failover),
     }
 }
 

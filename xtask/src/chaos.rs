@@ -9,8 +9,11 @@ use crate::{install, tree};
 const ON_POSTGRES: &str = "kills,database,failover,connections,stops";
 /// Those on Redis; the others are for by hand.
 const ON_REDIS: &str = "kills,flush,failover,connections,quarantine,stops";
-/// Those on both with every route strict, and with every route in Redis; the others are for by hand.
-const ON_TIERED: [(&str, &str); 2] = [("strict", "database,flush,both"), ("cache", "flush")];
+/// Those on both with every route strict, journaled, and in Redis alone; the others are for by hand.
+const ON_TIERED: [(&str, &str); 3] =
+    [("strict", "database,flush,both"), ("journaled", "kills,flush,stale,both"), ("cache", "flush")];
+/// What is taken out there of what is journaled.
+const TAKEN_OUT_OF_VIEWS: &str = "no-confirm,not-spooled,outcome-not-spooled";
 /// What is taken out where there are both.
 const TAKEN_OUT_ON_TIERED: &str = "strict-in-cache,completion-not-durable";
 /// And the safeties that are taken out on Postgres.
@@ -30,8 +33,12 @@ pub(crate) fn gate(counts: &mut Counts) -> anyhow::Result<()> {
     run(&["--mutants", "--store", "embedded"], counts)?;
     // The build with mutants is still there.
     let mutants = tree::shown(&mutants_binary());
-    for (store, only) in [("postgres", TAKEN_OUT_ON_POSTGRES), ("tiered", TAKEN_OUT_ON_TIERED)] {
-        checker(&["mutants", "--onceward", &mutants], &["--store", store, "--only", only], counts)?;
+    for taken_out in [
+        &["--store", "postgres", "--only", TAKEN_OUT_ON_POSTGRES][..],
+        &["--store", "tiered", "--only", TAKEN_OUT_ON_TIERED],
+        &["--store", "tiered", "--durability", "journaled", "--only", TAKEN_OUT_OF_VIEWS],
+    ] {
+        checker(&["mutants", "--onceward", &mutants], taken_out, counts)?;
     }
     Ok(())
 }

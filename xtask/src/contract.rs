@@ -13,7 +13,7 @@
 //! A row without a case is an error, and so are a case that did not
 //! run or failed, a line that names no row, and a case for a row that is marked as not built.
 //!
-//! With `--store postgres`, `--store redis` or `--store tiered --durability strict` (or `cache`, of all routes) the tests that start gateways run on a server of that kind instead;
+//! With `--store postgres`, `--store redis` or `--store tiered --durability strict` (or `journaled` or `cache`, of all routes) the tests that start gateways run on a server of that kind instead;
 //! `embedded_only` lists those that stay with the embedded store, each with its reason.
 
 mod embedded_only;
@@ -21,7 +21,7 @@ mod embedded_only;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use anyhow::{bail, ensure};
+use anyhow::{Context as _, bail, ensure};
 
 use self::embedded_only::left_out;
 use crate::install;
@@ -66,18 +66,22 @@ pub(crate) fn run(arguments: &[&str], counts: &mut Counts) -> anyhow::Result<()>
         }
         ["--store", "postgres", modules @ ..] => on_a_server(Store::Postgres, &run, modules, counts),
         ["--store", "redis", modules @ ..] => on_a_server(Store::Redis, &run, modules, counts),
-        ["--store", "tiered", "--durability", "strict", modules @ ..] => {
-            on_a_server(Store::Tiered("strict"), &run, modules, counts)
-        }
-        ["--store", "tiered", "--durability", "cache", modules @ ..] => {
-            on_a_server(Store::Tiered("cache"), &run, modules, counts)
+        ["--store", "tiered", "--durability", durability, modules @ ..] => {
+            let durability = DURABILITIES.into_iter().find(|known| known == durability);
+            let durability =
+                durability.with_context(|| format!("--durability is one of {}", DURABILITIES.join(", ")))?;
+            on_a_server(Store::Tiered(durability), &run, modules, counts)
         }
         _ => bail!(
             "{arguments:?} is not `--store embedded`, `--store postgres`, `--store redis` or \
-             `--store tiered --durability strict` (or `cache`)"
+             `--store tiered --durability` with one of {}",
+            DURABILITIES.join(", ")
         ),
     }
 }
+
+/// Of all routes, where there are both.
+const DURABILITIES: [&str; 3] = ["strict", "journaled", "cache"];
 
 /// The modules that `cargo xtask test` runs on Postgres, on Redis and on both, which has no time for all of them: what a key's record is asked
 /// and told, over crashes too.
@@ -104,7 +108,9 @@ fn on_a_server(store: Store, run: &str, modules: &[&str], counts: &mut Counts) -
     let url = if let (Store::Redis, Some(url)) = (store, &in_redis) {
         url.clone()
     } else {
-        postgres = servers::Postgres::start(&[("max_connections", "500")])?;
+        // A journal is not kept by a server that may lose what it has committed.
+        let fsync = if store == Store::Tiered("journaled") { "on" } else { "off" };
+        postgres = servers::Postgres::start(&[("max_connections", "500"), ("fsync", fsync)])?;
         postgres.create_database("contract")?;
         Shown::new("cargo build --package onceward-server --bins").run(counts)?;
         let binary = tree::shown(&tree::target().join("debug/onceward"));

@@ -265,7 +265,7 @@ pub async fn stack(
         let mut tiered = Tiered::new(Arc::clone(&first), Arc::clone(&cache), Arc::clone(redis), breaker);
         let mut guards = vec![first, cache];
         if let Some(journaling) = journaling {
-            let journaled = guard(Arc::clone(&journaling.store) as _);
+            let journaled = guard(wrap(Arc::clone(&journaling.store) as _));
             guards.push(Arc::clone(&journaled));
             tiered = tiered.with_journaled(journaled);
         }

@@ -22,16 +22,18 @@ const TEMPLATE: &str = "contract";
 const LEASES_RUN_OUT: &str = "UPDATE onceward.record SET lease_until = least(lease_until, onceward.now_us() - 1)
     WHERE keep_until = 0";
 /// The same in Redis, in the database of the first argument: a record without an end of its own has its lease's in the
-/// eight bytes from the 29th on.
+/// eight bytes from the 29th on, or eight further on in front of a journal.
 const LEASES_RUN_OUT_IN_REDIS: &str = "redis.call('SELECT', ARGV[1])
     local time = redis.call('TIME')
     local now = time[1] * 1000000 + time[2] - 1
     local over = struct.pack('>I4I4', math.floor(now / 4294967296), now % 4294967296)
-    for _, key in ipairs(redis.call('KEYS', 'idemp:v1:{p*}:' .. string.rep('?', 43))) do
-        local record = redis.call('GET', key)
-        local hi, lo = struct.unpack('>I4I4', record, 29)
-        if string.sub(record, 37, 44) == string.rep('\\0', 8) and hi * 4294967296 + lo > now then
-            redis.call('SETRANGE', key, 28, over)
+    for mark, before in pairs({ [''] = 0, [':j'] = 8 }) do
+        for _, key in ipairs(redis.call('KEYS', 'idemp:v1:{p*}:' .. string.rep('?', 43) .. mark)) do
+            local record = redis.call('GET', key)
+            local hi, lo = struct.unpack('>I4I4', record, before + 29)
+            if string.sub(record, before + 37, before + 44) == string.rep('\\0', 8) and hi * 4294967296 + lo > now then
+                redis.call('SETRANGE', key, before + 28, over)
+            end
         end
     end";
 /// Counts the databases that are in use.
@@ -80,6 +82,10 @@ impl Database {
             env.extend(self.in_redis(&in_front));
             env.push(("ONCEWARD_STORE__KIND", "tiered".to_owned()));
             env.push(("ONCEWARD_DEFAULTS__DURABILITY", std::env::var(DURABILITY).unwrap()));
+            if std::env::var(DURABILITY).is_ok_and(|durability| durability == "journaled") {
+                env.push(("ONCEWARD_STORE__JOURNAL__FAILOVER", "none".to_owned()));
+                env.push(("ONCEWARD_STORE__JOURNAL__MEMBER_TIMEOUT", "2s".to_owned()));
+            }
         }
         if !config.contains("deadline = ") {
             env.push(("ONCEWARD_STORE__DEADLINE", "5s".to_owned()));

@@ -1,5 +1,6 @@
 //! How a session ends: by itself, or by others where it is heard of no more (2.5, R1 to R3, A7, A8).
 
+use futures_util::future::try_join_all;
 use onceward_core::{
     mutant::{self, Mutant},
     record::SessionId,
@@ -50,10 +51,9 @@ pub(super) async fn others(shared: &Shared, seen: &Snapshot) {
 async fn one(shared: &Shared, target: SessionId, timeline: Timeline) -> Result<(), StoreError> {
     let (session, journal) = (shared.session, &shared.journal);
     let Some(views) = journal.retire(session, target, timeline).await? else { return Ok(()) };
-    for view in &views {
-        if !drain(shared, target, timeline, view).await? {
-            return Ok(());
-        }
+    let drained = try_join_all(views.iter().map(|view| drain(shared, target, timeline, view))).await?;
+    if drained.contains(&false) {
+        return Ok(());
     }
     // Each step was taken in the view that it names, so nothing that was granted there can be missing.
     journal.retired(target, timeline, &views).await?;

@@ -30,6 +30,8 @@ use super::{
 };
 use crate::StoreError;
 
+/// How often a session is heard of at least.
+const HEARD_EVERY: Duration = Duration::from_millis(500);
 /// So many rows are merged at a time.
 const ROWS_MAX: usize = 500;
 /// After a session that could not be begun.
@@ -101,7 +103,7 @@ pub(super) async fn take_part(shared: Arc<Shared>) {
     }
     let mut part = Part::default();
     loop {
-        if let Err(error) = turn(&shared, &mut part).await {
+        if let Err(error) = heard_of(&shared, turn(&shared, &mut part)).await {
             tracing::debug!(%error, "views could not be looked at");
         }
         // Whoever meets another view pokes; one that comes while this looked is not lost.
@@ -109,6 +111,22 @@ pub(super) async fn take_part(shared: Arc<Shared>) {
         if shared.has_left() {
             return;
         }
+    }
+}
+
+/// Whoever waits for the database or for others in a turn is there all the same, and is not to be retired for it.
+async fn heard_of(shared: &Shared, turn: impl Future<Output = Result<(), StoreError>>) -> Result<(), StoreError> {
+    let saying_so = async {
+        loop {
+            sleep(HEARD_EVERY).await;
+            // What it says is for the next turn.
+            let _seen = shared.journal.look(shared.session).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        done = turn => done,
+        () = saying_so => Ok(()),
     }
 }
 
