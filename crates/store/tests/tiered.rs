@@ -244,6 +244,10 @@ async fn whatever_becomes_of_redis_no_key_is_granted_again_and_none_is_refused()
     assert_eq!(existing(&place.other, 1).await, settled);
     // Hints are kept again, of what the present server was there for.
     assert_eq!(place.told_from_redis(1).await, settled);
+    // That Redis was another is counted, and nobody is told that keys may run again.
+    let cache = || place.other.stats().cache.unwrap();
+    until(async || cache().losses > 0).await;
+    assert_eq!(cache().last, []);
     let fence = claim(&place.one, 2).await.unwrap();
     place.redis.kill().unwrap();
     assert_eq!(existing(&place.other, 1).await, settled);

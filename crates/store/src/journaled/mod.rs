@@ -285,7 +285,8 @@ impl Journaled {
     /// The session ends in order: nothing more is claimed. `false` where it is not known within `limit` that what it holds is
     /// in the journal and its end past losing; others retire it then, or whoever comes after on its disk.
     pub async fn leave(&self, limit: Duration) -> bool {
-        self.shared.end_session();
+        self.shared.over.store(true, Ordering::SeqCst);
+        self.shared.amiss.notify_one();
         let left = async {
             while !self.shared.has_left() {
                 sleep(TICK).await;
