@@ -4,11 +4,22 @@
 
 mod journaled_place;
 
-use journaled_place::{Load, PATIENCE, Place, database, redis_address, server, until};
+use std::time::Duration;
+
+use journaled_place::{Load, PATIENCE, Place, database, id, redis_address, server, until};
+use onceward_core::{
+    cas::{Expect, Keep, Replacement},
+    outcome::Outcome,
+    record::{ClaimId, Micros, SessionId, Stored},
+    transition::{self, Write as Transition},
+};
 use onceward_store::{
+    Insert, Store, Write,
     conformance::{OnJournaled, Servers, run_all},
     redis,
 };
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// A Redis of its own.
 fn in_front() -> Servers {
@@ -40,6 +51,39 @@ fn every_case_of_the_list_holds() {
     // Outside of any runtime.
     server();
     run_all(&OnJournaled { database: Some(database), servers: Some(in_front) }, 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_kept_longer_stays_its_holders_and_ends_later_also_where_redis_is_lost() {
+    let (place, redis, _relay) = place().await;
+    let gateway = place.gateway("one").await;
+    let (store, facts) = (&gateway.store, transition::place(ClaimId([1; 16]), SessionId([1; 16])));
+    let granted = loop {
+        match store.insert(id(1), &facts, DAY).await {
+            Ok(Insert::Inserted { fence, .. }) => break fence,
+            _ => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    };
+    let Transition::Replace(write) = transition::complete(&facts, granted, Outcome::default(), DAY, Micros(1)) else {
+        panic!("a completion replaces")
+    };
+    assert!(matches!(store.replace(id(1), &write).await, Ok(Write::Applied { .. })));
+    let before = store.get(id(1)).await.unwrap().record.unwrap();
+    let Stored { fence, revision, .. } = before.stored;
+    let longer = Replacement { expect: Expect::Seen(fence, revision), keep: Keep::For(DAY * 2), ..*write };
+    let longer = Replacement { facts: before.facts.clone(), ..longer };
+    let written = store.replace(id(1), &longer).await.unwrap();
+    assert!(matches!(written, Write::Applied { fence: kept, .. } if kept == fence), "nobody took it over: {written:?}");
+    let after = store.get(id(1)).await.unwrap().record.unwrap();
+    assert!(after.facts == before.facts && after.stored.keep_until > before.stored.keep_until);
+
+    redis.command(&["FLUSHALL"]).unwrap();
+    until("answers", async || {
+        let read = store.get(id(1)).await;
+        // Before there is a view nothing is said, and in the view what the journal has.
+        read.is_ok_and(|read| read.record.is_some_and(|kept| kept.stored.keep_until == after.stored.keep_until))
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

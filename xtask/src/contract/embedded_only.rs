@@ -14,16 +14,10 @@ pub(super) fn left_out(store: Store) -> Vec<(&'static str, &'static str)> {
 }
 
 /// Those that do not hold where every route is journaled.
-const NOT_JOURNALED: &[(&str, &str)] = &[
-    (
-        "crashes::in_two_phases_a_claim_that_was_never_sent_is_taken_over",
-        "it asks before Redis has every row of the journal, and claims count as sent until then",
-    ),
-    (
-        "route_keys::retention_counts_from_completion_and_slides_where_the_route_says_so",
-        "what slides is taken over for a moment, and listed as in flight",
-    ),
-];
+const NOT_JOURNALED: &[(&str, &str)] = &[(
+    "crashes::in_two_phases_a_claim_that_was_never_sent_is_taken_over",
+    "it asks before Redis has every row of the journal, and claims count as sent until then",
+)];
 
 /// Those that are about a folder, on every other store.
 const EMBEDDED_ONLY: &[(&str, &str)] = &[

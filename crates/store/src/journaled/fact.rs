@@ -27,6 +27,8 @@ pub struct Order {
     pub rank: u8,
     /// How many recovery points it has.
     pub step: u32,
+    /// When it ends, where it does: each replay of a route whose retention slides writes a later time.
+    pub keep_until: Micros,
 }
 
 impl Order {
@@ -40,7 +42,7 @@ impl Order {
             State::Erased => 4,
         };
         let step = record.facts.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.seq);
-        Self { fence: record.stored.fence, rank, step }
+        Self { fence: record.stored.fence, rank, step, keep_until: record.stored.keep_until }
     }
 }
 
@@ -149,6 +151,16 @@ mod tests {
         let raised = merged(Some(&held), &row, NOW).unwrap();
         assert_eq!((raised.facts.phase, raised.stored.revision), (Phase::Dispatched, Revision(2)));
         assert_eq!(merged(Some(&raised), &row, NOW), None);
+    }
+
+    #[test]
+    fn of_one_answer_the_later_end_counts() {
+        let mut held = record(5, State::Completed, Phase::Dispatched);
+        held.stored.keep_until = Micros(NOW.0 + 10);
+        let mut later = held.clone();
+        later.stored.keep_until = Micros(NOW.0 + 20);
+        assert_eq!(merged(Some(&held), &later, NOW).unwrap().stored.keep_until, later.stored.keep_until);
+        assert_eq!(merged(Some(&later), &held, NOW), None);
     }
 
     #[test]

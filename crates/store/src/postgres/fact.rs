@@ -39,7 +39,7 @@ impl Facts {
         }
         let mut columns = Self::default();
         for (id, record) in largest {
-            let Order { fence, rank, step } = Order::of(record);
+            let Order { fence, rank, step, .. } = Order::of(record);
             columns.partition.push(small(id.partition()));
             columns.id.push(id.0.to_vec());
             columns.fence.push(big(fence.0));

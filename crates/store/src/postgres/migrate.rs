@@ -50,6 +50,7 @@ pub const MIGRATIONS: &[Migration] = migrations![
     10 "store" "0010_store.sql",
     11 "keep_turn" "0011_keep_turn.sql",
     12 "journal" "0012_journal.sql",
+    13 "journal_end" "0013_journal_end.sql",
 ];
 
 /// Why the schema is not what is needed.

@@ -1,5 +1,5 @@
     -- Merges `row` into what is `there` under the key `record`: the larger fence counts, of one fence the larger rank, of
-    -- one rank the later step (A4). Rows say of claims that they were sent, and so does then a claim that says no more (A5).
+    -- one rank the later step (A4), of one step the later end. Rows say of claims that they were sent, and so does then a claim that says no more (A5).
     -- What cannot be read is left to those who ask for it.
     local raised, changed = false, false
     local ehi, elo = unpack('>I4I4', row, 45)
@@ -22,6 +22,11 @@
           if rank > 3 then rank = rank - 1 end
           order = hrank - rank
           if order == 0 then order = (unpack('>I4', there, 5)) - (unpack('>I4', row, 5)) end
+          if order == 0 then
+            local khi, klo = unpack('>I4I4', there, 45)
+            order = khi - ehi
+            if order == 0 then order = klo - elo end
+          end
         end
       end
       olo = olo + 1
