@@ -1,7 +1,7 @@
 //! Which routes' records are kept how, where a store offers more than one way.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{PoisonError, RwLock},
 };
 
@@ -34,23 +34,31 @@ impl Durability {
 
 /// Each route's, by its name; a route that is not named is strict. It follows the configuration.
 #[derive(Debug, Default)]
-pub struct Durabilities(RwLock<HashMap<String, Durability>>);
+pub struct Durabilities(RwLock<Said>);
+
+#[derive(Debug, Default)]
+struct Said {
+    routes: HashMap<String, Durability>,
+    /// Those that a route has, which each request asks: there may be thousands of routes.
+    used: HashSet<Durability>,
+}
 
 impl Durabilities {
     /// These, from now on.
     pub fn set(&self, routes: HashMap<String, Durability>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = routes;
+        let used = routes.values().copied().collect();
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Said { routes, used };
     }
 
     /// That of `route`.
     #[must_use]
     pub fn of(&self, route: &str) -> Durability {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(route).copied().unwrap_or_default()
+        self.0.read().unwrap_or_else(PoisonError::into_inner).routes.get(route).copied().unwrap_or_default()
     }
 
     /// Whether a route is kept so.
     #[must_use]
     pub fn has(&self, durability: Durability) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).values().any(|kept| *kept == durability)
+        self.0.read().unwrap_or_else(PoisonError::into_inner).used.contains(&durability)
     }
 }
