@@ -94,7 +94,7 @@ pub(crate) struct Shared {
     pub(crate) remembered: Arc<Remembered>,
     /// The routes whose claims go to the store's fallback.
     falling_back: Arc<ArcSwap<HashSet<String>>>,
-    /// Those whose records are kept in the cache alone.
+    /// How each route's records are kept.
     durabilities: Arc<Durabilities>,
     pub(crate) flights: Arc<Flights>,
     pub(crate) tracker: TaskTracker,
