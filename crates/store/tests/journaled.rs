@@ -3,10 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod journaled_place;
+mod postgres_place;
 
 use std::time::Duration;
 
-use journaled_place::{Load, PATIENCE, Place, database, id, redis_address, server, until};
+use journaled_place::{Load, PATIENCE, Place, id, redis_address, until};
 use onceward_core::{
     cas::{Expect, Keep, Replacement},
     outcome::Outcome,
@@ -15,11 +16,15 @@ use onceward_core::{
 };
 use onceward_store::{
     Insert, Store, Write,
-    conformance::{OnJournaled, Servers, run_all},
+    conformance::{Database, OnJournaled, Servers, run_all},
     redis,
 };
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
+
+fn database() -> Database {
+    postgres_place::database("")
+}
 
 /// A Redis of its own.
 fn in_front() -> Servers {
@@ -49,7 +54,7 @@ fn is_warm(redis: &servers::Redis) -> bool {
 #[test]
 fn every_case_of_the_list_holds() {
     // Outside of any runtime.
-    server();
+    postgres_place::server();
     run_all(&OnJournaled { database: Some(database), servers: Some(in_front) }, 4);
 }
 

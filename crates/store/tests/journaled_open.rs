@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod journaled_place;
+mod postgres_place;
 
 use std::{fs, sync::Arc};
 

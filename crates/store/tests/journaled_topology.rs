@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod journaled_place;
+mod postgres_place;
 
 use journaled_place::{Load, Place, redis_address};
 use onceward_store::redis::{

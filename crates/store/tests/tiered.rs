@@ -1,12 +1,11 @@
 //! Redis in front of PostgreSQL, or PostgreSQL as its fallback: every case of the list, and what hints may and may not do.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod postgres_place;
+
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Mutex, OnceLock,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -22,56 +21,19 @@ use onceward_store::{
     circuit::Breaker,
     conformance::{Database, MOVABLE_CLOCK, OnFallbackOfRedis, OnTiered, Servers, Stoppable, run_all},
     guarded::Guarded,
-    postgres::{
-        self, Postgres,
-        address::Address,
-        migrate::{MIGRATIONS, migrate},
-    },
+    postgres::{self, Postgres},
     redis::{self, Redis},
     tiered::Tiered,
 };
+use postgres_place::{address, prepare, server};
 
 const LEASE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Time enough for a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// One server for all tests of this process.
-fn server() -> &'static servers::Postgres {
-    static PLACE: OnceLock<servers::Postgres> = OnceLock::new();
-    PLACE.get_or_init(|| servers::Postgres::start(&[]).unwrap())
-}
-
-fn address(server: &servers::Postgres, database: &str) -> Address {
-    Address::new(&server.url(database), None, None).unwrap()
-}
-
-/// A database of its own with the schema, empty.
 fn database() -> Database {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    static EMPTY: OnceLock<()> = OnceLock::new();
-    EMPTY.get_or_init(|| prepare(server(), "empty"));
-    let name = format!("case{}", COUNT.fetch_add(1, Ordering::Relaxed));
-    {
-        // The template may be copied by one at a time.
-        static COPYING: Mutex<()> = Mutex::new(());
-        let _copying = COPYING.lock().unwrap();
-        server().psql("postgres", &format!("CREATE DATABASE {name} TEMPLATE empty")).unwrap();
-    }
-    let at = address(server(), &name);
-    Database { address: at.clone(), direct: at, keep: Box::new(()) }
-}
-
-fn prepare(server: &servers::Postgres, name: &str) {
-    server.create_database(name).unwrap();
-    let at = address(server, name);
-    // Outside of the runtime that may be here.
-    let migrated = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(migrate(&at, MIGRATIONS, false)).unwrap();
-    });
-    migrated.join().unwrap();
-    server.psql(name, MOVABLE_CLOCK).unwrap();
+    postgres_place::database(MOVABLE_CLOCK)
 }
 
 fn guarded(store: Arc<dyn Store>) -> Arc<Guarded> {
@@ -139,7 +101,7 @@ struct Place {
 impl Place {
     async fn new() -> Self {
         let postgres = servers::Postgres::start(&[]).unwrap();
-        prepare(&postgres, "onceward");
+        prepare(&postgres, "onceward", MOVABLE_CLOCK);
         let redis = servers::Redis::start(&[]).unwrap();
         let open = async || {
             let at = address(&postgres, "onceward");

@@ -5,7 +5,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, OnceLock,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -19,16 +19,13 @@ use onceward_core::{
 };
 use onceward_store::{
     Applied, Insert, Store, Write,
-    conformance::Database,
     journaled::{JournaledStore, LogSpool, OpenError, Options, SpoolOptions},
-    postgres::{
-        self, Failover, JournalOptions, Postgres,
-        address::Address,
-        migrate::{MIGRATIONS, migrate},
-    },
+    postgres::{self, Failover, JournalOptions, Postgres},
     redis::{self, Redis},
 };
 use tokio::task::JoinSet;
+
+use crate::postgres_place::{address, prepare};
 
 const LEASE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -37,43 +34,6 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(2);
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// So many ask at a time.
 const CLIENTS: u64 = 8;
-
-/// One server for all cases of the list.
-pub(crate) fn server() -> &'static servers::Postgres {
-    static PLACE: OnceLock<servers::Postgres> = OnceLock::new();
-    PLACE.get_or_init(|| servers::Postgres::start(&[]).unwrap())
-}
-
-/// A database of its own with the schema, empty.
-pub(crate) fn database() -> Database {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    static EMPTY: OnceLock<()> = OnceLock::new();
-    EMPTY.get_or_init(|| prepare(server(), "empty"));
-    let name = format!("case{}", COUNT.fetch_add(1, Ordering::Relaxed));
-    {
-        // The template may be copied by one at a time.
-        static COPYING: Mutex<()> = Mutex::new(());
-        let _copying = COPYING.lock().unwrap();
-        server().psql("postgres", &format!("CREATE DATABASE {name} TEMPLATE empty")).unwrap();
-    }
-    let at = address(server(), &name);
-    Database { address: at.clone(), direct: at, keep: Box::new(()) }
-}
-
-fn prepare(server: &servers::Postgres, name: &str) {
-    server.create_database(name).unwrap();
-    let at = address(server, name);
-    // Outside of the runtime that may be here.
-    let migrated = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(migrate(&at, MIGRATIONS, false)).unwrap();
-    });
-    migrated.join().unwrap();
-}
-
-pub(crate) fn address(server: &servers::Postgres, database: &str) -> Address {
-    Address::new(&server.url(database), None, None).unwrap()
-}
 
 pub(crate) fn redis_address(url: &str) -> redis::address::Address {
     let nobody = redis::address::Credentials::default;
@@ -120,8 +80,7 @@ pub(crate) struct Gateway {
 impl Place {
     pub(crate) async fn new(in_front: redis::Options) -> Self {
         let postgres = servers::Postgres::start(&[("fsync", "on")]).unwrap();
-        postgres.create_database("onceward").unwrap();
-        migrate(&address(&postgres, "onceward"), MIGRATIONS, false).await.unwrap();
+        prepare(&postgres, "onceward", "");
         let in_front = redis::Options { deadline: DEADLINE, ..in_front };
         let spools = tempfile::tempdir().unwrap();
         Self { postgres, in_front, failover: Failover::None, spools, seen: Arc::default() }
