@@ -59,6 +59,28 @@ fn every_case_of_the_list_holds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_waits_for_redis_is_heard_of_meanwhile_and_is_not_taken_for_gone() {
+    let (mut place, redis, relay) = place().await;
+    let waits = place.gateway("waits").await;
+    place.in_front = redis::Options::new(redis_address(&redis.url()));
+    let other = place.gateway("other").await;
+    for gateway in [&waits, &other] {
+        assert!(gateway.store.is_ready(PATIENCE).await);
+    }
+    relay.withhold();
+    let ask = |sql: &str| place.postgres.psql("onceward", sql).unwrap().trim().to_owned();
+    // Several turns of one that waits for as long as others wait for it.
+    let then = ask("SELECT onceward.now_us() + 10000000");
+    until("word of it", async || {
+        assert_eq!(ask("SELECT max(status) FROM onceward.journal_member"), "1", "a member is being retired");
+        ask(&format!("SELECT min(heard_at) > {then} FROM onceward.journal_member")) == "t"
+    })
+    .await;
+    relay.pass();
+    assert!(waits.store.is_ready(PATIENCE).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_is_kept_longer_stays_its_holders_and_ends_later_also_where_redis_is_lost() {
     let (place, redis, _relay) = place().await;
     let gateway = place.gateway("one").await;

@@ -1,17 +1,12 @@
 //! Routes with `durability = "journaled"` from outside: whatever becomes of Redis, of a gateway or of the database, no key
 //! is executed again, and service resumes by itself.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use servers::{Postgres, Redis, postgres::PASSWORD};
 
 use super::{
+    load::Load,
     postgres::database_with,
     redis::{keys, secret},
     support::{Gateway, Start, Step, Upstream, answer as reply, soon, until},
@@ -42,56 +37,28 @@ fn config_of(database: &Postgres, redis: &Redis, journal: &str) -> String {
     )
 }
 
-/// Two gateways, and clients of both that ask for each key until it is answered, and then once more elsewhere.
-struct Load {
-    stop: Arc<AtomicBool>,
-    answered: Arc<AtomicUsize>,
-    clients: Vec<tokio::task::JoinHandle<Vec<String>>>,
+/// Clients that ask for each key until it is answered, and then once more elsewhere: the keys.
+fn clients_of(name: &'static str, gateways: &[&Arc<Gateway>]) -> Load<String> {
+    let gateways: Vec<_> = gateways.iter().map(|gateway| Arc::clone(gateway)).collect();
+    Load::start(CLIENTS, move |client, number| {
+        let of = |number: usize| Arc::clone(&gateways[number % gateways.len()]);
+        let (there, elsewhere) = (of(number), of(number + 1));
+        async move {
+            let key = format!("{name}-{client}-{number}");
+            let first = answer(&there, &key).await;
+            assert_eq!(answer(&elsewhere, &key).await, first, "{key}");
+            key
+        }
+    })
 }
 
-impl Load {
-    fn start(name: &'static str, gateways: &[&Arc<Gateway>]) -> Self {
-        let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let client = |client| {
-            let gateways: Vec<_> = gateways.iter().map(|gateway| Arc::clone(gateway)).collect();
-            let (stop, answered) = (Arc::clone(&stop), Arc::clone(&answered));
-            tokio::spawn(async move {
-                let mut keys = Vec::new();
-                for number in 0.. {
-                    if stop.load(Ordering::SeqCst) {
-                        break;
-                    }
-                    let key = format!("{name}-{client}-{number}");
-                    let first = answer(&gateways[number % gateways.len()], &key).await;
-                    let again = answer(&gateways[(number + 1) % gateways.len()], &key).await;
-                    assert_eq!(first, again, "{key}");
-                    answered.fetch_add(1, Ordering::SeqCst);
-                    keys.push(key);
-                }
-                keys
-            })
-        };
-        let clients = (0..CLIENTS).map(client).collect();
-        Self { stop, answered, clients }
+/// It ends, and each key has had one effect: how many there were.
+async fn judged(load: Load<String>, upstream: &Upstream) -> usize {
+    let keys = load.end().await;
+    for key in &keys {
+        assert_eq!(upstream.effects(key), 1, "{key}");
     }
-
-    async fn more(&self, count: usize) {
-        let then = self.answered.load(Ordering::SeqCst) + count;
-        until("more answers", async || self.answered.load(Ordering::SeqCst) >= then).await;
-    }
-
-    /// Ends, and each key has had one effect.
-    async fn end(self, upstream: &Upstream) -> usize {
-        self.stop.store(true, Ordering::SeqCst);
-        let mut count = 0;
-        for client in self.clients {
-            for key in client.await.unwrap() {
-                assert_eq!(upstream.effects(&key), 1, "{key}");
-                count += 1;
-            }
-        }
-        count
-    }
+    keys.len()
 }
 
 /// As a client does it: again, until it is answered.
@@ -164,7 +131,7 @@ async fn redis_the_database_and_a_gateway_are_killed_under_load_and_no_journaled
     let start = async |postgres, redis| Start::before(&upstream).config(&config(postgres, redis)).start().await;
     let stays = Arc::new(start(&postgres, &redis).await);
     let mut goes = start(&postgres, &redis).await;
-    let load = Load::start("one", &[&stays]);
+    let load = clients_of("one", &[&stays]);
     load.more(50).await;
     redis.command(&["FLUSHALL"]).unwrap();
     load.more(50).await;
@@ -185,10 +152,10 @@ async fn redis_the_database_and_a_gateway_are_killed_under_load_and_no_journaled
     redis.command(&["FLUSHALL"]).unwrap();
     load.more(50).await;
     let again = Arc::new(goes.restart().await);
-    let both = Load::start("both", &[&stays, &again]);
+    let both = clients_of("both", &[&stays, &again]);
     both.more(50).await;
-    assert!(load.end(&upstream).await >= 300);
-    assert!(both.end(&upstream).await >= 50);
+    assert!(judged(load, &upstream).await >= 300);
+    assert!(judged(both, &upstream).await >= 50);
 }
 
 // contract: store.journal.spool

@@ -28,6 +28,8 @@ mod journaled;
 #[cfg(test)]
 mod keys;
 #[cfg(test)]
+mod load;
+#[cfg(test)]
 mod maintenance;
 #[cfg(test)]
 mod observe;

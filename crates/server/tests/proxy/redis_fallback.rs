@@ -2,15 +2,16 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+    atomic::{AtomicUsize, Ordering},
 };
 
 use servers::{Postgres, Redis, postgres::PASSWORD};
 
 use super::{
+    load::Load,
     postgres::database,
     redis::{config, url},
-    support::{Answer, Gate, Gateway, Start, Step, Upstream, charged, metric, post, soon, until},
+    support::{Answer, Gate, Gateway, Start, Step, Upstream, charged, metric, post, until},
 };
 
 const ROUTES: &str = r#"
@@ -122,54 +123,35 @@ async fn redis_killed_under_load_costs_no_answer_and_no_key_runs_again() {
     let (mut server, database, upstream) = (durable(), database().await, Upstream::charging().await);
     let start = || Start::before(&upstream).config(&with_fallback(&server, &database));
     let gateways = [Arc::new(start().start().await), Arc::new(start().start().await)];
-    let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let clients: Vec<_> = (0..CLIENTS)
-        .map(|client| {
-            let [one, two] = gateways.clone();
-            let (stop, asked) = (Arc::clone(&stop), Arc::clone(&asked));
-            tokio::spawn(async move {
-                let mut answers = Vec::new();
-                for number in 0.. {
-                    if stop.load(Ordering::SeqCst) {
-                        break;
-                    }
-                    let key = format!("{client}-{number}");
-                    let (there, other) = if number % 2 == 0 { (&one, &two) } else { (&two, &one) };
-                    let first = there.post("/pay", &key, "{}").await;
-                    let again = other.post("/pay", &key, "{}").await;
-                    asked.fetch_add(1, Ordering::SeqCst);
-                    answers.push((key, first, again));
-                }
-                answers
-            })
-        })
-        .collect();
-    let more = |count: usize| {
-        let asked = &asked;
-        let until_then = asked.load(Ordering::SeqCst) + count;
-        async move { until("more requests", async || asked.load(Ordering::SeqCst) >= until_then).await }
-    };
-    more(100).await;
+    let both = gateways.clone();
+    let load = Load::start(CLIENTS, move |client, number| {
+        let of = |number: usize| Arc::clone(&both[number % both.len()]);
+        let (there, other) = (of(number), of(number + 1));
+        async move {
+            let key = format!("{client}-{number}");
+            let first = there.post("/pay", &key, "{}").await;
+            let again = other.post("/pay", &key, "{}").await;
+            (key, first, again)
+        }
+    });
+    load.more(100).await;
     server.kill().unwrap();
-    more(200).await;
+    load.more(200).await;
     server.start_again().unwrap();
     is_back(&gateways[0], "one").await;
     is_back(&gateways[1], "two").await;
-    more(200).await;
-    stop.store(true, Ordering::SeqCst);
+    load.more(200).await;
     let (mut degraded, mut twice, mut keys) = (0, 0, Vec::new());
-    for client in clients {
-        for (key, first, again) in soon("a client's end", client).await.unwrap() {
-            assert_eq!(first.status, 201, "{key}: {first:?}");
-            // Asked before the kill and again after it, one may run once more; what ran meanwhile may not.
-            assert_eq!(again.status, 201, "{key}: {again:?}");
-            twice += usize::from(upstream.effects(&key) > 1);
-            if mark(&first) == Some("degraded") {
-                degraded += 1;
-                assert!(again.is_replay() && again.essence() == first.essence(), "{key}: {again:?}");
-                assert_eq!(upstream.effects(&key), 1, "{key}");
-                keys.push((key, first));
-            }
+    for (key, first, again) in load.end().await {
+        assert_eq!(first.status, 201, "{key}: {first:?}");
+        // Asked before the kill and again after it, one may run once more; what ran meanwhile may not.
+        assert_eq!(again.status, 201, "{key}: {again:?}");
+        twice += usize::from(upstream.effects(&key) > 1);
+        if mark(&first) == Some("degraded") {
+            degraded += 1;
+            assert!(again.is_replay() && again.essence() == first.essence(), "{key}: {again:?}");
+            assert_eq!(upstream.effects(&key), 1, "{key}");
+            keys.push((key, first));
         }
     }
     assert!(degraded > 50, "{degraded}");

@@ -1,13 +1,11 @@
 //! PostgreSQL with Redis in front from outside: where each route's records are, and what becomes of them when one is gone.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
-};
+use std::sync::Arc;
 
 use servers::{Postgres, Redis, postgres::PASSWORD};
 
 use super::{
+    load::Load,
     postgres::database,
     redis::{keys, secret},
     support::{Start, Upstream, metric, onceward, output, until},
@@ -91,49 +89,31 @@ async fn redis_is_emptied_and_killed_under_load_and_no_strict_key_runs_twice_or_
     let (postgres, mut redis, upstream) = (database().await, Redis::start(&[]).unwrap(), Upstream::charging().await);
     let start = async || Arc::new(Start::before(&upstream).config(&config(&postgres, &redis)).start().await);
     let gateways = [start().await, start().await];
-    let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let clients: Vec<_> = (0..CLIENTS)
-        .map(|client| {
-            let ([one, two], stop, asked) = (gateways.clone(), Arc::clone(&stop), Arc::clone(&asked));
-            tokio::spawn(async move {
-                let mut keys = Vec::new();
-                for number in 0.. {
-                    if stop.load(Ordering::SeqCst) {
-                        break;
-                    }
-                    let key = format!("{client}-{number}");
-                    let first = one.post("/pay", &key, "{}").await;
-                    let again = two.post("/pay", &key, "{}").await;
-                    assert_eq!((first.status, first.is_replay()), (201, false), "{first:?}");
-                    assert!(again.is_replay() && again.essence() == first.essence(), "{again:?}");
-                    asked.fetch_add(1, Ordering::SeqCst);
-                    keys.push(key);
-                }
-                keys
-            })
-        })
-        .collect();
-    let more = async |count: usize| {
-        let then = asked.load(Ordering::SeqCst) + count;
-        until("more requests", async || asked.load(Ordering::SeqCst) >= then).await;
-    };
-    more(50).await;
+    let [one, two] = gateways.clone();
+    let load = Load::start(CLIENTS, move |client, number| {
+        let (one, two) = (Arc::clone(&one), Arc::clone(&two));
+        async move {
+            let key = format!("{client}-{number}");
+            let first = one.post("/pay", &key, "{}").await;
+            let again = two.post("/pay", &key, "{}").await;
+            assert_eq!((first.status, first.is_replay()), (201, false), "{first:?}");
+            assert!(again.is_replay() && again.essence() == first.essence(), "{again:?}");
+            key
+        }
+    });
+    load.more(50).await;
     redis.command(&["FLUSHALL"]).unwrap();
-    more(50).await;
+    load.more(50).await;
     redis.kill().unwrap();
-    more(50).await;
+    load.more(50).await;
     redis.start_again().unwrap();
     let shown = metric(&gateways[1].metrics().await, SHOWN);
     until("hints again", async || metric(&gateways[1].metrics().await, SHOWN) > shown).await;
-    stop.store(true, Ordering::SeqCst);
-    let mut keys = 0;
-    for client in clients {
-        for key in client.await.unwrap() {
-            assert_eq!(upstream.effects(&key), 1, "{key}");
-            keys += 1;
-        }
+    let keys = load.end().await;
+    for key in &keys {
+        assert_eq!(upstream.effects(key), 1, "{key}");
     }
-    assert!(keys >= 150, "{keys}");
+    assert!(keys.len() >= 150, "{}", keys.len());
 }
 
 #[tokio::test]

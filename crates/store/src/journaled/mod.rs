@@ -14,7 +14,7 @@
 //!
 //! [`fact`](Fact) what is shipped, [`front`](Front) and [`journal`](Journal) what is asked of Redis and of the database;
 //! `guard` who is inside a view, `shipments` what the journal may not have yet, `spool`, `logged` and `begun` where that is on the
-//! disk, `owed` outcomes whose fate is unknown, `views` how views change, `retire` how a session ends, `predecessor` how one
+//! disk, `owed` outcomes whose fate is unknown, `views` how views change and `standing` how far that has come, `outbox` what Redis keeps for a retirement, `retire` how a session ends, `predecessor` how one
 //! ends whose process is gone, `open` what is looked at before the first begins.
 
 #[cfg(feature = "embedded")]
@@ -27,11 +27,13 @@ mod journal;
 mod logged;
 #[cfg(all(feature = "embedded", feature = "postgres", feature = "redis"))]
 mod open;
+mod outbox;
 mod owed;
 mod predecessor;
 mod retire;
 mod shipments;
 mod spool;
+mod standing;
 mod store;
 mod views;
 
@@ -68,12 +70,7 @@ pub use self::{
     spool::{Left, Place, Spool},
     store::{JournaledStore, Serves},
 };
-use self::{
-    guard::Guard,
-    owed::Word,
-    shipments::Shipments,
-    views::{Cold, Standing},
-};
+use self::{guard::Guard, owed::Word, shipments::Shipments, standing::Standing, views::Cold};
 use crate::{Applied, Insert, Kind, Read, StoreError, Write};
 
 /// How often the database is looked at.

@@ -5,11 +5,8 @@
 //! all of them is a few transactions.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -24,9 +21,9 @@ use tokio::{
 };
 
 use super::{
-    At, Dirty, Member, Opening, Shared, Sight, Snapshot, TICK, Timeline, View, ViewRow,
+    At, Member, Opening, Shared, Sight, Snapshot, TICK, Timeline, View, ViewRow,
     guard::{Guard, Serving},
-    retire,
+    outbox, retire,
 };
 use crate::StoreError;
 
@@ -58,30 +55,6 @@ impl Cold {
     }
 }
 
-/// How many partitions are how, as the last turn found them.
-#[derive(Debug, Default)]
-pub(super) struct Standing {
-    /// Their view is in force, and this session is in it.
-    pub(super) in_force: AtomicUsize,
-    /// And their server has every row of the journal.
-    pub(super) warm: AtomicUsize,
-}
-
-impl Standing {
-    fn note(&self, part: &Part, seen: &Snapshot, sights: &HashMap<u16, Sight>) {
-        let is_in_force = |row: &&ViewRow| {
-            let sight = sights.get(&row.partition).filter(|sight| sight.is_primary);
-            row.is_active
-                && part.admitted.get(&row.partition) == Some(&row.view)
-                && sight.is_some_and(|sight| (sight.view, sight.incarnation) == (row.view, row.incarnation))
-        };
-        let is_warm = |row: &&ViewRow| sights.get(&row.partition).is_some_and(|sight| sight.is_warm);
-        let in_force = seen.views.iter().filter(is_in_force);
-        self.warm.store(in_force.clone().filter(is_warm).count(), Ordering::Relaxed);
-        self.in_force.store(in_force.count(), Ordering::Relaxed);
-    }
-}
-
 /// What this process remembers of the views that it takes part in.
 #[derive(Debug, Default)]
 pub(super) struct Part {
@@ -89,6 +62,13 @@ pub(super) struct Part {
     acknowledged: HashMap<u16, View>,
     /// The view that it was let into, of each partition.
     admitted: HashMap<u16, View>,
+}
+
+impl Part {
+    /// Whether it was let into this view.
+    pub(super) fn is_in(&self, row: &ViewRow) -> bool {
+        self.admitted.get(&row.partition) == Some(&row.view)
+    }
 }
 
 /// Looks at the database now and then, and where somebody says that something is amiss.
@@ -135,7 +115,7 @@ async fn turn(shared: &Arc<Shared>, part: &mut Part) -> Result<(), StoreError> {
     if seen.timeline != shared.shipments.timeline() {
         shared.shipments.ship_again(seen.timeline);
     }
-    clean(shared, &seen).await;
+    outbox::clean(shared, &seen).await;
     let is_kept = match seen.me {
         // A session that is being retired, or whose spool has failed, holds nothing any more once this is done (R2).
         Member::Retiring | Member::Retired { .. } => return retire::end(shared, &seen).await,
@@ -235,7 +215,7 @@ fn next(
             return Step::Open(Opening { before: *row, acknowledged: above, incarnation: sight.incarnation });
         }
     }
-    let is_admitted = part.admitted.get(&row.partition) == Some(&row.view);
+    let is_admitted = part.is_in(row);
     match row.is_active {
         true if is_there && is_kept && !is_admitted => Step::Admit,
         true if is_there && is_admitted && sight.is_some_and(|sight| !sight.is_warm) => Step::Warm,
@@ -383,23 +363,4 @@ async fn warm(shared: &Shared, at: &At) -> Result<(), StoreError> {
     }
     shared.front.warm(at).await?;
     Ok(())
-}
-
-/// What is in the journal for good is dirty no more.
-async fn clean(shared: &Shared, seen: &Snapshot) {
-    let kept = shared.shipments.take_kept(seen.timeline, seen.kept);
-    let mut by_partition: BTreeMap<u16, Vec<Dirty>> = BTreeMap::new();
-    for dirty in kept {
-        by_partition.entry(shared.partition_of(&dirty.id)).or_default().push(dirty);
-    }
-    let each = by_partition.into_iter().map(async |(partition, shipped)| {
-        let serving = shared.guard(partition).ok().and_then(Guard::serving);
-        let Some(Serving { view, incarnation }) = serving else { return };
-        let at = At { partition, view, incarnation, session: shared.session };
-        // What stays dirty costs a shipment that changes nothing when this session is retired.
-        if let Err(error) = shared.front.clean(&at, &shipped).await {
-            tracing::debug!(%error, partition, "shipped records stay noted as dirty");
-        }
-    });
-    join_all(each).await;
 }

@@ -292,16 +292,13 @@ impl Store for Tiered {
         let (mut stats, of_cache) = (self.strict.stats(), self.cache.store.stats());
         stats.concerns.extend(of_cache.concerns.into_iter().map(|concern| format!("Redis: {concern}")));
         stats.cache = of_cache.cache;
-        if !self.is_used(Durability::Cache)
-            && let Some(cache) = &mut stats.cache
-        {
-            // Nothing was lost that counts.
-            cache.last.clear();
-        }
         if self.is_used(Durability::Cache) {
             stats.records += of_cache.records;
             stats.open += of_cache.open;
             stats.bytes += of_cache.bytes;
+        } else if let Some(cache) = &mut stats.cache {
+            // Nothing was lost that counts.
+            cache.last.clear();
         }
         if self.is_used(Durability::Journaled)
             && let Some(journaled) = &self.journaled

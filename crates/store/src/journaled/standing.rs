@@ -1,0 +1,32 @@
+//! What this process says of its partitions to those who look after it.
+
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use super::{Sight, Snapshot, ViewRow, views::Part};
+
+/// How many partitions are how, as the last turn found them.
+#[derive(Debug, Default)]
+pub(super) struct Standing {
+    /// Their view is in force, and this session is in it.
+    pub(super) in_force: AtomicUsize,
+    /// And their server has every row of the journal.
+    pub(super) warm: AtomicUsize,
+}
+
+impl Standing {
+    pub(super) fn note(&self, part: &Part, seen: &Snapshot, sights: &HashMap<u16, Sight>) {
+        let is_in_force = |row: &&ViewRow| {
+            let sight = sights.get(&row.partition).filter(|sight| sight.is_primary);
+            row.is_active
+                && part.is_in(row)
+                && sight.is_some_and(|sight| (sight.view, sight.incarnation) == (row.view, row.incarnation))
+        };
+        let is_warm = |row: &&ViewRow| sights.get(&row.partition).is_some_and(|sight| sight.is_warm);
+        let in_force = seen.views.iter().filter(is_in_force);
+        self.warm.store(in_force.clone().filter(is_warm).count(), Ordering::Relaxed);
+        self.in_force.store(in_force.count(), Ordering::Relaxed);
+    }
+}
