@@ -54,13 +54,14 @@ pub(crate) enum Store {
 /// Where a row has no case, or a case fails or is gone.
 pub(crate) fn run(arguments: &[&str], counts: &mut Counts) -> anyhow::Result<()> {
     install::load_balancers()?;
-    let run = match install::find("cargo-nextest") {
-        Some(_) => format!("cargo nextest run --package {PACKAGE} --no-fail-fast --status-level pass"),
-        None => format!("cargo test --package {PACKAGE} --no-fail-fast"),
+    let runner = match install::find("cargo-nextest") {
+        Some(_) => "cargo nextest run --status-level pass",
+        None => "cargo test",
     };
+    let run = format!("{runner} --no-fail-fast");
     match arguments {
         [] | ["--store", "embedded"] => {
-            let done = Shown::new(&format!("{run} --tests")).run(counts);
+            let done = Shown::new(&format!("{run} --package {PACKAGE} --tests")).run(counts);
             print(Store::Embedded, &counts.ended)?;
             done
         }
@@ -112,7 +113,8 @@ fn on_a_server(store: Store, run: &str, modules: &[&str], counts: &mut Counts) -
         let fsync = if store == Store::Tiered("journaled") { "on" } else { "off" };
         postgres = servers::Postgres::start(&[("max_connections", "500"), ("fsync", fsync)])?;
         postgres.create_database("contract")?;
-        Shown::new("cargo build --package onceward-server --bins").run(counts)?;
+        let tests = ON_A_STORE.map(|binary| format!("--test {binary}")).join(" ");
+        Shown::new(&format!("cargo build --workspace --bin onceward {tests}")).run(counts)?;
         let binary = tree::shown(&tree::target().join("debug/onceward"));
         Shown::new(&format!("{binary} migrate --database {}", postgres.url("contract"))).run(counts)?;
         postgres.url("").trim_end_matches('/').to_owned()
@@ -128,7 +130,8 @@ fn on_a_server(store: Store, run: &str, modules: &[&str], counts: &mut Counts) -
     let binaries = ON_A_STORE.map(|binary| format!("--test {binary}")).join(" ");
     let left_out: String = left_out(store).iter().map(|(test, _)| format!(" --skip {test}")).collect();
     let modules_said = modules.join(" ");
-    let shown = Shown::new(&format!("{run} {binaries} -- {modules_said}{left_out}"));
+    // With the features that the workspace's tests have, so that nothing is built again between them and these.
+    let shown = Shown::new(&format!("{run} --workspace {binaries} -- {modules_said}{left_out}"));
     let done = env.iter().fold(shown, |shown, (name, value)| shown.env(name, value)).run(&mut of_this);
     let printed = if modules.is_empty() { print(store, &of_this.ended) } else { Ok(()) };
     counts.add(of_this);

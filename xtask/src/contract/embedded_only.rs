@@ -14,10 +14,16 @@ pub(super) fn left_out(store: Store) -> Vec<(&'static str, &'static str)> {
 }
 
 /// Those that do not hold where every route is journaled.
-const NOT_JOURNALED: &[(&str, &str)] = &[(
-    "crashes::in_two_phases_a_claim_that_was_never_sent_is_taken_over",
-    "it asks before Redis has every row of the journal, and claims count as sent until then",
-)];
+const NOT_JOURNALED: &[(&str, &str)] = &[
+    (
+        "crashes::in_two_phases_a_claim_that_was_never_sent_is_taken_over",
+        "it asks before Redis has every row of the journal, and claims count as sent until then",
+    ),
+    ("quotas::a_quota_is_changed_while_the_process_runs", UNCOUNTED),
+    ("quotas::a_tenant_whose_records_take_too_much_room_gets_no_fresh_key", UNCOUNTED),
+    ("quotas::a_tenant_with_as_many_records_as_it_may_have_gets_no_fresh_key_until_one_is_gone", UNCOUNTED),
+];
+const UNCOUNTED: &str = "quotas do not count what tenants have there yet";
 
 /// Those that are about a folder, on every other store.
 const EMBEDDED_ONLY: &[(&str, &str)] = &[

@@ -42,15 +42,16 @@ const DATABASES: &str = "contract:databases";
 /// The store's name in metrics.
 pub(crate) fn store_name() -> &'static str {
     match std::env::var(SERVER) {
-        Ok(server) if server.starts_with("redis:") || is_in_cache() => "redis",
+        Ok(server) if server.starts_with("redis:") || all_routes_are("cache") => "redis",
+        Ok(_) if all_routes_are("journaled") => "journaled",
         Ok(_) => "postgres",
         Err(_) => "embedded",
     }
 }
 
-/// Whether there are two, and records are in Redis.
-fn is_in_cache() -> bool {
-    std::env::var(DURABILITY).is_ok_and(|durability| durability == "cache")
+/// Whether there are two, and this is where all records are.
+fn all_routes_are(durability: &str) -> bool {
+    std::env::var(DURABILITY).is_ok_and(|said| said == durability)
 }
 
 /// The databases of one data folder, once they are made.

@@ -121,7 +121,6 @@ async fn wrong_usage_ends_with_2_and_says_how_it_is_right() {
         (Start::new(), "--upstream"),
         (Start::before(&upstream).config("[listen]\nadress = \"x\"\n"), "did you mean \"address\"?"),
         (Start::before(&upstream).config("[regions]\nself = \"a\"\n"), "not available in this version"),
-        (Start::before(&upstream).config("[defaults]\ndurability = \"journaled\"\n"), "with [store.journal]"),
         (Start::before(&upstream).failpoint("nowhere:hit=1:abort"), "failpoint"),
         // No build that is given away can take a safety out.
         (Start::before(&upstream).env("ONCEWARD_MUTANT", "no-such-mutant"), "ONCEWARD_MUTANT"),
