@@ -221,11 +221,12 @@ impl Database {
         self.serves(partition, view).then_some(facts)
     }
 
-    /// Rows after `after`, whatever view they are of.
+    /// Rows after `after`, whatever view they are of: all, or those in flight.
     #[must_use]
-    pub fn list(&self, after: Option<RecordId>, limit: usize) -> Vec<Fact> {
+    pub fn list(&self, after: Option<RecordId>, limit: usize, in_flight: bool) -> Vec<Fact> {
         use std::ops::Bound::{Excluded, Unbounded};
-        let rows = self.rows.range((after.map_or(Unbounded, Excluded), Unbounded)).take(limit);
+        let rows = self.rows.range((after.map_or(Unbounded, Excluded), Unbounded));
+        let rows = rows.filter(|(_, record)| !in_flight || record.facts.state == State::InFlight).take(limit);
         rows.map(|(id, record)| Fact { id: *id, record: Arc::new(record.clone()) }).collect()
     }
 

@@ -66,8 +66,8 @@ impl Journal for SimJournal {
         self.at(move |database| database.rows(partition, view, after, limit))
     }
 
-    fn list(&self, after: Option<RecordId>, limit: usize) -> Answer<'_, (Vec<Fact>, Micros)> {
-        self.on(move |inner, now| (inner.database.list(after, limit), Micros::ZERO.plus(now)))
+    fn list(&self, after: Option<RecordId>, limit: usize, in_flight: bool) -> Answer<'_, (Vec<Fact>, Micros)> {
+        self.on(move |inner, now| (inner.database.list(after, limit, in_flight), Micros::ZERO.plus(now)))
     }
 
     fn open<'a>(&'a self, session: SessionId, timeline: Timeline, openings: &'a [Opening]) -> Answer<'a, usize> {

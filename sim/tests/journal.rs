@@ -209,9 +209,10 @@ impl Both {
                 let said = self.journal().rows(partition, view, after, limit).await.unwrap();
                 assert_eq!(said, self.rules.rows(partition, view, after, limit), "rows");
                 self.count("rows", said.is_some());
-                let (listed, _) = self.journal().list(after, limit).await.unwrap();
-                assert_eq!(listed, self.rules.list(after, limit), "list");
-                self.count("list", !listed.is_empty());
+                let in_flight = self.rng.bool();
+                let (listed, _) = self.journal().list(after, limit, in_flight).await.unwrap();
+                assert_eq!(listed, self.rules.list(after, limit, in_flight), "list");
+                self.count(if in_flight { "list of what is in flight" } else { "list" }, !listed.is_empty());
             }
             66..=68 => {
                 let said = self.journal().leave(who, timeline).await.unwrap();

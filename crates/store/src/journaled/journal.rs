@@ -110,8 +110,9 @@ pub trait Journal: Send + Sync + fmt::Debug + 'static {
     /// Rows of a partition after `after`, at most `limit`, likewise.
     fn rows(&self, partition: u16, view: View, after: Option<RecordId>, limit: usize) -> Answer<'_, Option<Vec<Fact>>>;
 
-    /// Rows after `after` in the order of the ids, at most `limit`, and the database's time: for lists, which decide nothing.
-    fn list(&self, after: Option<RecordId>, limit: usize) -> Answer<'_, (Vec<Fact>, Micros)>;
+    /// Rows after `after` in the order of the ids, at most `limit`, and the database's time: for lists, which decide
+    /// nothing. Of `in_flight` only those rows, which takes no time for the others.
+    fn list(&self, after: Option<RecordId>, limit: usize, in_flight: bool) -> Answer<'_, (Vec<Fact>, Micros)>;
 
     /// Opens the next views of partitions; a view's number is above that of the one before and above `acknowledged`.
     /// Answers how many were opened: one whose view before is another is not. Refused to a session that is no member,

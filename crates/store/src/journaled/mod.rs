@@ -61,7 +61,7 @@ use tokio::{
 #[cfg(feature = "embedded")]
 pub use self::logged::{LogSpool, SpoolError, SpoolOptions};
 #[cfg(all(feature = "embedded", feature = "postgres", feature = "redis"))]
-pub use self::open::OpenError;
+pub use self::open::{JOURNAL, OpenError};
 pub use self::{
     fact::{Fact, Order, is_released, merged, released},
     front::{At, Dirty, Front, Incarnation, Install, Row, Sight, Stepped, View, What},

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Under which name the journal's id is remembered: in the database, and in the Redis before it.
-const JOURNAL: &str = "journal";
+pub const JOURNAL: &str = "journal";
 
 /// Why the store cannot be opened. Nothing was claimed.
 #[derive(Debug, thiserror::Error)]

@@ -6,17 +6,18 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{StreamExt as _, stream};
 use onceward_core::{
     cas::{Expect, Replacement},
     key::RecordId,
-    record::{Facts, Fence, SessionId},
+    record::{Facts, Fence, Record, Seen, SessionId, State},
 };
 use tokio::{
     task::JoinSet,
     time::{MissedTickBehavior, interval, timeout},
 };
 
-use super::{Front, Journal, Journaled, Left, Options, Owed, Spool, is_released};
+use super::{Fact, Front, Journal, Journaled, Left, Options, Owed, Spool, is_released};
 use crate::{
     Answer, Filter, HearsForgotten, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write,
 };
@@ -27,6 +28,8 @@ const TICK: Duration = Duration::from_millis(200);
 const READY_TICK: Duration = Duration::from_millis(20);
 /// A session that is over has so long to put what it holds into the journal; then others retire it.
 const LEAVES_WITHIN: Duration = Duration::from_secs(60);
+/// So many claims of a page are read in Redis at a time.
+const READS_AT_A_TIME: usize = 16;
 /// So many rows of the journal are read for a page.
 const ROWS: std::ops::RangeInclusive<usize> = 64..=500;
 
@@ -164,6 +167,23 @@ async fn follow(parts: Arc<Parts>, current: Arc<RwLock<Current>>) {
     }
 }
 
+/// The record of a row. Of a claim the journal has neither how long the lease runs nor that its holder has given up: that
+/// is read where it was written, or as the row has it while that does not answer.
+async fn as_it_is(session: &Journaled, Fact { id, record }: Fact) -> (RecordId, Option<Arc<Record>>) {
+    if record.facts.state != State::InFlight {
+        return (id, Some(record));
+    }
+    match session.get(id).await {
+        Ok(read) => (id, read.record.map(Arc::new)),
+        Err(_) => (id, Some(record)),
+    }
+}
+
+/// Whether only a record that is in flight is seen as this.
+fn is_in_flight(seen: Seen) -> bool {
+    matches!(seen, Seen::InFlight | Seen::Abandoned | Seen::Unknown)
+}
+
 impl Store for JournaledStore {
     fn kind(&self) -> &'static str {
         "journaled"
@@ -195,19 +215,21 @@ impl Store for JournaledStore {
             // Where the journal does not take it in time, the list is of before.
             let _shipped = timeout(self.parts.options.deadline, self.session().shipped()).await;
             let rows = limit.clamp(*ROWS.start(), *ROWS.end());
-            let (facts, now) = self.parts.journal.list(after, rows).await?;
+            let (facts, now) = self.parts.journal.list(after, rows, filter.state.is_some_and(is_in_flight)).await?;
             let has_more = facts.len() >= rows;
             let mut page = Page { now, ..Page::default() };
             let mut last = None;
-            for fact in facts {
+            let session = self.session();
+            let mut facts = stream::iter(facts).map(|fact| as_it_is(&session, fact)).buffered(READS_AT_A_TIME);
+            while let Some((id, record)) = facts.next().await {
                 if page.records.len() >= limit {
                     page.next = last;
                     return Ok(page);
                 }
-                last = Some(fact.id);
-                let is_there = !is_released(&fact.record.facts) && !fact.record.is_expired(now);
-                if is_there && filter.admits(&fact.record, now) {
-                    page.records.push((fact.id, Arc::unwrap_or_clone(fact.record)));
+                last = Some(id);
+                let record = record.filter(|record| !is_released(&record.facts) && !record.is_expired(now));
+                if let Some(record) = record.filter(|record| filter.admits(record, now)) {
+                    page.records.push((id, Arc::unwrap_or_clone(record)));
                 }
             }
             page.next = last.filter(|_| has_more);

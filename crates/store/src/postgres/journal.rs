@@ -45,6 +45,7 @@ const SHIP: &str = "SELECT * FROM onceward.journal_ship($1, $2, $3, $4, $5, $6, 
 const ROW: &str = "SELECT * FROM onceward.journal_row($1, $2, $3, $4)";
 const ROWS: &str = "SELECT * FROM onceward.journal_rows($1, $2, $3, $4, $5)";
 const LIST: &str = "SELECT * FROM onceward.journal_list($1, $2)";
+const IN_FLIGHT: &str = "SELECT * FROM onceward.journal_in_flight($1, $2)";
 const OPEN: &str = "SELECT * FROM onceward.journal_open($1, $2, $3, $4, $5, $6, $7, $8)";
 const ACKNOWLEDGE: &str = "SELECT * FROM onceward.journal_acknowledge($1, $2, $3, $4, $5)";
 const AGREED: &str = "SELECT * FROM onceward.journal_agreed($1, $2, $3, $4, $5, $6, $7)";
@@ -78,6 +79,17 @@ pub enum Failover {
         /// All that may take over.
         standbys: Vec<String>,
     },
+}
+
+impl Failover {
+    /// As the functions have it.
+    pub(super) fn parameters(&self) -> (&'static str, &[String]) {
+        match self {
+            Self::None => ("none", &[]),
+            Self::Synchronous => ("synchronous", &[]),
+            Self::Asynchronous { standbys } => ("asynchronous", standbys),
+        }
+    }
 }
 
 /// How the journal is kept.
@@ -171,11 +183,7 @@ impl PostgresJournal {
 
     /// The same as the functions have it.
     fn failover(&self) -> (&'static str, &[String]) {
-        match &self.options.failover {
-            Failover::None => ("none", &[]),
-            Failover::Synchronous => ("synchronous", &[]),
-            Failover::Asynchronous { standbys } => ("asynchronous", standbys),
-        }
+        self.options.failover.parameters()
     }
 
     fn known(&self) -> (Timeline, Mark) {
@@ -287,12 +295,12 @@ impl Journal for PostgresJournal {
         })
     }
 
-    fn list(&self, after: Option<RecordId>, limit: usize) -> Answer<'_, (Vec<Fact>, Micros)> {
+    fn list(&self, after: Option<RecordId>, limit: usize, in_flight: bool) -> Answer<'_, (Vec<Fact>, Micros)> {
         Box::pin(async move {
             let after = after.as_ref().map_or(&[][..], |id| &id.0);
             let rows_max = big(limit.min(ROWS_MAX) as u64);
             let parameters: [Parameter<'_>; 2] = [(&after, Type::BYTEA), (&rows_max, Type::INT8)];
-            let rows = self.read(LIST, &parameters).await?;
+            let rows = self.read(if in_flight { IN_FLIGHT } else { LIST }, &parameters).await?;
             Ok((facts(&rows)?, Micros(unsigned(first(&rows)?)?)))
         })
     }

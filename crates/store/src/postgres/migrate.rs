@@ -51,6 +51,8 @@ pub const MIGRATIONS: &[Migration] = migrations![
     11 "keep_turn" "0011_keep_turn.sql",
     12 "journal" "0012_journal.sql",
     13 "journal_end" "0013_journal_end.sql",
+    14 "journal_in_flight" "0014_journal_in_flight.sql",
+    15 "journal_status" "0015_journal_status.sql",
 ];
 
 /// Why the schema is not what is needed.
