@@ -76,6 +76,9 @@ pub enum Command {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Look at the views that journaled claims are granted in
+    #[command(subcommand, after_help = "Example:\n  onceward view status --config onceward.toml")]
+    View(ViewCommand),
     /// Make the schema of a store in Postgres, or bring it up to this version
     ///
     /// Repeatable; several may run it at a time. Processes of the version before go on beside it.
@@ -399,6 +402,24 @@ pub struct OutputArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Of `onceward view`.
+#[derive(Clone, Debug, Subcommand)]
+#[non_exhaustive]
+pub enum ViewCommand {
+    /// Show of how many partitions claims are granted, who is a member, and whom the others wait for
+    ///
+    /// Changes nothing. Exit code 1 where journaled keys of some partitions are refused.
+    #[command(after_help = "Example:\n  onceward view status --config onceward.toml --json")]
+    Status {
+        /// The configuration whose [store.journal] is meant
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// How to print
+        #[command(flatten)]
+        output: OutputArgs,
+    },
 }
 
 /// `onceward key`

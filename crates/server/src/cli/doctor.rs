@@ -3,8 +3,11 @@
 use std::path::Path;
 
 use onceward::store::{
+    Durability,
     doctor::{Finding, Grade},
-    postgres, redis,
+    journaled::{JOURNAL, OpenError},
+    postgres,
+    redis::{self, doctor::Keeps},
 };
 use serde_json::json;
 
@@ -29,7 +32,8 @@ pub(super) async fn run(file: &Path, is_json: bool) -> Result<(), Failure> {
     let mut findings = Vec::new();
     if let Some(said) = &config.store.postgres {
         let (address, listen) = opened::addresses(said, "store.postgres")?;
-        let of_database = postgres::doctor::examine(&address, listen.as_ref()).await;
+        let failover = config.store.journal.as_ref().map(|journal| &journal.failover);
+        let of_database = postgres::doctor::examine(&address, listen.as_ref(), failover).await;
         findings.extend(of_database.into_iter().map(named(config.store.is_tiered(), "PostgreSQL")));
         let kept = postgres::doctor::remembered(&address, opened::SECRET_ID).await;
         findings.extend(kept.and_then(|theirs| secret(&config, theirs)));
@@ -37,16 +41,24 @@ pub(super) async fn run(file: &Path, is_json: bool) -> Result<(), Failure> {
     if let Some(said) = &config.store.redis {
         let routes = config.routes.iter().chain([&config.default_route]);
         let retention = routes.map(|route| route.retention).max().unwrap_or_default();
-        let of_redis = redis::doctor::examine(&opened::redis_address(said)?, said.strategy, retention).await;
+        let address = opened::redis_address(said)?;
+        let of_redis = redis::doctor::examine(&address, said.strategy, retention, keeps(&config)).await;
         findings.extend(of_redis.into_iter().map(named(config.store.is_tiered(), "Redis")));
         if !config.store.is_tiered() {
-            let kept = redis::doctor::remembered(&opened::redis_address(said)?, opened::SECRET_ID).await;
+            let kept = redis::doctor::remembered(&address, opened::SECRET_ID).await;
             findings.extend(kept.and_then(|theirs| secret(&config, theirs)));
+        }
+        if config.store.journal.is_some()
+            && let Some(database) = &config.store.postgres
+        {
+            let ours = postgres::doctor::remembered(&opened::addresses(database, "store.postgres")?.0, JOURNAL).await;
+            let theirs = redis::doctor::remembered(&address, JOURNAL).await;
+            findings.extend(journal(address.to_string(), ours.flatten(), theirs.flatten()));
         }
     }
     if let Some(said) = &config.store.fallback {
         let (address, listen) = opened::addresses(said, "store.fallback")?;
-        let of_fallback = postgres::doctor::examine(&address, listen.as_ref()).await;
+        let of_fallback = postgres::doctor::examine(&address, listen.as_ref(), None).await;
         findings.extend(of_fallback.into_iter().map(named(true, "the fallback")));
     }
     for finding in &findings {
@@ -61,6 +73,30 @@ pub(super) async fn run(file: &Path, is_json: bool) -> Result<(), Failure> {
         return Err(Failure::not_well("the server is not fit for the store"));
     }
     Ok(())
+}
+
+/// What Redis has of all routes together.
+fn keeps(config: &Config) -> Keeps {
+    let uses =
+        |durability| config.routes.iter().chain([&config.default_route]).any(|route| route.durability == durability);
+    if !config.store.is_tiered() || uses(Durability::Cache) {
+        Keeps::Records
+    } else if uses(Durability::Journaled) {
+        Keeps::Claims
+    } else {
+        Keeps::Hints
+    }
+}
+
+/// Whether Redis stands in front of this database's journal, where gateways have been at both.
+fn journal(redis: String, ours: Option<String>, theirs: Option<String>) -> Option<Finding> {
+    let (ours, theirs) = (ours?, theirs?);
+    let (grade, said) = if ours == theirs {
+        (Grade::Well, "Redis stands in front of this database's".to_owned())
+    } else {
+        (Grade::Bad, OpenError::OtherJournal { redis, theirs, ours }.to_string())
+    };
+    Some(Finding { what: "journal", grade, said })
 }
 
 /// Whether the records there, if any, were made with the secret of the configuration; `theirs` is what the store knows it by.

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use self::args::{Command, CommandLine, ConfigCommand, KeyCommand};
+use self::args::{Command, CommandLine, ConfigCommand, KeyCommand, ViewCommand};
 use crate::{
     config::{Config, ConfigError, Environment, Flags, json_schema, report},
     start,
@@ -20,6 +20,7 @@ mod log;
 mod migrate;
 pub mod prove;
 mod reconcile;
+mod view;
 
 /// Something that ends a command: what to say on stderr, and the exit code.
 #[derive(Debug)]
@@ -127,6 +128,7 @@ async fn command(command: Command) -> Result<(), Failure> {
             audit::run(&engine, std::io::BufReader::new(file), output.json)
         }
         Command::Doctor { config, output } => doctor::run(&config, output.json).await,
+        Command::View(ViewCommand::Status { config, output }) => view::status(&config, output.json).await,
         Command::Reconcile(args) => reconcile::run(&args).await,
         Command::Migrate(args) => migrate::run(&args).await,
         Command::Prove(args) => prove::run(&args).await,

@@ -9,7 +9,7 @@ use super::{
     load::Load,
     postgres::database_with,
     redis::{keys, secret},
-    support::{Gateway, Start, Step, Upstream, answer as reply, soon, until},
+    support::{Gateway, Start, Step, Upstream, answer as reply, onceward, output, soon, until},
 };
 
 const CLIENTS: usize = 8;
@@ -59,6 +59,14 @@ async fn judged(load: Load<String>, upstream: &Upstream) -> usize {
         assert_eq!(upstream.effects(key), 1, "{key}");
     }
     keys.len()
+}
+
+/// What `onceward view status` says of the gateway's database.
+async fn views(gateway: &Gateway, more: &[&str]) -> (Option<i32>, String) {
+    let mut command = onceward();
+    command.args(["view", "status", "--config"]).arg(gateway.start.config_file()).args(more);
+    let done = output(command).await;
+    (done.status.code(), String::from_utf8(done.stdout).unwrap() + &String::from_utf8(done.stderr).unwrap())
 }
 
 /// As a client does it: again, until it is answered.
@@ -144,11 +152,19 @@ async fn redis_the_database_and_a_gateway_are_killed_under_load_and_no_journaled
     load.more(50).await;
     postgres.start_again().unwrap();
     load.more(50).await;
+    let (code, said) = views(&stays, &[]).await;
+    assert!(
+        code == Some(0) && said.contains("256 in force, 0 not") && said.matches(" live, heard of ").count() == 2,
+        "{said}"
+    );
     // Gone with all that it had, it is retired while the Redis is there that granted to it.
     goes.kill().await;
     load.more(50).await;
     let members = "SELECT count(*) FROM onceward.journal_member WHERE status < 3";
     until("a retirement", async || postgres.psql("keys", members).unwrap().trim() == "1").await;
+    let (_, said) = views(&stays, &["--json"]).await;
+    let said: serde_json::Value = serde_json::from_str(said.lines().next().unwrap()).unwrap();
+    assert_eq!(said["members"].as_array().unwrap().len(), 1, "{said}");
     redis.command(&["FLUSHALL"]).unwrap();
     load.more(50).await;
     let again = Arc::new(goes.restart().await);
@@ -156,6 +172,24 @@ async fn redis_the_database_and_a_gateway_are_killed_under_load_and_no_journaled
     both.more(50).await;
     assert!(judged(load, &upstream).await >= 300);
     assert!(judged(both, &upstream).await >= 50);
+}
+
+#[tokio::test]
+async fn an_unknown_outcome_is_listed_as_one_at_once_although_the_journal_has_it_in_flight() {
+    let (postgres, redis) = (database_with(&[("fsync", "on")]).await, Redis::start(&[]).unwrap());
+    let upstream = Upstream::start(|_, _| vec![Step::Close]).await;
+    let gateway = Start::before(&upstream).config(&config(&postgres, &redis)).start().await;
+    until("a view", async || gateway.post("/pay", "key", "{}").await.status == 502).await;
+    let records = gateway.records().await;
+    assert_eq!(records.len(), 1, "{records:?}");
+    assert_eq!(records[0]["state"], "unknown", "{records:?}");
+    redis.command(&["FLUSHALL"]).unwrap();
+    until("its row", async || {
+        let records = gateway.records().await;
+        assert_eq!((records.len(), upstream.effects("key")), (1, 1), "{records:?}");
+        records[0]["state"] == "unknown"
+    })
+    .await;
 }
 
 // contract: store.journal.spool
@@ -202,4 +236,44 @@ async fn while_a_standby_that_may_take_over_is_away_nothing_is_claimed_and_ready
     let ready = gateway.admin("GET", "/readyz", &[], "").await;
     assert!(ready.status == 503 && ready.text().contains("256 of 256 partitions have no view"), "{ready:?}");
     assert_eq!(upstream.effects("key"), 1);
+    let (code, said) = views(&gateway, &[]).await;
+    assert!(code == Some(1) && said.contains("waits until the standbys know that it is a member"), "{said}");
+}
+
+#[tokio::test]
+async fn the_doctor_tells_a_server_that_keeps_no_journal_and_a_redis_before_another_one() {
+    let (sound, redis) = (database_with(&[("fsync", "on")]).await, Redis::start(&[]).unwrap());
+    let (unsound, other, upstream) = (database_with(&[]).await, Redis::start(&[]).unwrap(), Upstream::charging().await);
+    let without_cache = |database, redis| config(database, redis).replace("\"cache\"", "\"journaled\"");
+    let folder = tempfile::tempdir().unwrap();
+    let look = async |config: String| {
+        let file = folder.path().join("onceward.toml");
+        std::fs::write(&file, config + "[[upstream]]\nname = \"api\"\nurl = \"http://127.0.0.1:9\"\n").unwrap();
+        let mut doctor = onceward();
+        doctor.args(["doctor", "--config"]).arg(&file);
+        let done = output(doctor).await;
+        (done.status.code(), String::from_utf8(done.stdout).unwrap())
+    };
+    let (code, said) = look(without_cache(&unsound, &redis)).await;
+    assert!(code == Some(1) && said.contains("BAD  journal: PostgreSQL: fsync is off"), "{said}");
+    let config = without_cache(&sound, &redis);
+    for text in [&config, &config.replace("\"none\"", "\"asynchronous\", standbys = [\"elsewhere\"]")] {
+        let (code, said) = look(text.clone()).await;
+        let grade =
+            if *text == config { "ok   journal: PostgreSQL: " } else { "warn journal: PostgreSQL: the standbys" };
+        assert!(code == Some(0) && said.contains(grade), "{said}");
+        assert!(said.contains("ok   persistence: Redis: appendonly is off, and no key runs again"), "{said}");
+    }
+    let (code, said) = look(config.replace("\"none\"", "\"synchronous\"")).await;
+    assert!(code == Some(1) && said.contains("BAD  journal: PostgreSQL: synchronous_standby_names"), "{said}");
+
+    let _here = Start::before(&upstream).config(&config).start().await;
+    let (code, said) = look(config).await;
+    assert!(code == Some(0) && said.contains("ok   journal: Redis stands in front of this database's"), "{said}");
+    let (code, said) = look(without_cache(&sound, &other)).await;
+    assert!(code == Some(0) && !said.contains("stands in front"), "nobody has been there: {said}");
+    let second = database_with(&[("fsync", "on")]).await;
+    let _there = Start::before(&upstream).config(&without_cache(&second, &other)).start().await;
+    let (code, said) = look(without_cache(&sound, &other)).await;
+    assert!(code == Some(1) && said.contains("BAD  journal: ") && said.contains("another journal"), "{said}");
 }

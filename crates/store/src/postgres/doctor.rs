@@ -6,7 +6,9 @@ use tokio::time::timeout;
 use tokio_postgres::{AsyncMessage, Client, types::Type};
 
 use super::{
+    Failover, NotDurable,
     address::Address,
+    durable::Settings,
     error::Failure,
     migrate::{self, MIGRATIONS},
 };
@@ -17,8 +19,9 @@ const NOTIFIED_WITHIN: Duration = Duration::from_secs(2);
 /// How far the server's clock and this machine's may be apart before it is told.
 const CLOCKS_APART: Duration = Duration::from_secs(2);
 
-/// Looks at a database; `listen` is where notifications would be listened for. Changes nothing.
-pub async fn examine(address: &Address, listen: Option<&Address>) -> Vec<Finding> {
+/// Looks at a database; `listen` is where notifications would be listened for, `journal` what may take its place where it
+/// keeps a journal. Changes nothing.
+pub async fn examine(address: &Address, listen: Option<&Address>, journal: Option<&Failover>) -> Vec<Finding> {
     let mut findings = Findings::default();
     let client = match address.connect(|_| ()).await {
         Ok((client, connection)) => {
@@ -31,7 +34,7 @@ pub async fn examine(address: &Address, listen: Option<&Address>) -> Vec<Finding
         }
     };
     findings.tell("connection", Grade::Well, format!("{} answers", address.shown()));
-    if let Err(error) = server(&client, &mut findings).await {
+    if let Err(error) = server(&client, journal, &mut findings).await {
         findings.tell("server", Grade::Bad, Failure::of(error).to_string());
     }
     match migrate::check_with(&client, MIGRATIONS).await {
@@ -60,7 +63,11 @@ const SERVER: &str = "SELECT current_setting('server_version_num')::int, current
     coalesce((SELECT max(date_part('epoch', clock_timestamp() - xact_start)) FROM pg_stat_activity \
         WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'), 0)::bigint";
 
-async fn server(client: &Client, findings: &mut Findings) -> Result<(), tokio_postgres::Error> {
+async fn server(
+    client: &Client,
+    journal: Option<&Failover>,
+    findings: &mut Findings,
+) -> Result<(), tokio_postgres::Error> {
     const VERSION_MIN: i32 = 150_000;
     const LONG_SECONDS: i64 = 60;
     let Some(row) = client.query_typed(SERVER, &[]).await?.pop() else { return Ok(()) };
@@ -77,7 +84,17 @@ async fn server(client: &Client, findings: &mut Findings) -> Result<(), tokio_po
     findings.either("fsync", row.get(4), "on, and full_page_writes", Grade::Bad, synced);
     let standbys: String = row.get(5);
     let alone = "synchronous_standby_names is empty: a failover loses what had not reached the new primary, and such keys run again";
-    findings.either("standbys", !standbys.is_empty(), &*standbys, Grade::Doubtful, alone);
+    match journal {
+        None => findings.either("standbys", !standbys.is_empty(), &*standbys, Grade::Doubtful, alone),
+        Some(failover) => {
+            let rows = client.query_typed(Settings::SQL, &[]).await?;
+            match Settings::of(&rows).map_err(NotDurable::Unfit).and_then(|settings| settings.concern(failover)) {
+                Ok(None) => findings.tell("journal", Grade::Well, "what is committed is kept, as failover has it"),
+                Ok(Some(concern)) => findings.tell("journal", Grade::Doubtful, concern),
+                Err(error) => findings.tell("journal", Grade::Bad, error.to_string()),
+            }
+        }
+    }
     let isolation: String = row.get(6);
     let other = format!("default_transaction_isolation is {isolation}: set it to `read committed` for this user");
     findings.either("isolation", isolation == "read committed", &*isolation, Grade::Bad, &other);

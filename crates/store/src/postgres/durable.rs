@@ -1,6 +1,7 @@
 //! Whether a server keeps what it commits, as the journal counts on.
 
 use onceward_core::record::SessionId;
+use tokio_postgres::Row;
 
 use super::journal::{Failover, PostgresJournal, column, foreign};
 use crate::{StoreError, journaled::Journal as _};
@@ -25,9 +26,59 @@ pub enum NotDurable {
     Unfit(#[source] StoreError),
 }
 
-const SETTINGS: &str = "SELECT current_setting('fsync') = 'on', current_setting('full_page_writes') = 'on', \
-    current_setting('synchronous_standby_names') <> '', \
-    ARRAY(SELECT DISTINCT r.application_name FROM pg_stat_replication r ORDER BY 1)";
+/// What a server says of how it keeps what it commits.
+pub(super) struct Settings {
+    fsync: bool,
+    full_page_writes: bool,
+    /// Whether commits wait for a standby.
+    waits: bool,
+    /// The standbys that are connected.
+    connected: Vec<String>,
+}
+
+impl Settings {
+    /// Asked for by this.
+    pub(super) const SQL: &str = "SELECT current_setting('fsync') = 'on', current_setting('full_page_writes') = 'on', \
+        current_setting('synchronous_standby_names') <> '', \
+        ARRAY(SELECT DISTINCT r.application_name FROM pg_stat_replication r ORDER BY 1)";
+
+    pub(super) fn of(rows: &[Row]) -> Result<Self, StoreError> {
+        let row = rows.first().ok_or_else(foreign)?;
+        Ok(Self {
+            fsync: column(row, 0)?,
+            full_page_writes: column(row, 1)?,
+            waits: column(row, 2)?,
+            connected: column(row, 3)?,
+        })
+    }
+
+    /// What is doubtful about a journal there, where it may be kept.
+    pub(super) fn concern(&self, failover: &Failover) -> Result<Option<String>, NotDurable> {
+        for (is_on, setting) in [(self.fsync, "fsync"), (self.full_page_writes, "full_page_writes")] {
+            if !is_on {
+                return Err(NotDurable::Off(setting));
+            }
+        }
+        let connected = &self.connected;
+        match failover {
+            Failover::Synchronous if !self.waits => Err(NotDurable::NoStandbys),
+            Failover::Asynchronous { standbys } => {
+                let absent: Vec<&String> = standbys.iter().filter(|standby| !connected.contains(*standby)).collect();
+                let concern = format!(
+                    "the standbys {absent:?} of the journal are not in pg_stat_replication, which has {connected:?}: while \
+                     one is not, nothing more is past losing: gateways that begin wait for it, and spools grow. Names are \
+                     their application_name"
+                );
+                Ok((!absent.is_empty()).then_some(concern))
+            }
+            Failover::None if !connected.is_empty() => Ok(Some(format!(
+                "the standbys {connected:?} are connected, and failover \"none\" counts on that none takes the database's \
+                 place: what it has not got then would run again"
+            ))),
+            _ => Ok(None),
+        }
+    }
+}
 
 impl PostgresJournal {
     /// Whether the server is one that may keep the journal; tells what is not there now and may come.
@@ -35,34 +86,10 @@ impl PostgresJournal {
     /// # Errors
     /// [`NotDurable`]
     pub async fn check(&self) -> Result<(), NotDurable> {
-        let rows = self.read(SETTINGS, &[]).await.map_err(NotDurable::Unfit)?;
-        let row = rows.first().ok_or_else(|| NotDurable::Unfit(foreign()))?;
-        let has = |at| column::<bool>(row, at).map_err(NotDurable::Unfit);
-        for (at, setting) in [(0, "fsync"), (1, "full_page_writes")] {
-            if !has(at)? {
-                return Err(NotDurable::Off(setting));
-            }
-        }
-        let connected: Vec<String> = column(row, 3).map_err(NotDurable::Unfit)?;
-        match self.may_take_over() {
-            Failover::Synchronous if !has(2)? => return Err(NotDurable::NoStandbys),
-            Failover::Asynchronous { standbys } => {
-                let absent: Vec<&String> = standbys.iter().filter(|standby| !connected.contains(*standby)).collect();
-                if !absent.is_empty() {
-                    tracing::warn!(
-                        ?absent,
-                        ?connected,
-                        "standbys of the journal are not in pg_stat_replication: while one is not, nothing more is past losing: \
-                         gateways that begin wait for it, and spools grow. Names are their application_name"
-                    );
-                }
-            }
-            Failover::None if !connected.is_empty() => tracing::warn!(
-                ?connected,
-                "standbys are connected, and failover \"none\" counts on that none takes the database's place: what it has \
-                 not got then would run again"
-            ),
-            _ => {}
+        let rows = self.read(Settings::SQL, &[]).await.map_err(NotDurable::Unfit)?;
+        let settings = Settings::of(&rows).map_err(NotDurable::Unfit)?;
+        if let Some(concern) = settings.concern(self.may_take_over())? {
+            tracing::warn!("{concern}");
         }
         // Whether the functions may be called, and the standbys be seen: as nobody, which changes nothing.
         self.look(SessionId::default()).await.map_err(NotDurable::Unfit)?;

@@ -20,8 +20,8 @@
 //! is fit, [`compensation`] what undoes effects whose records failed; `lane` a connection,
 //! `batch` many writes in one call, `step` the calls, `row` records as columns, `waiting` waiters, `upkeep` the clock,
 //! counts and concerns, `figures` what tenants take up,
-//! `effects` what an upstream wrote down; `journal` the journal of durability `journaled`, `durable` whether a server may keep it, `fact` what is shipped to it as
-//! columns.
+//! `effects` what an upstream wrote down; `journal` the journal of durability `journaled`, `durable` whether a server may keep it, [`standing`]
+//! how its views stand, `fact` what is shipped to it as columns.
 
 pub mod address;
 mod batch;
@@ -35,6 +35,7 @@ mod journal;
 mod lane;
 pub mod migrate;
 mod row;
+pub mod standing;
 mod step;
 mod upkeep;
 mod waiting;

@@ -46,9 +46,21 @@ struct Taken {
     body: u64,
 }
 
+/// What the servers have, and so what becomes of it where they lose it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Keeps {
+    /// The only copy of records.
+    Records,
+    /// Claims that a journal has too.
+    Claims,
+    /// Hints of what a database has.
+    Hints,
+}
+
 /// Looks at the servers; `retention` is the longest that is configured, for the memory that records will take. Writes
 /// nothing.
-pub async fn examine(address: &Address, strategy: Strategy, retention: Duration) -> Vec<Finding> {
+pub async fn examine(address: &Address, strategy: Strategy, retention: Duration, keeps: Keeps) -> Vec<Finding> {
     let mut findings = Findings::default();
     let link = Link::new(address, DEADLINE, None);
     let infos = match every_info(&link).await {
@@ -67,7 +79,7 @@ pub async fn examine(address: &Address, strategy: Strategy, retention: Duration)
         served(&link, &mut findings).await;
     }
     for info in &infos {
-        server(info, &mut findings);
+        server(info, keeps, &mut findings);
     }
     steps(&link, strategy, &mut findings).await;
     clock(&link, &mut findings).await;
@@ -107,7 +119,7 @@ async fn served(link: &Link, findings: &mut Findings) {
     findings.either("slots", missing == 0, all, Grade::Bad, &some);
 }
 
-fn server(info: &Info, findings: &mut Findings) {
+fn server(info: &Info, keeps: Keeps, findings: &mut Findings) {
     const TRIED: (u32, u32) = (7, 0);
     let (major, minor) = info.version();
     let version = match info.field("valkey_version") {
@@ -119,10 +131,12 @@ fn server(info: &Info, findings: &mut Findings) {
     let replica = "it is a replica: point the store at the primary, or at its Sentinels";
     findings.either("role", info.is_primary(), "a primary", Grade::Bad, replica);
     let policy = info.field("maxmemory_policy");
-    let evicts = format!(
-        "maxmemory-policy is {policy}: completed records are evicted before their retention is over, and such keys run \
-         again; set noeviction"
-    );
+    let evicted = match keeps {
+        Keeps::Records => "completed records are evicted before their retention is over, and such keys run again",
+        Keeps::Claims => "what says that a key is taken is evicted, and no gateway starts",
+        Keeps::Hints => "what says that an answer was erased is evicted too, and a gateway may show it once more",
+    };
+    let evicts = format!("maxmemory-policy is {policy}: {evicted}; set noeviction");
     findings.either("eviction", policy == "noeviction", policy, Grade::Bad, &evicts);
     let (used, most) = (info.number("used_memory"), info.number("maxmemory"));
     let unbounded = "maxmemory is 0: what ends the memory is the machine's, which kills the server; set it";
@@ -137,13 +151,29 @@ fn server(info: &Info, findings: &mut Findings) {
             &format!("{share}: raise maxmemory, or shorten retention"),
         ),
     }
-    let appends = info.number("aof_enabled") == 1;
-    let gone = "appendonly is off: a restart loses every record that no snapshot has, and such keys run again; set \
-        appendonly yes, and appendfsync everysec or always";
-    findings.either("persistence", appends, "appendonly", Grade::Doubtful, gone);
+    let (grade, gone) = match keeps {
+        Keeps::Records => (
+            Grade::Doubtful,
+            "appendonly is off: a restart loses every record that no snapshot has, and such keys run again; set \
+             appendonly yes, and appendfsync everysec or always",
+        ),
+        Keeps::Claims => (
+            Grade::Well,
+            "appendonly is off, and no key runs again for that: PostgreSQL and the gateways' spools have what a restart \
+             loses, and each new key asks PostgreSQL until Redis has it again",
+        ),
+        Keeps::Hints => (Grade::Well, "appendonly is off, and nothing but speed is lost: PostgreSQL has every record"),
+    };
+    findings.either("persistence", info.number("aof_enabled") == 1, "appendonly", grade, gone);
     let replicas = info.number("connected_slaves");
-    let alone = "there is no replica: where the server's machine is lost, so is every record";
-    findings.either("replicas", replicas > 0, format!("{replicas}"), Grade::Doubtful, alone);
+    let (grade, alone) = match keeps {
+        Keeps::Records => {
+            (Grade::Doubtful, "there is no replica: where the server's machine is lost, so is every record")
+        }
+        Keeps::Claims => (Grade::Doubtful, "there is no replica: while the server is away every new key is refused"),
+        Keeps::Hints => (Grade::Well, "there is none: while the server is away every repetition asks PostgreSQL"),
+    };
+    findings.either("replicas", replicas > 0, format!("{replicas}"), grade, alone);
     let evicted = info.number("evicted_keys");
     let lost = format!("{evicted} keys were evicted since the start");
     findings.either("evicted", evicted == 0, "nothing", Grade::Doubtful, &lost);

@@ -1,0 +1,93 @@
+//! `onceward view status`: whether journaled keys are claimed, and whom they wait for where not.
+
+use std::{collections::BTreeMap, path::Path};
+
+use onceward::store::postgres::standing::{self, JournalStanding};
+use onceward_core::record::SessionId;
+use serde_json::json;
+
+use super::Failure;
+use crate::{
+    config::{Config, Environment, Flags},
+    opened,
+};
+
+/// Looks, and prints the partitions and the members.
+///
+/// # Errors
+/// Exit code 1 where keys of some partitions are refused, 2 where the configuration has no journal.
+pub(super) async fn status(file: &Path, is_json: bool) -> Result<(), Failure> {
+    let config = Config::load(Some(file), &Flags::default(), &Environment::of_process())?;
+    let (Some(journal), Some(database)) = (&config.store.journal, &config.store.postgres) else {
+        let why = "views are of durability = \"journaled\", and there is no [store.journal]";
+        return Err(Failure::usage(format!("{}: {why}", file.display())));
+    };
+    let standing = standing::look(&opened::addresses(database, "store.postgres")?.0, &journal.failover).await?;
+    let refused = standing.views.iter().filter(|view| !view.serves).count();
+    let held_up = standing.members.iter().filter(|member| member.may_be_lost).count();
+    if is_json {
+        println!("{}", json(&standing));
+    } else {
+        println!("{} partitions: {} in force, {refused} not", standing.views.len(), standing.views.len() - refused);
+        for member in &standing.members {
+            let how = match member {
+                member if member.is_retiring => "is being retired",
+                member if member.silent_for > journal.member_timeout => "silent: others retire it",
+                member if member.may_be_lost => "live, and waits until the standbys know that it is a member",
+                _ => "live",
+            };
+            println!("{:?} {how}, heard of {:.1} s ago", member.session, member.silent_for.as_secs_f64());
+        }
+        if standing.members.is_empty() {
+            println!("no gateway is a member");
+        }
+        for (what, partitions) in waiting(&standing) {
+            println!("{partitions} partitions {what}");
+        }
+    }
+    match (refused, held_up) {
+        (0, 0) => Ok(()),
+        (0, _) => Err(Failure::not_well(format!("{held_up} gateways refuse journaled keys"))),
+        _ => Err(Failure::not_well(format!("journaled keys of {refused} partitions are refused"))),
+    }
+}
+
+/// What partitions wait for whose views do not serve, and how many do.
+fn waiting(standing: &JournalStanding) -> BTreeMap<String, usize> {
+    let mut waiting = BTreeMap::new();
+    for view in standing.views.iter().filter(|view| !view.serves) {
+        let what = if view.number == 0 {
+            "have no view yet: the first gateway opens it".to_owned()
+        } else if view.waits_for.is_empty() {
+            "wait for a gateway to install the view, or for standbys to have what was acknowledged".to_owned()
+        } else {
+            let whom: Vec<String> = view.waits_for.iter().map(shown).collect();
+            format!(
+                "wait until all that was granted before is in the journal, or the session retired: {}",
+                whom.join(", ")
+            )
+        };
+        *waiting.entry(what).or_default() += 1;
+    }
+    waiting
+}
+
+fn json(standing: &JournalStanding) -> serde_json::Value {
+    let views = standing.views.iter().map(|view| {
+        let waits_for: Vec<String> = view.waits_for.iter().map(shown).collect();
+        json!({ "partition": view.partition, "number": view.number, "in_force": view.serves, "waits_for": waits_for })
+    });
+    let members = standing.members.iter().map(|member| {
+        json!({
+            "session": shown(&member.session),
+            "retiring": member.is_retiring,
+            "silent_seconds": member.silent_for.as_secs_f64(),
+            "may_be_lost": member.may_be_lost,
+        })
+    });
+    json!({ "partitions": views.collect::<Vec<_>>(), "members": members.collect::<Vec<_>>() })
+}
+
+fn shown(session: &SessionId) -> String {
+    format!("{session:?}")
+}

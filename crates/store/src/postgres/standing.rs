@@ -1,0 +1,98 @@
+//! How the views of a journal stand, looked at from outside: what `onceward view status` tells.
+
+use std::time::Duration;
+
+use onceward_core::record::SessionId;
+use tokio_postgres::{
+    Row,
+    types::{ToSql, Type},
+};
+
+use super::{
+    Failover,
+    address::Address,
+    error::Failure,
+    migrate::{self, MIGRATIONS, SchemaError},
+};
+
+/// Of one moment, or of two that are close to each other: it decides nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JournalStanding {
+    /// In the order of the partitions.
+    pub views: Vec<ViewStanding>,
+    /// All that are not over.
+    pub members: Vec<MemberStanding>,
+}
+
+/// A partition's view.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ViewStanding {
+    /// Whose it is.
+    pub partition: u16,
+    /// 0 where none was opened yet.
+    pub number: u64,
+    /// Whether claims may be granted in it.
+    pub serves: bool,
+    /// Who has not said yet that all that it was granted before is in the journal. Where it is nobody and the view does
+    /// not serve, a gateway is about to install it, or what was said is not known to be past losing.
+    pub waits_for: Vec<SessionId>,
+}
+
+/// A session of a gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberStanding {
+    /// Whose.
+    pub session: SessionId,
+    /// Others are about to retire it.
+    pub is_retiring: bool,
+    /// How long it was not heard of, by the database's clock.
+    pub silent_for: Duration,
+    /// A failover may still lose that it is a member, and until it may not, nothing is granted to it.
+    pub may_be_lost: bool,
+}
+
+/// Looks at the journal in a database, whose place may be taken so, and changes nothing.
+///
+/// # Errors
+/// Where the database cannot be asked, or its schema is not that of this version.
+pub async fn look(address: &Address, failover: &Failover) -> Result<JournalStanding, SchemaError> {
+    let unreachable = |error| SchemaError::Unreachable(Failure::of(error));
+    let (client, connection) = address.connect(|_| ()).await.map_err(unreachable)?;
+    tokio::spawn(connection);
+    migrate::check_with(&client, MIGRATIONS).await?;
+    let views = client.query_typed("SELECT * FROM onceward.journal_views()", &[]).await.map_err(unreachable)?;
+    let (failover, standbys) = failover.parameters();
+    let members = "SELECT * FROM onceward.journal_members($1, $2)";
+    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&failover, Type::TEXT), (&standbys, Type::TEXT_ARRAY)];
+    let members = client.query_typed(members, &parameters).await.map_err(unreachable)?;
+    let standing = || {
+        let views = views.iter().map(view).collect::<Result<_, _>>()?;
+        let members = members.iter().map(member).collect::<Result<_, _>>()?;
+        Ok(JournalStanding { views, members })
+    };
+    standing().map_err(unreachable)
+}
+
+fn view(row: &Row) -> Result<ViewStanding, tokio_postgres::Error> {
+    let waits_for: Vec<&[u8]> = row.try_get(4)?;
+    Ok(ViewStanding {
+        partition: u16::try_from(row.try_get::<_, i16>(0)?).unwrap_or_default(),
+        number: u64::try_from(row.try_get::<_, i64>(1)?).unwrap_or_default(),
+        serves: row.try_get(2)? && row.try_get(3)?,
+        waits_for: waits_for.into_iter().filter_map(session).collect(),
+    })
+}
+
+fn member(row: &Row) -> Result<MemberStanding, tokio_postgres::Error> {
+    let silent_us: i64 = row.try_get(2)?;
+    Ok(MemberStanding {
+        session: session(row.try_get(0)?).unwrap_or_default(),
+        is_retiring: row.try_get(1)?,
+        silent_for: Duration::from_micros(u64::try_from(silent_us).unwrap_or_default()),
+        may_be_lost: row.try_get(3)?,
+    })
+}
+
+fn session(bytes: &[u8]) -> Option<SessionId> {
+    bytes.try_into().ok().map(SessionId)
+}
