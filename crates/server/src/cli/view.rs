@@ -58,6 +58,8 @@ fn waiting(standing: &JournalStanding) -> BTreeMap<String, usize> {
     for view in standing.views.iter().filter(|view| !view.serves) {
         let what = if view.number == 0 {
             "have no view yet: the first gateway opens it".to_owned()
+        } else if view.is_of_another_life {
+            "have a view from before the database failed over or was restored: a gateway opens the next".to_owned()
         } else if view.waits_for.is_empty() {
             "wait for a gateway to install the view, or for standbys to have what was acknowledged".to_owned()
         } else {
@@ -75,7 +77,7 @@ fn waiting(standing: &JournalStanding) -> BTreeMap<String, usize> {
 fn json(standing: &JournalStanding) -> serde_json::Value {
     let views = standing.views.iter().map(|view| {
         let waits_for: Vec<String> = view.waits_for.iter().map(shown).collect();
-        json!({ "partition": view.partition, "number": view.number, "in_force": view.serves, "waits_for": waits_for })
+        json!({ "partition": view.partition, "number": view.number, "in_force": view.serves, "of_another_life": view.is_of_another_life, "waits_for": waits_for })
     });
     let members = standing.members.iter().map(|member| {
         json!({

@@ -330,11 +330,14 @@ fn damaged(error: impl std::error::Error + Send + Sync + 'static) -> StoreError 
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use onceward_core::{
         outcome::Outcome as Answered,
         record::{ClaimId, Facts, Fence, State, Stored},
         transition,
     };
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -414,10 +417,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (spool, _left) = LogSpool::open(folder.path(), &small()).unwrap();
         let mut places = Vec::new();
-        while spool.has_room().is_ok() {
-            assert!(places.len() < 1_000, "it is bounded");
-            places.push(spool.append(SESSION, &fact(1, 4 << 10)).await.unwrap());
-        }
+        let filling = async {
+            while spool.log.segments().len() < small().segments_max as usize || spool.has_room().is_ok() {
+                assert!(places.len() < 1_000, "it is bounded");
+                match spool.has_room() {
+                    Ok(()) => places.push(spool.append(SESSION, &fact(1, 4 << 10)).await.unwrap()),
+                    // The next segment is in the making.
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        };
+        timeout(Duration::from_secs(30), filling).await.expect("it is full");
         // A holder's answer, which goes into the reserve.
         places.push(spool.append(SESSION, &fact(2, 4 << 10)).await.unwrap());
         let (kept, released) = places.split_last().unwrap();

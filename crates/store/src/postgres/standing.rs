@@ -33,6 +33,8 @@ pub struct ViewStanding {
     pub number: u64,
     /// Whether claims may be granted in it.
     pub serves: bool,
+    /// It was opened before the database failed over or was restored: the next one is opened above it.
+    pub is_of_another_life: bool,
     /// Who has not said yet that all that it was granted before is in the journal. Where it is nobody and the view does
     /// not serve, a gateway is about to install it, or what was said is not known to be past losing.
     pub waits_for: Vec<SessionId>,
@@ -75,10 +77,12 @@ pub async fn look(address: &Address, failover: &Failover) -> Result<JournalStand
 
 fn view(row: &Row) -> Result<ViewStanding, tokio_postgres::Error> {
     let waits_for: Vec<&[u8]> = row.try_get(4)?;
+    let (is_active, is_of_this_life): (bool, bool) = (row.try_get(2)?, row.try_get(3)?);
     Ok(ViewStanding {
         partition: u16::try_from(row.try_get::<_, i16>(0)?).unwrap_or_default(),
         number: u64::try_from(row.try_get::<_, i64>(1)?).unwrap_or_default(),
-        serves: row.try_get(2)? && row.try_get(3)?,
+        serves: is_active && is_of_this_life,
+        is_of_another_life: !is_of_this_life,
         waits_for: waits_for.into_iter().filter_map(session).collect(),
     })
 }
