@@ -106,6 +106,8 @@ fn on_a_server(store: Store, run: &str, modules: &[&str], counts: &mut Counts) -
     } else {
         None
     };
+    // Of the workspace, with the features that its tests have, so that nothing is built again between them and these.
+    let binaries = ON_A_STORE.map(|binary| format!("--test {binary}")).join(" ");
     let url = if let (Store::Redis, Some(url)) = (store, &in_redis) {
         url.clone()
     } else {
@@ -113,8 +115,7 @@ fn on_a_server(store: Store, run: &str, modules: &[&str], counts: &mut Counts) -
         let fsync = if store == Store::Tiered("journaled") { "on" } else { "off" };
         postgres = servers::Postgres::start(&[("max_connections", "500"), ("fsync", fsync)])?;
         postgres.create_database("contract")?;
-        let tests = ON_A_STORE.map(|binary| format!("--test {binary}")).join(" ");
-        Shown::new(&format!("cargo build --workspace --bin onceward {tests}")).run(counts)?;
+        Shown::new(&format!("cargo build --workspace --bin onceward {binaries}")).run(counts)?;
         let binary = tree::shown(&tree::target().join("debug/onceward"));
         Shown::new(&format!("{binary} migrate --database {}", postgres.url("contract"))).run(counts)?;
         postgres.url("").trim_end_matches('/').to_owned()
@@ -127,10 +128,8 @@ fn on_a_server(store: Store, run: &str, modules: &[&str], counts: &mut Counts) -
         println!("left out: {test}: {why}");
     }
     let mut of_this = Counts::default();
-    let binaries = ON_A_STORE.map(|binary| format!("--test {binary}")).join(" ");
     let left_out: String = left_out(store).iter().map(|(test, _)| format!(" --skip {test}")).collect();
     let modules_said = modules.join(" ");
-    // With the features that the workspace's tests have, so that nothing is built again between them and these.
     let shown = Shown::new(&format!("{run} --workspace {binaries} -- {modules_said}{left_out}"));
     let done = env.iter().fold(shown, |shown, (name, value)| shown.env(name, value)).run(&mut of_this);
     let printed = if modules.is_empty() { print(store, &of_this.ended) } else { Ok(()) };
