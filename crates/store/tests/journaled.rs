@@ -7,16 +7,18 @@ mod postgres_place;
 
 use std::time::Duration;
 
-use journaled_place::{Load, PATIENCE, Place, id, redis_address, until};
+use journaled_place::{DEADLINE, Load, PATIENCE, Place, id, redis_address, until};
 use onceward_core::{
     cas::{Expect, Keep, Replacement},
     outcome::Outcome,
-    record::{ClaimId, Micros, SessionId, Stored},
+    record::{ClaimId, Micros, Seen, SessionId, Stored},
     transition::{self, Write as Transition},
 };
 use onceward_store::{
-    Insert, Store, Write,
+    Filter, Insert, Store, Write,
+    circuit::Breaker,
     conformance::{Database, OnJournaled, Servers, run_all},
+    guarded::Guarded,
     redis,
 };
 
@@ -78,6 +80,24 @@ async fn a_gateway_that_waits_for_redis_is_heard_of_meanwhile_and_is_not_taken_f
     .await;
     relay.pass();
     assert!(waits.store.is_ready(PATIENCE).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_flight_is_listed_from_the_journal_where_redis_does_not_answer() {
+    const CLAIMS: u64 = 400;
+    let (place, _redis, relay) = place().await;
+    let gateway = place.gateway("one").await;
+    assert!(gateway.store.is_ready(PATIENCE).await);
+    let facts = transition::place(ClaimId([1; 16]), SessionId([1; 16]));
+    for key in 0..CLAIMS {
+        let granted = gateway.store.insert(id(key), &facts, DAY).await;
+        assert!(matches!(granted, Ok(Insert::Inserted { .. })), "{granted:?}");
+    }
+    relay.withhold();
+    let store = Guarded::new(gateway.store, DEADLINE, Breaker::default());
+    let filter = Filter { state: Some(Seen::InFlight), ..Filter::default() };
+    let page = store.scan(None, 500, filter).await.unwrap();
+    assert_eq!(page.records.len() as u64, CLAIMS);
 }
 
 #[tokio::test(flavor = "multi_thread")]

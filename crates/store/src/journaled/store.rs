@@ -142,7 +142,7 @@ impl JournaledStore {
     async fn as_they_are(&self, rows: Vec<Fact>) -> Vec<(RecordId, Option<Arc<Record>>)> {
         let session = self.session();
         let reads = stream::iter(rows.clone()).map(|row| as_it_is(&session, row)).buffered(READS_AT_A_TIME);
-        let read = timeout(self.parts.options.deadline / 2, reads.collect()).await;
+        let read = timeout(self.parts.options.deadline, reads.collect()).await;
         read.unwrap_or_else(|_| rows.into_iter().map(|Fact { id, record }| (id, Some(record))).collect())
     }
 
