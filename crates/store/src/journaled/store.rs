@@ -137,31 +137,11 @@ impl JournaledStore {
         timeout(limit, ready).await.is_ok()
     }
 
-    /// The records of rows. Of a claim the journal has neither how long the lease runs nor that its holder has given up:
-    /// that is read where it was written. All are as the rows have them where that takes too long.
-    async fn as_they_are(&self, rows: Vec<Fact>) -> Vec<(RecordId, Option<Arc<Record>>)> {
-        let session = self.session();
-        let reads = stream::iter(rows.clone()).map(|row| as_it_is(&session, row)).buffered(READS_AT_A_TIME);
-        let read = timeout(self.parts.options.deadline, reads.collect()).await;
-        read.unwrap_or_else(|_| rows.into_iter().map(|Fact { id, record }| (id, Some(record))).collect())
-    }
-
     /// Ends in order, within `limit`: `false` where others have to retire this process's session, or whoever comes after on
     /// its disk. Nothing is claimed any more.
     pub async fn leave(&self, limit: Duration) -> bool {
         self.current.write().unwrap_or_else(PoisonError::into_inner).is_last = true;
         self.session().leave(limit).await
-    }
-}
-
-/// The record of a row, where it was written; as the row has it where that does not answer.
-async fn as_it_is(session: &Journaled, Fact { id, record }: Fact) -> (RecordId, Option<Arc<Record>>) {
-    if record.facts.state != State::InFlight {
-        return (id, Some(record));
-    }
-    match session.get(id).await {
-        Ok(read) => (id, read.record.map(Arc::new)),
-        Err(_) => (id, Some(record)),
     }
 }
 
@@ -184,6 +164,18 @@ async fn follow(parts: Arc<Parts>, current: Arc<RwLock<Current>>) {
             }
             Err(error) => tracing::error!(%error, "no session can begin"),
         }
+    }
+}
+
+/// The record of a row. Of a claim the journal has neither how long the lease runs nor that its holder has given up: that
+/// is read where it was written, or as the row has it while that does not answer.
+async fn as_it_is(session: &Journaled, Fact { id, record }: Fact) -> (RecordId, Option<Arc<Record>>) {
+    if record.facts.state != State::InFlight {
+        return (id, Some(record));
+    }
+    match session.get(id).await {
+        Ok(read) => (id, read.record.map(Arc::new)),
+        Err(_) => (id, Some(record)),
     }
 }
 
@@ -227,7 +219,9 @@ impl Store for JournaledStore {
             let has_more = facts.len() >= rows;
             let mut page = Page { now, ..Page::default() };
             let mut last = None;
-            for (id, record) in self.as_they_are(facts).await {
+            let session = self.session();
+            let mut facts = stream::iter(facts).map(|fact| as_it_is(&session, fact)).buffered(READS_AT_A_TIME);
+            while let Some((id, record)) = facts.next().await {
                 if page.records.len() >= limit {
                     page.next = last;
                     return Ok(page);
