@@ -3,15 +3,23 @@
 
 #![expect(clippy::indexing_slicing, reason = "a run that asks for what is not there is to end at once")]
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use onceward_core::{
     key::RecordId,
     mutant::{self, Mutant},
-    record::{Fence, Record, SessionId, State},
+    record::{Fence, Micros, Record, SessionId, State},
 };
-use onceward_store::journaled::{
-    Fact, Incarnation, Install, LastActive, Mark, Member, Opening, Order, Row, Snapshot, Timeline, View, ViewRow,
+use onceward_store::{
+    Swept,
+    journaled::{
+        Fact, Horizon, Incarnation, Install, LastActive, Mark, Member, Opening, Order, Row, Snapshot, Timeline, View,
+        ViewRow, is_released,
+    },
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +57,7 @@ pub struct Database {
     members: BTreeMap<SessionId, MemberRow>,
     rows: BTreeMap<RecordId, Record>,
     marks: BTreeMap<u16, Fence>,
+    horizons: BTreeMap<u16, Fence>,
 }
 
 impl Database {
@@ -74,6 +83,7 @@ impl Database {
             members: BTreeMap::new(),
             rows: BTreeMap::new(),
             marks: BTreeMap::new(),
+            horizons: BTreeMap::new(),
         }
     }
 
@@ -109,15 +119,33 @@ impl Database {
             })
     }
 
+    /// Of each key the largest.
+    fn merge_all(&mut self, facts: &[Fact], may_insert: bool) {
+        let mut largest: BTreeMap<RecordId, &Fact> = BTreeMap::new();
+        for fact in facts {
+            let held = largest.entry(fact.id).or_insert(fact);
+            if Order::of(&held.record) < Order::of(&fact.record) {
+                *held = fact;
+            }
+        }
+        largest.into_values().for_each(|fact| self.merge(fact, may_insert));
+    }
+
     fn merge(&mut self, fact: &Fact, may_insert: bool) {
         let partition = self.partition_of(&fact.id);
         let mark = self.marks.entry(partition).or_default();
         *mark = (*mark).max(fact.record.stored.fence);
+        let is_open = matches!(fact.record.facts.state, State::InFlight | State::NotExecuted);
+        let is_below = is_open && fact.record.stored.fence <= self.horizon(partition);
         match self.rows.get(&fact.id) {
-            None if !may_insert => {}
+            None if !may_insert || (is_below && !mutant::is(Mutant::SweptComesBack)) => {}
             Some(row) if Order::of(row) >= Order::of(&fact.record) => {}
             _ => drop(self.rows.insert(fact.id, Record::clone(&fact.record))),
         }
+    }
+
+    fn horizon(&self, partition: u16) -> Fence {
+        self.horizons.get(&partition).copied().unwrap_or_default()
     }
 
     fn is_last_active(&self, view: &LastActive) -> bool {
@@ -201,7 +229,7 @@ impl Database {
             return None;
         }
         let is_retired = self.members.get(&session).is_none_or(|row| row.status == Status::Retired);
-        facts.iter().for_each(|fact| self.merge(fact, !is_retired));
+        self.merge_all(facts, !is_retired);
         Some(self.commit())
     }
 
@@ -294,7 +322,8 @@ impl Database {
         };
         Some(Install {
             admitted: self.members.iter().filter(|(_, row)| may(row)).map(|(session, _)| *session).collect(),
-            mark: self.marks.get(&partition).copied().unwrap_or_default(),
+            mark: self.marks.get(&partition).copied().unwrap_or_default().max(self.horizon(partition)),
+            horizon: self.horizon(partition),
             erased: self.rows.iter().filter_map(erased).collect(),
         })
     }
@@ -354,7 +383,7 @@ impl Database {
         if self.timeline != timeline || !self.is_live(by) || !self.is_last_active(view) {
             return None;
         }
-        facts.iter().for_each(|fact| self.merge(fact, true));
+        self.merge_all(facts, true);
         Some(self.commit())
     }
 
@@ -368,5 +397,38 @@ impl Database {
             (row.status, row.since) = (Status::Retired, since);
         }
         true
+    }
+
+    /// Raises partitions' horizons.
+    pub fn raise(&mut self, timeline: Timeline, horizons: &[Horizon]) -> usize {
+        if self.timeline != timeline {
+            return 0;
+        }
+        let mut raised = 0;
+        for Horizon { partition, view, fence } in horizons {
+            if self.serves(*partition, *view) && self.horizon(*partition) < *fence {
+                self.horizons.insert(*partition, *fence);
+                raised += 1;
+            }
+        }
+        self.commit();
+        raised
+    }
+
+    /// Removes rows that ended before, or were released.
+    pub fn sweep(&mut self, limit: usize, before: Micros) -> (Swept, Vec<u16>) {
+        let is_over = |record: &Record| {
+            let has_ended = record.facts.state != State::InFlight && record.is_expired(before);
+            has_ended || is_released(&record.facts)
+        };
+        let over = self.rows.iter().filter(|(_, record)| is_over(record));
+        let over: Vec<(RecordId, u16, Fence)> =
+            over.map(|(id, record)| (*id, self.partition_of(id), record.stored.fence)).collect();
+        let (below, above): (Vec<_>, Vec<_>) =
+            over.into_iter().partition(|(_, partition, fence)| *fence <= self.horizon(*partition));
+        let gone = below.iter().take(limit).filter(|(id, ..)| self.rows.remove(id).is_some()).count();
+        self.commit();
+        let above: BTreeSet<u16> = above.into_iter().map(|(_, partition, _)| partition).collect();
+        (Swept { removed: gone as u64, more: gone < below.len() }, above.into_iter().collect())
     }
 }

@@ -205,8 +205,13 @@ impl Gateway {
         let limits = Limits { replay_cache_bytes: 0, ..Limits::default() };
         let store = Arc::new(Behind(Arc::clone(&journaled)));
         let engine = Engine::new(store, Secret::from_bytes([7; 32]), routes, limits, session);
-        let two_phase_dispatch = world.lock().has_two_phases;
-        let policy = Policy { lease: Duration::from_millis(1_500), two_phase_dispatch, ..Policy::default() };
+        let policy = {
+            let inner = world.lock();
+            let (two_phase_dispatch, retention, sliding_max) =
+                (inner.has_two_phases, inner.retention, inner.sliding_max);
+            let lease = Duration::from_millis(1_500);
+            Policy { lease, two_phase_dispatch, retention, sliding_max, ..Policy::default() }
+        };
         let jobs = Jobs::new(engine, "work", policy, Duration::from_millis(700));
         Self { world: Arc::clone(world), who, life, journaled, owed, jobs }
     }
@@ -218,15 +223,30 @@ impl Gateway {
 
     /// Sends the request of a key through this gateway, and notes what came of it.
     pub(crate) async fn request(&self, key: Key) -> Told {
+        self.ask(key, false).await
+    }
+
+    /// As [`request`](Self::request); the job does what it is to do where `goes_well`.
+    pub(crate) async fn ask(&self, key: Key, goes_well: bool) -> Told {
         let (world, who, life) = (Arc::clone(&self.world), self.who, self.life);
         let asked_at = world.elapsed();
+        let is_alone = {
+            let history = &mut world.lock().history;
+            history.asked.insert(key, asked_at);
+            let open = history.open.entry(key).or_default();
+            *open += 1;
+            *open == 1
+        };
         let upstream = Arc::clone(&world);
         let work = move |run: onceward::Run| async move {
             let (before, takes, dice) = {
                 let rng = &mut upstream.lock().rng;
                 let takes = if rng.u32(..10) == 0 { 3_000 } else { 50 };
-                (rng.u64(1..5), rng.u64(1..takes), rng.u32(..100))
+                let dice = if goes_well { 50 } else { rng.u32(..100) };
+                (rng.u64(1..5), rng.u64(1..takes), dice)
             };
+            let begun = upstream.elapsed();
+            upstream.lock().history.begun.insert(key, begun);
             sleep(Duration::from_millis(before)).await;
             upstream.awake(who, life).await;
             if dice < 8 {
@@ -256,8 +276,10 @@ impl Gateway {
         };
         world.awake(who, life).await;
         tracing::debug!(at = ?world.elapsed(), ?asked_at, key, who, ?told, "told");
-        let call = Call { key, who, asked_at, told_at: world.elapsed(), told: told.clone() };
-        world.lock().history.calls.push(call);
+        let call = Call { key, who, asked_at, told_at: world.elapsed(), is_alone, told: told.clone() };
+        let history = &mut world.lock().history;
+        history.calls.push(call);
+        history.open.entry(key).and_modify(|open| *open -= 1);
         told
     }
 
@@ -266,7 +288,7 @@ impl Gateway {
         use onceward_core::transition::{self, Forget, Write as Wanted};
         let id = record_id(key);
         let Ok(Read { record: Some(record), now }) = self.journaled.get(id).await else { return };
-        let kept = Duration::from_secs(3_600);
+        let kept = self.world.lock().retention;
         let Ok(Wanted::Replace(write)) = transition::forget(&record, Forget::Erase, false, "asked to", kept, now)
         else {
             return;
@@ -287,11 +309,16 @@ impl Gateway {
         };
         let id = record_id(key);
         let Ok(Read { record: Some(record), now }) = self.journaled.get(id).await else { return };
-        let effect = self.world.lock().history.effects.iter().find(|effect| effect.key == key).cloned();
+        let effect = {
+            let history = &self.world.lock().history;
+            let begun = history.begun.get(&key).copied().unwrap_or_default();
+            // Of the run that is there now.
+            history.effects.iter().rfind(|effect| effect.key == key && effect.at >= begun).cloned()
+        };
         let Some(Effect { fence, .. }) = effect else { return };
         let body = Bytes::from(answer(key, fence));
         let outcome = Outcome { status: 200, body, ..Outcome::default() };
-        let kept = Duration::from_secs(3_600);
+        let kept = self.world.lock().retention;
         let wanted = transition::resolve(&record, Resolution::Executed(outcome), "by the books", kept, now);
         if let Ok(write) = wanted {
             drop(self.journaled.replace(id, &write).await);

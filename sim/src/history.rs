@@ -38,15 +38,27 @@ pub(crate) struct Call {
     pub(crate) who: usize,
     pub(crate) asked_at: Duration,
     pub(crate) told_at: Duration,
+    /// Whether nobody else asked at the same time.
+    pub(crate) is_alone: bool,
     pub(crate) told: Told,
 }
 
 /// All that happened.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct History {
+    /// How long an answer is kept at least.
+    pub(crate) retention: Duration,
+    /// Whether that ends within the run.
+    pub(crate) has_ends: bool,
+    /// When the key's job began last.
+    pub(crate) begun: BTreeMap<Key, Duration>,
+    /// When the key was asked for last.
+    pub(crate) asked: BTreeMap<Key, Duration>,
+    /// How many were not told anything yet, or hung up.
+    pub(crate) open: BTreeMap<Key, u32>,
     pub(crate) effects: Vec<Effect>,
     pub(crate) calls: Vec<Call>,
-    /// When a forgetting of the key returned.
+    /// When a forgetting of the key returned first.
     pub(crate) erased: BTreeMap<Key, Duration>,
     /// What was done to the world, in order.
     pub(crate) faults: Vec<(Duration, String)>,
@@ -86,11 +98,13 @@ impl Told {
 }
 
 impl History {
-    /// Keys whose answer came from the store: by a gateway that did not run them.
+    /// Keys whose answer came from the store, by a gateway that did not run them. Where answers end, of which nobody asked
+    /// meanwhile or since: whoever asks may claim the key again and be gone before its job begins.
     pub(crate) fn answered_by_others(&self) -> BTreeSet<Key> {
         let by_others = |call: &&Call| {
-            let ran = self.effects.iter().find(|effect| effect.key == call.key);
-            matches!(call.told, Told::Done(_)) && ran.is_some_and(|effect| effect.who != call.who)
+            let ran = self.effects.iter().rfind(|effect| effect.key == call.key);
+            let is_last = !self.has_ends || (call.is_alone && self.asked.get(&call.key) == Some(&call.asked_at));
+            matches!(call.told, Told::Done(_)) && is_last && ran.is_some_and(|effect| effect.who != call.who)
         };
         self.calls.iter().filter(by_others).map(|call| call.key).collect()
     }
@@ -100,31 +114,29 @@ impl History {
         let mut effects: BTreeMap<Key, Vec<&Effect>> = BTreeMap::new();
         self.effects.iter().for_each(|effect| effects.entry(effect.key).or_default().push(effect));
         for (key, of) in &effects {
-            if let [first, .., last] = of.as_slice() {
+            // Whoever runs it again has to wait until an answer that was given at once has ended.
+            let again = of.iter().zip(of.iter().skip(1)).find(|(one, next)| next.at < one.at + self.retention);
+            if let Some((one, next)) = again {
                 return Some(format!(
-                    "S1: key {key} took effect {} times: at {:?} by fence {} and at {:?} by fence {}",
-                    of.len(),
-                    first.at,
-                    first.fence,
-                    last.at,
-                    last.fence
+                    "S1: key {key} took effect at {:?} by fence {} and at {:?} by fence {}",
+                    one.at, one.fence, next.at, next.fence
                 ));
             }
         }
-        let mut answers: BTreeMap<Key, &str> = BTreeMap::new();
-        for Call { key, who, asked_at, told_at, told } in &self.calls {
+        for Call { key, who, asked_at, told_at, told, .. } in &self.calls {
             let Told::Done(body) = told else { continue };
-            let of_upstream = effects.get(key).and_then(|of| of.first()).map(|effect| answer(*key, effect.fence));
-            if of_upstream.as_deref() != Some(body) {
+            let of_key = effects.get(key).map(Vec::as_slice).unwrap_or_default();
+            let Some(shown) = of_key.iter().find(|effect| answer(*key, effect.fence) == *body) else {
                 return Some(format!("S5: key {key} was answered with {body}, which the upstream never said"));
+            };
+            // Whoever joins the execution itself is told by it, also where it has not heard that its answer was recorded, and
+            // has ended or was erased since.
+            let is_its_own = shown.who == *who;
+            if !is_its_own && of_key.iter().any(|effect| effect.at > shown.at && effect.at < *asked_at) {
+                return Some(format!("S3: key {key} was run again, and at {told_at:?} the answer before was shown"));
             }
-            if answers.insert(*key, body).is_some_and(|before| before != body) {
-                return Some(format!("S3: key {key} has two answers, the second at {told_at:?}"));
-            }
-            // Whoever joins the execution itself is told by it, also where it has not heard that its answer was recorded
-            // and erased since.
-            let is_its_own = effects.get(key).is_some_and(|of| of.iter().all(|effect| effect.who == *who));
-            if self.erased.get(key).is_some_and(|erased| erased < asked_at) && !is_its_own {
+            let erased = self.erased.get(key).filter(|erased| shown.at < **erased && **erased < *asked_at);
+            if erased.is_some() && !is_its_own {
                 return Some(format!("S11: key {key} was erased, and shown at {told_at:?}"));
             }
         }

@@ -8,8 +8,8 @@ use onceward_core::{
 };
 use onceward_sim::database::Database;
 use onceward_store::{
-    Answer, StoreError,
-    journaled::{Fact, Install, Journal, LastActive, Mark, Opening, Row, Snapshot, Timeline, View},
+    Answer, StoreError, Swept,
+    journaled::{Fact, Horizon, Install, Journal, LastActive, Mark, Opening, Row, Snapshot, Timeline, View},
 };
 
 use crate::world::{Inner, Peer, World};
@@ -117,5 +117,18 @@ impl Journal for SimJournal {
 
     fn retired<'a>(&'a self, target: SessionId, timeline: Timeline, views: &'a [LastActive]) -> Answer<'a, bool> {
         self.at(move |database| database.retired(target, timeline, views))
+    }
+
+    fn raise<'a>(&'a self, timeline: Timeline, horizons: &'a [Horizon]) -> Answer<'a, usize> {
+        self.at(move |database| database.raise(timeline, horizons))
+    }
+
+    fn sweep(&self, limit: usize, waits: Duration) -> Answer<'_, (Swept, Vec<u16>)> {
+        let waits = u64::try_from(waits.as_micros()).unwrap_or(u64::MAX);
+        let at_the_server = move |inner: &mut Inner, world: &World| {
+            let before = Micros(world.clock(Duration::ZERO).0.saturating_sub(waits));
+            Ok::<_, StoreError>(inner.database.sweep(limit, before))
+        };
+        Box::pin(self.world.call(self.who, self.life, Peer::Database, at_the_server))
     }
 }

@@ -79,6 +79,7 @@ async fn play(seed: u64) -> History {
     let mut tasks = JoinSet::new();
     tasks.spawn(replicate(Arc::clone(&world)));
     tasks.spawn(start_again(Arc::clone(&world), Arc::clone(&fleet), gateways));
+    (0..gateways).for_each(|who| drop(tasks.spawn(sweep(Arc::clone(&world), Arc::clone(&fleet), who))));
     let keys = rng.u32(2..12);
     for _ in 0..rng.usize(2..5) {
         tasks.spawn(client(Arc::clone(&world), Arc::clone(&fleet), gateways, keys));
@@ -110,7 +111,7 @@ async fn play(seed: u64) -> History {
     let mut asked_again = BTreeMap::new();
     if let Some(gateway) = fleet.get(0).filter(|_| serves.iter().all(|serves| *serves)) {
         for key in again {
-            asked_again.insert(key, gateway.request(key).await);
+            asked_again.insert(key, gateway.ask(key, true).await);
         }
     }
     let inner = &mut *world.lock();
@@ -168,6 +169,17 @@ async fn start_again(world: Arc<World>, fleet: Arc<Fleet>, gateways: usize) {
                 fleet.go_on(&world, who, Arc::clone(&gateway.owed));
                 tokio::spawn(async move { gateway.journaled.leave(Duration::from_secs(30)).await });
             }
+        }
+    }
+}
+
+/// Rids the journal of what has ended.
+async fn sweep(world: Arc<World>, fleet: Arc<Fleet>, who: usize) {
+    loop {
+        let waits = world.lock().rng.u64(100..1_500);
+        sleep(Duration::from_millis(waits)).await;
+        if let Some(gateway) = fleet.get(who) {
+            let _swept = gateway.journaled.sweep(100, Duration::ZERO).await;
         }
     }
 }

@@ -12,7 +12,7 @@ use onceward_core::{
     record::{Facts, Fence, Micros, Record, Revision, SessionId, State, Stored},
 };
 use onceward_store::journaled::{
-    At, Dirty, Fact, Incarnation, Install, Row, Sight, Stepped, View, What, is_released, merged, released,
+    At, Dirty, Fact, Incarnation, Install, Row, Sight, Stepped, View, What, is_released, is_swept, merged, released,
 };
 
 /// A server.
@@ -37,6 +37,8 @@ struct Partition {
     mark: Fence,
     /// Fences up to here were granted in earlier views.
     before: Fence,
+    /// What is not above it and has no row in the journal has ended.
+    horizon: Fence,
     records: BTreeMap<RecordId, Record>,
     dirty: BTreeSet<RecordId>,
 }
@@ -91,7 +93,7 @@ impl Server {
     pub fn look(&self, partition: u16) -> Option<Sight> {
         let of = self.partitions.get(usize::from(partition))?;
         let Self { is_primary, incarnation, .. } = *self;
-        Some(Sight { is_primary, incarnation, view: of.view, is_warm: of.is_warm })
+        Some(Sight { is_primary, incarnation, view: of.view, is_warm: of.is_warm, mark: of.mark })
     }
 
     /// Gives the partition a view.
@@ -108,6 +110,7 @@ impl Server {
         partition.is_warm = false;
         partition.mark = partition.mark.max(install.mark).max(Fence(now.0));
         partition.before = partition.mark;
+        partition.horizon = install.horizon;
         for erased in &install.erased {
             partition.merge(erased.id, &erased.record, now);
         }
@@ -186,8 +189,11 @@ impl Partition {
 
     fn step(&mut self, id: RecordId, what: What<'_>, row: Option<&Row>, now: Micros) -> Stepped {
         let is_settled = |record: &Record| !matches!(record.facts.state, State::InFlight | State::NotExecuted);
-        if !self.is_warm {
+        let is_old = |record: &Record| is_swept(record, self.horizon);
+        let is_old = self.records.get(&id).is_some_and(is_old);
+        if is_old || !self.is_warm {
             let needs_row = match (what, what.holder()) {
+                _ if is_old => true,
                 (_, Some(fence)) => fence <= self.before,
                 (What::Insert { .. } | What::Get, None) => {
                     !self.records.get(&id).is_some_and(|record| is_settled(record) && !record.is_expired(now))
@@ -200,7 +206,8 @@ impl Partition {
                 _ => {}
             }
         }
-        let there = self.records.get(&id).filter(|record| !record.is_expired(now)).cloned();
+        let is_over = is_old && matches!(row, Some(None));
+        let there = self.records.get(&id).filter(|record| !is_over && !record.is_expired(now)).cloned();
         let otherwise = match &there {
             Some(record) => Stepped::There { record: Box::new(record.clone()), now },
             None => Stepped::Absent { now },

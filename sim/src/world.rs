@@ -24,6 +24,9 @@ pub(crate) const PARTITIONS: u16 = 2;
 const FIRST: u64 = 1;
 /// How long a call may take.
 pub(crate) const DEADLINE: Duration = Duration::from_millis(500);
+/// How long answers are kept: past the end of the run, or so short that keys are free again and again.
+const DAY: Duration = Duration::from_secs(86_400);
+const SHORT: Duration = Duration::from_millis(1_200);
 /// What the servers' clocks begin at.
 const START_US: u64 = 1_750_000_000_000_000;
 
@@ -64,6 +67,10 @@ pub(crate) struct Inner {
     pub(crate) loss_in_a_thousand: u32,
     /// Whether jobs are claimed first and marked as sent later.
     pub(crate) has_two_phases: bool,
+    /// How long an answer is kept.
+    pub(crate) retention: Duration,
+    /// And how long at most where each replay keeps it longer.
+    pub(crate) sliding_max: Option<Duration>,
     /// So often the spool is slow: one append in so many.
     pub(crate) spool_is_slow_in: u32,
     pub(crate) history: History,
@@ -95,6 +102,8 @@ impl World {
         let loss_in_a_thousand = [0, 5, 20][rng.usize(..3)];
         let has_two_phases = rng.bool();
         let spool_is_slow_in = [25, 25, 3][rng.usize(..3)];
+        let retention = if rng.bool() { DAY } else { SHORT };
+        let sliding_max = (retention == SHORT && rng.u32(..3) == 0).then_some(2 * SHORT);
         let inner = Inner {
             rng,
             servers: [true, false].map(|is_primary| Server::new(incarnation(1), is_primary, PARTITIONS)),
@@ -107,8 +116,10 @@ impl World {
             incarnations: 1,
             loss_in_a_thousand,
             has_two_phases,
+            retention,
+            sliding_max,
             spool_is_slow_in,
-            history: History::default(),
+            history: History { retention, has_ends: retention == SHORT, ..History::default() },
         };
         Arc::new(Self { inner: Mutex::new(inner), started: Instant::now(), woken: Notify::new() })
     }

@@ -242,6 +242,17 @@ impl Both<'_> {
             Stepped::Elsewhere => ("elsewhere", None),
         };
         self.count(format!("{name}: {came_to}"));
+        let is_warm = self.rules.look(partition).unwrap().is_warm;
+        if came_to == "needs the row" && is_warm {
+            self.count("below the horizon: needs the row");
+        }
+        let is_open = |record: &Record| matches!(record.facts.state, State::InFlight | State::NotExecuted);
+        if came_to == "absent"
+            && matches!(row, Some(None))
+            && before.as_ref().is_some_and(|record| is_open(record) && !record.is_expired(now))
+        {
+            self.count("below the horizon: absent");
+        }
         let told = format!("{at:?} {id} {what:?}\n row {row:?}\n before {before:?}\n now {now:?}");
         same(&real, &ruled, &told);
         self.answered = self.answered.max(answered.unwrap_or_default().0);
@@ -258,9 +269,11 @@ impl Both<'_> {
         let count = self.rng.usize(..4);
         let erased = self.facts_of_journal(partition, count);
         let marks = [0, self.clock - 5, self.clock + 1_000_000, self.clock | u64::from(u32::MAX)];
+        let horizons = [0, self.clock - self.rng.u64(..3_000_000), self.clock, self.clock + 1_000_000];
         let install = Install {
             admitted: (0..SESSIONS).filter(|number| *number == 0 || self.rng.bool()).map(session).collect(),
             mark: Fence(self.rng.choice(marks).unwrap()),
+            horizon: Fence(self.rng.choice(horizons).unwrap()),
             erased,
         };
         let real = self.front.install(&at, &install).await.unwrap();
@@ -406,6 +419,9 @@ async fn the_same(server: &servers::Redis) {
             let count = both.seen.get(&format!("{name}: {came_to}")).copied().unwrap_or_default();
             assert!(!can || count > 0, "this shows nothing of {name}: {came_to}");
         }
+    }
+    for call in ["below the horizon: needs the row", "below the horizon: absent"] {
+        assert!(both.seen.contains_key(call), "this shows nothing of what is {call}");
     }
     for call in ["install: true", "install: false", "admit: true", "admit: false", "shut out: true", "clean: gone"] {
         assert!(both.seen.contains_key(call), "this shows nothing of {call}");

@@ -14,7 +14,9 @@ use onceward_core::{
 use onceward_sim::database::Database;
 use onceward_store::{
     StoreError,
-    journaled::{Fact, Incarnation, Journal as _, LastActive, Mark, Opening, Snapshot, Timeline, View, ViewRow},
+    journaled::{
+        Fact, Horizon, Incarnation, Journal as _, LastActive, Mark, Opening, Snapshot, Timeline, View, ViewRow,
+    },
     postgres::{
         Failover, JournalOptions, Options, Postgres, PostgresJournal,
         address::Address,
@@ -30,6 +32,8 @@ const PARTITIONS: [u16; 3] = [0, 7, 255];
 const CONNECTIONS: usize = 3;
 /// So much longer than the test takes that its own time does not count.
 const SILENCE: Duration = Duration::from_secs(3_000_000);
+/// A time that has not come.
+const FAR: Micros = Micros(1 << 60);
 const STEP: Duration = Duration::from_secs(2_000_000);
 
 /// The same two ways.
@@ -237,7 +241,8 @@ impl Both {
                 assert_eq!(said, self.rules.retired(who, timeline, &views), "retired {views:?}");
                 self.count("retired", said);
             }
-            88..=89 => {
+            88..=92 => self.sweep(timeline).await,
+            93 => {
                 self.now += STEP;
                 let step = STEP.as_micros();
                 let passes = format!("UPDATE onceward.journal_member SET heard_at = heard_at - {step}");
@@ -286,6 +291,27 @@ impl Both {
         self.count("activate", !said.is_empty());
     }
 
+    /// Raises horizons, or removes what is below them: all of it, since which of many go first is said by nobody.
+    async fn sweep(&mut self, timeline: Timeline) {
+        if self.rng.bool() {
+            let horizons = self.views().into_iter().map(|(partition, view)| {
+                let fence = Fence(self.rng.u64(..9));
+                Horizon { partition, view, fence }
+            });
+            let horizons: Vec<Horizon> = horizons.collect();
+            let said = self.journal().raise(timeline, &horizons).await.unwrap();
+            assert_eq!(said, self.rules.raise(timeline, &horizons), "raise {horizons:?}");
+            self.count("raise", said > 0);
+            self.count("raise in part", said > 0 && said < horizons.len());
+        }
+        let (swept, mut above) = self.journal().sweep(10_000, Duration::from_secs(1)).await.unwrap();
+        let (expected, expected_above) = self.rules.sweep(10_000, Micros(FAR.0 - 1));
+        above.sort_unstable();
+        assert_eq!((swept, &above), (expected, &expected_above), "sweep");
+        self.count("sweep", swept.removed > 0);
+        self.count("something is above the horizon", !above.is_empty());
+    }
+
     async fn retire(&mut self, who: SessionId, target: SessionId, timeline: Timeline) {
         let views = self.journal().retire(who, target, timeline).await.unwrap();
         assert_eq!(views, self.rules.retire(who, target, timeline), "retire");
@@ -328,6 +354,7 @@ fn record(rng: &mut Rng) -> Record {
     let state = states[rng.usize(..states.len())];
     let facts = Facts {
         state,
+        attempt: rng.u32(..2),
         phase: if rng.bool() { Phase::Dispatched } else { Phase::Claimed },
         ambiguous: rng.bool(),
         outcome: (state == State::Completed).then(|| Outcome { status: rng.u16(200..600), ..Outcome::default() }),
@@ -338,7 +365,7 @@ fn record(rng: &mut Rng) -> Record {
         fence: Fence(rng.u64(1..6)),
         revision: Revision(rng.u64(1..9)),
         lease_until: Micros(rng.u64(..9)),
-        keep_until: Micros(rng.u64(..9)),
+        keep_until: if rng.bool() { Micros(rng.u64(..9)) } else { FAR },
         written_at: Micros(rng.u64(..9)),
     };
     Record { stored, facts }

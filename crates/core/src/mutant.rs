@@ -74,6 +74,12 @@ pub enum Mutant {
     LeftNotShipped,
     /// A session is a member that is not in the spool.
     SessionNotSpooled,
+    /// A partition's horizon is above what is in Redis alone.
+    HorizonTooHigh,
+    /// What is shipped late brings back what was swept.
+    SweptComesBack,
+    /// A claim of a stale replica that has no row any more stays.
+    SweptStays,
 }
 
 impl Mutant {
@@ -94,7 +100,7 @@ impl Mutant {
     ];
 
     /// Those of the journaled store's protocol, which the simulator looks for.
-    pub const OF_VIEWS: [Self; 19] = [
+    pub const OF_VIEWS: [Self; 22] = [
         Self::GuardEndsEarly,
         Self::AckInsideGuard,
         Self::AckBeforeDrain,
@@ -114,6 +120,9 @@ impl Mutant {
         Self::NotRepeated,
         Self::LeftNotShipped,
         Self::SessionNotSpooled,
+        Self::HorizonTooHigh,
+        Self::SweptComesBack,
+        Self::SweptStays,
     ];
 
     /// As `ONCEWARD_MUTANT` spells it.
@@ -151,6 +160,9 @@ impl Mutant {
             Self::NotRepeated => "not-repeated",
             Self::LeftNotShipped => "left-not-shipped",
             Self::SessionNotSpooled => "session-not-spooled",
+            Self::HorizonTooHigh => "horizon-too-high",
+            Self::SweptComesBack => "swept-comes-back",
+            Self::SweptStays => "swept-stays",
         }
     }
 

@@ -34,6 +34,8 @@ use crate::{
 const EMBEDDED_SWEPT_MAX: usize = 10_000;
 /// The same in a database: one transaction, which claims may have to wait for. Redis removes them itself.
 const SHARED_SWEPT_MAX: usize = 1_000;
+/// For so long of each second a database is swept, where there is more: so more records can go than come.
+const SHARED_GOES_ON: Duration = Duration::from_millis(500);
 /// The name under which a store of several processes knows the hash of its install secret.
 pub(crate) const SECRET_ID: &str = "secret_id";
 
@@ -103,6 +105,14 @@ impl Opened {
         match self {
             Self::Embedded(_) => EMBEDDED_SWEPT_MAX,
             Self::Postgres(_) | Self::Redis(_) | Self::Tiered(..) => SHARED_SWEPT_MAX,
+        }
+    }
+
+    /// For how long of each second they are removed, where there are more.
+    pub(crate) fn sweeps_for(&self) -> Duration {
+        match self {
+            Self::Embedded(_) => Duration::ZERO,
+            Self::Postgres(_) | Self::Redis(_) | Self::Tiered(..) => SHARED_GOES_ON,
         }
     }
 

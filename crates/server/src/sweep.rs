@@ -10,7 +10,7 @@ use onceward::{
     Engine,
     store::{Cache, Stats, Store, fallback::Fallback, tiered::Tiered},
 };
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::{
     maintenance::{Turns, Window},
@@ -24,6 +24,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct Sweeping {
     /// So many at a time.
     pub(crate) records_max: usize,
+    /// For so long of each second, where there are more.
+    pub(crate) goes_on: Duration,
     /// When that can wait, it waits for this.
     pub(crate) window: Option<Window>,
 }
@@ -52,14 +54,19 @@ pub(crate) async fn keep(
     loop {
         tick.tick().await;
         metrics.run_upkeep();
-        if let Some(waits) = turns.waits(now_s(), &stack.store.stats(), engine.tenant_was_short()) {
+        let began = Instant::now();
+        while let Some(waits) = turns.waits(now_s(), &stack.store.stats(), engine.tenant_was_short()) {
             match swept.sweep(sweeping.records_max, waits).await {
                 Ok(swept) => {
                     collected.increment(swept.removed);
                     turns.swept(&swept);
+                    if swept.more && began.elapsed() < sweeping.goes_on {
+                        continue;
+                    }
                 }
                 Err(error) => tracing::warn!(%error, "ended records could not be swept"),
             }
+            break;
         }
         for guard in &stack.guards {
             metrics::gauge!("onceward_circuit_state", "store" => guard.kind()).set(f64::from(guard.circuit() as u8));

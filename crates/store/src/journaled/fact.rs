@@ -60,14 +60,23 @@ pub fn released(facts: Facts, now: Micros) -> Facts {
     Facts { state: State::NotExecuted, attempt: 0, settled_at: now, outcome: None, ..facts }
 }
 
-/// What becomes of the record `held` in Redis when the journal has `row`: `None` where it stays as it is.
+/// Whether what is there has ended, since the journal has no row of it: all that was said up to `horizon` is in the journal,
+/// until it is swept (A10).
+#[must_use]
+pub fn is_swept(held: &Record, horizon: Fence) -> bool {
+    let is_open = matches!(held.facts.state, State::InFlight | State::NotExecuted);
+    is_open && held.stored.fence <= horizon && !mutant::is(Mutant::SweptStays)
+}
+
+/// What becomes of the record `held` in Redis when the journal has `row`: `None` where it stays as it is. One that has ended
+/// is of use only against what says less and would have no end.
 ///
 /// A claim counts as sent, whatever the row says (2.7): that it was may have been written to a Redis that is lost. The
 /// same holds for a claim that is there and says no more than the row (A5): a replica that was promoted may have
 /// missed the mark.
 #[must_use]
 pub fn merged(held: Option<&Record>, row: &Record, now: Micros) -> Option<Record> {
-    if row.is_expired(now) {
+    if held.is_none() && row.is_expired(now) {
         return None;
     }
     let of_row = Order::of(row);
@@ -175,5 +184,10 @@ mod tests {
         ended.stored.keep_until = NOW;
         assert_eq!(merged(None, &ended, NOW), None);
         assert!(merged(None, &ended, Micros(NOW.0 - 1)).is_some());
+        let claim = record(9, State::InFlight, Phase::Dispatched);
+        assert!(
+            merged(Some(&claim), &ended, NOW).unwrap().is_expired(NOW),
+            "a claim that was settled is over with its end"
+        );
     }
 }

@@ -124,6 +124,8 @@ pub struct Sight {
     pub view: View,
     /// Whether it has every row of the journal.
     pub is_warm: bool,
+    /// No fence that was granted in the view is above it.
+    pub mark: Fence,
 }
 
 /// What a server is given with a view.
@@ -135,6 +137,8 @@ pub struct Install {
     pub mark: Fence,
     /// Erased keys: they are there before the first record is shown (A6).
     pub erased: Vec<Fact>,
+    /// What the journal had of rows up to here and has no more has ended (A10).
+    pub horizon: Fence,
 }
 
 /// A record that may not be in the journal yet.
@@ -152,7 +156,8 @@ pub struct Dirty {
 /// incarnation, view and session in that same step.
 ///
 /// In a view that is not warm every write needs the row, but for one by the fence of a claim granted in that view (A1),
-/// and so does an insert or read that finds no settled record. A row that is given is merged first
+/// and so does an insert or read that finds no settled record. In any view one that finds a claim at or below the horizon
+/// needs it: without a row that is over ([`is_swept`](super::is_swept)). A row that is given is merged first
 /// ([`merged`](super::merged)). Each applied step notes the record as dirty, until [`clean`](Self::clean).
 pub trait Front: Send + Sync + fmt::Debug + 'static {
     /// Takes a step.

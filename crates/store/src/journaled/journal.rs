@@ -1,14 +1,14 @@
 //! What the protocol asks of the database: the journal, views and who acknowledged them, and who is a member.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use onceward_core::{
     key::RecordId,
-    record::{Micros, SessionId},
+    record::{Fence, Micros, SessionId},
 };
 
 use super::{Fact, Incarnation, Install, Row, View};
-use crate::Answer;
+use crate::{Answer, Swept};
 
 /// A life of the database: another one after a standby has taken over.
 pub type Timeline = u64;
@@ -80,6 +80,17 @@ pub struct Opening {
     pub incarnation: Incarnation,
 }
 
+/// All that was said of a partition's keys up to `fence` is in the journal, or was there and has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Horizon {
+    /// Of 0 to 255.
+    pub partition: u16,
+    /// In which that was seen.
+    pub view: View,
+    /// The highest.
+    pub fence: Fence,
+}
+
 /// A partition's last active view, for a retirement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LastActive {
@@ -101,7 +112,8 @@ pub trait Journal: Send + Sync + fmt::Debug + 'static {
     /// Refused while a view is there that was opened on another timeline, which may be older than the one that is active.
     fn join(&self, session: SessionId, timeline: Timeline) -> Answer<'_, bool>;
 
-    /// Merges facts: the larger one stays (A4). A retired session's update rows and make none (A7).
+    /// Merges facts: the larger one stays (A4). A retired session's update rows and make none (A7), and so do those that are
+    /// not settled and not above their partition's horizon (A10).
     fn ship<'a>(&'a self, session: SessionId, timeline: Timeline, facts: &'a [Fact]) -> Answer<'a, Option<Mark>>;
 
     /// A key's row, where `view` is active and of the present timeline (A1, A8).
@@ -156,4 +168,11 @@ pub trait Journal: Send + Sync + fmt::Debug + 'static {
 
     /// `target` is retired. Refused where one of `views` is not the last active one any more.
     fn retired<'a>(&'a self, target: SessionId, timeline: Timeline, views: &'a [LastActive]) -> Answer<'a, bool>;
+
+    /// Raises partitions' horizons. Answers how many are higher now: one whose view is not active is not raised.
+    fn raise<'a>(&'a self, timeline: Timeline, horizons: &'a [Horizon]) -> Answer<'a, usize>;
+
+    /// Removes at most `limit` rows that ended `waits` ago or before, by the database's clock, or were released, up to their
+    /// partitions' horizons (A10). Answers also of which partitions there are some above it, of many not always the same.
+    fn sweep(&self, limit: usize, waits: Duration) -> Answer<'_, (Swept, Vec<u16>)>;
 }

@@ -15,7 +15,8 @@
 //! [`fact`](Fact) what is shipped, [`front`](Front) and [`journal`](Journal) what is asked of Redis and of the database;
 //! `guard` who is inside a view, `shipments` what the journal may not have yet, `spool`, `logged` and `begun` where that is on the
 //! disk, `owed` outcomes whose fate is unknown, `views` how views change and `standing` how far that has come, `outbox` what Redis keeps for a retirement, `retire` how a session ends, `predecessor` how one
-//! ends whose process is gone, `open` what is looked at before the first begins.
+//! ends whose process is gone, `open` what is looked at before the first begins, `sweep` how the
+//! journal is rid of what has ended.
 
 #[cfg(feature = "embedded")]
 mod begun;
@@ -35,6 +36,7 @@ mod shipments;
 mod spool;
 mod standing;
 mod store;
+mod sweep;
 mod views;
 
 use std::{
@@ -63,9 +65,9 @@ pub use self::logged::{LogSpool, SpoolError, SpoolOptions};
 #[cfg(all(feature = "embedded", feature = "postgres", feature = "redis"))]
 pub use self::open::{JOURNAL, OpenError};
 pub use self::{
-    fact::{Fact, Order, is_released, merged, released},
+    fact::{Fact, Order, is_released, is_swept, merged, released},
     front::{At, Dirty, Front, Incarnation, Install, Row, Sight, Stepped, View, What},
-    journal::{Journal, LastActive, Mark, Member, Opening, Snapshot, Timeline, ViewRow},
+    journal::{Horizon, Journal, LastActive, Mark, Member, Opening, Snapshot, Timeline, ViewRow},
     owed::Owed,
     spool::{Left, Place, Spool},
     store::{JournaledStore, Serves},
@@ -443,8 +445,9 @@ impl Journaled {
             return Ok(Write::Lost { record: Some(Box::new(record)), now: read.now });
         }
         let fence = record.stored.fence;
+        // It outlives the answer that a replica may still show (A10).
         let keep_until = match write.keep {
-            Keep::For(span) => read.now.plus(span),
+            Keep::For(span) => read.now.plus(span).max(record.stored.keep_until),
             Keep::Open => Micros::ZERO,
         };
         let stored = Stored { keep_until, lease_until: Micros::ZERO, ..record.stored };

@@ -237,9 +237,8 @@ impl Store for JournaledStore {
         })
     }
 
-    /// Nothing is swept yet: what has ended stays in the journal (GUARANTEES 2.9, A10 says when it may go).
-    fn sweep(&self, _limit: usize, _waits: Duration) -> Answer<'_, Swept> {
-        Box::pin(std::future::ready(Ok(Swept::default())))
+    fn sweep(&self, limit: usize, waits: Duration) -> Answer<'_, Swept> {
+        Box::pin(async move { self.session().sweep(limit, waits).await })
     }
 
     fn watch(&self, id: RecordId) -> Watch {

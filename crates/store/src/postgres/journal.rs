@@ -28,9 +28,10 @@ use super::{
     row::{Parameter, big, span},
 };
 use crate::{
-    Answer, Kind, StoreError,
+    Answer, Kind, StoreError, Swept,
     journaled::{
-        Fact, Incarnation, Install, Journal, LastActive, Mark, Member, Opening, Row, Snapshot, Timeline, View, ViewRow,
+        Fact, Horizon, Incarnation, Install, Journal, LastActive, Mark, Member, Opening, Row, Snapshot, Timeline, View,
+        ViewRow,
     },
 };
 
@@ -38,6 +39,8 @@ use crate::{
 const READERS: usize = 2;
 /// The most rows that are read at a time.
 const ROWS_MAX: usize = 1_000;
+/// The most rows that are removed at a time.
+const SWEPT_MAX: usize = 10_000;
 
 const LOOK: &str = "SELECT * FROM onceward.journal_look($1, $2, $3, $4, $5, $6)";
 const JOIN: &str = "SELECT * FROM onceward.journal_join($1, $2)";
@@ -54,6 +57,8 @@ const LEAVE: &str = "SELECT * FROM onceward.journal_leave($1, $2)";
 const RETIRE: &str = "SELECT * FROM onceward.journal_retire($1, $2, $3)";
 const DRAIN: &str = "SELECT * FROM onceward.journal_drain($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
 const RETIRED: &str = "SELECT * FROM onceward.journal_retired($1, $2, $3, $4, $5, $6)";
+const RAISE: &str = "SELECT * FROM onceward.journal_raise($1, $2, $3, $4, $5)";
+const SWEEP: &str = "SELECT * FROM onceward.journal_sweep($1, $2)";
 const POSITION: &str = "SELECT onceward.journal_position($1)";
 
 /// What may take the database's place, and so which of its commits may be lost.
@@ -119,6 +124,7 @@ pub struct PostgresJournal {
     ships: Lane,
     views: Lane,
     readers: Vec<Lane>,
+    sweeps: Lane,
     next_reader: AtomicUsize,
     /// Up to where the log is past losing, as far as a look has said, and on which timeline. On that it stays true.
     known: Mutex<(Timeline, Mark)>,
@@ -136,6 +142,7 @@ impl Postgres {
             views: lane(),
             readers: (0..READERS).map(|_| lane()).collect(),
             next_reader: AtomicUsize::new(0),
+            sweeps: lane(),
             known: Mutex::default(),
         }
     }
@@ -414,6 +421,31 @@ impl Journal for PostgresJournal {
             first(&self.change(RETIRED, &parameters).await?)
         })
     }
+
+    fn raise<'a>(&'a self, timeline: Timeline, horizons: &'a [Horizon]) -> Answer<'a, usize> {
+        Box::pin(async move {
+            let timeline = signed(timeline);
+            let fences: Vec<i64> = horizons.iter().map(|horizon| big(horizon.fence.0)).collect();
+            let views = Views::of(horizons.iter().map(|horizon| (horizon.partition, horizon.view)));
+            let [partition, number, tag] = views.parameters();
+            let parameters: [Parameter<'_>; 5] =
+                [(&timeline, Type::INT8), partition, number, tag, (&fences, Type::INT8_ARRAY)];
+            let raised: i64 = first(&self.change(RAISE, &parameters).await?)?;
+            Ok(usize::try_from(raised).unwrap_or_default())
+        })
+    }
+
+    fn sweep(&self, limit: usize, waits: Duration) -> Answer<'_, (Swept, Vec<u16>)> {
+        Box::pin(async move {
+            let (rows_max, waits) = (big(limit.min(SWEPT_MAX) as u64), span(waits));
+            let parameters: [Parameter<'_>; 2] = [(&rows_max, Type::INT8), (&waits, Type::INT8)];
+            let rows = self.sweeps.write(SWEEP, &parameters).await.map_err(|failed| failed.error)?;
+            let row = rows.first().ok_or_else(foreign)?;
+            let removed = unsigned(column(row, 0)?)?;
+            let above = column::<Vec<i16>>(row, 1)?.into_iter().map(partition).collect::<Result<_, _>>()?;
+            Ok((Swept { removed, more: removed >= rows_max.unsigned_abs() }, above))
+        })
+    }
 }
 
 /// Views of partitions, a column each.
@@ -526,6 +558,7 @@ fn install(row: &Answered) -> Result<(u16, Install), StoreError> {
         admitted: column::<Vec<&[u8]>>(row, 1)?.into_iter().map(session).collect::<Result<_, _>>()?,
         mark: Fence(unsigned(column(row, 2)?)?),
         erased: erased.collect::<Result<_, _>>()?,
+        horizon: Fence(unsigned(column(row, 5)?)?),
     };
     Ok((partition(column(row, 0)?)?, install))
 }

@@ -53,6 +53,7 @@ pub const MIGRATIONS: &[Migration] = migrations![
     13 "journal_end" "0013_journal_end.sql",
     14 "journal_in_flight" "0014_journal_in_flight.sql",
     15 "journal_status" "0015_journal_status.sql",
+    16 "journal_sweep" "0016_journal_sweep.sql",
 ];
 
 /// Why the schema is not what is needed.

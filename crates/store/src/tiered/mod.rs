@@ -244,9 +244,16 @@ impl Store for Tiered {
         Box::pin(self.scan(after, limit, filter))
     }
 
-    /// Of the database; the others remove by themselves, or nothing yet.
+    /// Of the database, what is journaled too; Redis removes by itself.
     fn sweep(&self, limit: usize, waits: Duration) -> Answer<'_, Swept> {
-        self.strict.sweep(limit, waits)
+        Box::pin(async move {
+            let of_strict = self.strict.sweep(limit, waits).await;
+            let Some(journaled) = &self.journaled else { return of_strict };
+            // One that fails keeps the other from nothing.
+            let of_journal = journaled.store.sweep(limit, waits).await?;
+            let Swept { removed, more } = of_strict?;
+            Ok(Swept { removed: removed + of_journal.removed, more: more || of_journal.more })
+        })
     }
 
     fn watch(&self, id: RecordId) -> Watch {

@@ -24,7 +24,7 @@ use futures_util::future::join_all;
 use onceward_core::{
     cas::{Expect, FenceRule, Keep, Lease},
     key::{PARTITIONS, RecordId},
-    record::{Micros, Record, SessionId},
+    record::{Fence, Micros, Record, SessionId},
 };
 use redis::Value;
 
@@ -47,8 +47,9 @@ use crate::{
 
 /// So many records are looked at by one script: some hundred microseconds of the server's time.
 const PAGE_MAX: usize = 64;
-/// Of a view as it lies there: number, tag, mark, the latest time of a grant, before, and whether it is warm.
-const VIEW_BYTES: usize = 41;
+/// Of a view as it lies there: number, tag, mark, the latest time of a grant, before, whether it is warm, and the
+/// horizon.
+const VIEW_BYTES: usize = 49;
 
 /// Redis in front of a journal. It lives on the connections of the store that it was made of, which has to be kept.
 pub struct JournaledFront {
@@ -226,9 +227,10 @@ impl JournaledFront {
                 _ => vec![0; VIEW_BYTES],
             };
             let eight_at = |at| view.get(at..at + 8).and_then(eight).unwrap_or_default();
-            let is_warm = view.last() == Some(&b'1');
+            let is_warm = view.get(40) == Some(&b'1');
+            let (is_primary, mark) = (info.is_primary(), Fence(eight_at(16)));
             let view = View { number: eight_at(0), tag: eight_at(8) };
-            (*partition, Sight { is_primary: info.is_primary(), incarnation, view, is_warm })
+            (*partition, Sight { is_primary, incarnation, view, is_warm, mark })
         };
         Ok(partitions.iter().zip(views).map(sight).collect())
     }
@@ -273,6 +275,7 @@ impl JournaledFront {
     async fn give(&self, at: &At, install: &Install) -> Result<bool, StoreError> {
         let mut said = self.said(at);
         said.extend_from_slice(&install.mark.0.to_be_bytes());
+        said.extend_from_slice(&install.horizon.0.to_be_bytes());
         let sessions: Vec<u8> = install.admitted.iter().flat_map(|session| session.0).collect();
         let (records, rows) = rows(at, &install.erased);
         let arguments: Vec<&[u8]> = std::iter::once(&*sessions).chain(rows.iter().map(Vec::as_slice)).collect();

@@ -4,7 +4,7 @@ local info = redis.pcall('INFO', 'replication')
 if type(info) ~= 'string' then return '5' end
 local views = redis.call('MGET', unpack(KEYS))
 for at = 1, #KEYS do
-  if not views[at] or #views[at] ~= 41 then views[at] = '' end
+  if not views[at] or #views[at] ~= 49 then views[at] = '' end
 end
 views[#KEYS + 1] = info
 return views

@@ -1,11 +1,12 @@
     -- Merges `row` into what is `there` under the key `record`: the larger fence counts, of one fence the larger rank, of
     -- one rank the later step (A4), of one step the later end. Rows say of claims that they were sent, and so does then a claim that says no more (A5).
+    -- A row that has ended is of use against what says less.
     -- What cannot be read is left to those who ask for it.
     local raised, changed = false, false
     local ehi, elo = unpack('>I4I4', row, 45)
     local is_over = (ehi > 0 or elo > 0) and (ehi < nhi or (ehi == nhi and elo <= nlo))
     local is_other = there and (#there < 60 or sub(there, 1, 2) ~= 'J\1' or sub(there, 9, 11) ~= 'OW\1')
-    if not is_over and not is_other and (there or call('EXISTS', record) == 0) then
+    if not (is_over and not there) and not is_other and (there or call('EXISTS', record) == 0) then
       local fhi, flo, vhi, vlo = unpack('>I4I4I4I4', row, 21)
       local order, ohi, olo = -1, 0, 0
       if there then
@@ -37,7 +38,9 @@
         -- What the journal has needs to be here no longer than it counts, unless something of it is dirty.
         if byte(row, 3) > 1 and (ehi > 0 or elo > 0) and call('SISMEMBER', KEYS[3], sub(record, 17, 59)) == 0 then
           -- By the server's own clock, as in `clean.lua`.
-          local left = ((ehi - whi) * 4294967296 + elo - wlo) / 1000 + 10000
+          local left = ((ehi - whi) * 4294967296 + elo - wlo) / 1000
+          if left < 0 then left = 0 end
+          left = left + 10000
           if left > 3162240000000 then left = 3162240000000 end
           call('SET', record, there, 'PX', string.format('%.0f', left))
         else

@@ -11,3 +11,11 @@ if there and #there >= 60 and sub(there, 1, 2) == 'J\1' and sub(there, 9, 11) ==
   ahi, alo = unpack('>I4I4', there, 45)
   ended = (ahi > 0 or alo > 0) and (ahi < nhi or (ahi == nhi and alo <= nlo))
 end
+
+-- Whether it is open and not above the horizon: then it may be over since long (A10), and the journal's row decides.
+local is_old = false
+if readable and byte(there, 3) <= 2 then
+  local hhi, hlo = unpack('>I4I4', view, 42)
+  ahi, alo = unpack('>I4I4', there, 21)
+  is_old = ahi < hhi or (ahi == hhi and alo <= hlo)
+end
