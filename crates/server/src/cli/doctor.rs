@@ -92,11 +92,11 @@ fn keeps(config: &Config) -> Keeps {
 fn journal(redis: String, ours: Option<String>, theirs: Option<String>) -> Option<Finding> {
     let (ours, theirs) = (ours?, theirs?);
     let (grade, said) = if ours == theirs {
-        (Grade::Well, "Redis stands in front of this database's".to_owned())
+        (Grade::Well, "Redis stands in front of this database's journal".to_owned())
     } else {
         (Grade::Bad, OpenError::OtherJournal { redis, theirs, ours }.to_string())
     };
-    Some(Finding { what: "journal", grade, said })
+    Some(Finding { what: "pairing", grade, said })
 }
 
 /// Whether the records there, if any, were made with the secret of the configuration; `theirs` is what the store knows it by.

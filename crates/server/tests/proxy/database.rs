@@ -49,6 +49,11 @@ pub(crate) fn store_name() -> &'static str {
     }
 }
 
+/// The name that its operations have in metrics: where there are both, of all durabilities together.
+pub(crate) fn whole_stores_name() -> &'static str {
+    if std::env::var_os(IN_FRONT).is_some() { "tiered" } else { store_name() }
+}
+
 /// Whether there are two, and this is where all records are.
 fn all_routes_are(durability: &str) -> bool {
     std::env::var(DURABILITY).is_ok_and(|said| said == durability)

@@ -269,11 +269,14 @@ async fn the_doctor_tells_a_server_that_keeps_no_journal_and_a_redis_before_anot
 
     let _here = Start::before(&upstream).config(&config).start().await;
     let (code, said) = look(config).await;
-    assert!(code == Some(0) && said.contains("ok   journal: Redis stands in front of this database's"), "{said}");
+    assert!(
+        code == Some(0) && said.contains("ok   pairing: Redis stands in front of this database's journal"),
+        "{said}"
+    );
     let (code, said) = look(without_cache(&sound, &other)).await;
     assert!(code == Some(0) && !said.contains("stands in front"), "nobody has been there: {said}");
     let second = database_with(&[("fsync", "on")]).await;
     let _there = Start::before(&upstream).config(&without_cache(&second, &other)).start().await;
     let (code, said) = look(without_cache(&sound, &other)).await;
-    assert!(code == Some(1) && said.contains("BAD  journal: ") && said.contains("another journal"), "{said}");
+    assert!(code == Some(1) && said.contains("BAD  pairing: ") && said.contains("another journal"), "{said}");
 }

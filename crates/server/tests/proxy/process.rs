@@ -3,7 +3,8 @@
 use tokio::net::TcpListener;
 
 use super::support::{
-    Client, Gate, Start, Step, Upstream, charged, files_below, find, onceward, output, post, request, store_name, until,
+    Client, Gate, Start, Step, Upstream, charged, files_below, find, onceward, output, post, request, until,
+    whole_stores_name,
 };
 
 /// Answers when the gate opens.
@@ -231,7 +232,7 @@ async fn the_metrics_of_the_contract_are_there() {
     ] {
         assert!(metrics.lines().any(|found| found == line), "{line} not in\n{metrics}");
     }
-    let of_store = format!("onceward_store_operation_seconds_bucket{{store=\"{}\"", store_name());
+    let of_store = format!("onceward_store_operation_seconds_bucket{{store=\"{}\"", whole_stores_name());
     for name in ["onceward_request_overhead_seconds_bucket{route=\"default\"", &of_store] {
         assert!(metrics.lines().any(|found| found.starts_with(name)), "{name} not in\n{metrics}");
     }

@@ -28,9 +28,14 @@ mod database;
 
 use self::database::Database;
 
-/// The store's name in metrics.
+/// The name in metrics of the store that has the default route's records.
 pub(crate) fn store_name() -> &'static str {
     database::store_name()
+}
+
+/// The name in metrics of the store as a whole.
+pub(crate) fn whole_stores_name() -> &'static str {
+    database::whole_stores_name()
 }
 
 /// Against a test that hangs; no test waits for it.
