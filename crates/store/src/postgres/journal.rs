@@ -41,6 +41,8 @@ const READERS: usize = 2;
 const ROWS_MAX: usize = 1_000;
 /// The most rows that are removed at a time.
 const SWEPT_MAX: usize = 10_000;
+/// Each sweep names so many partitions later than the one before.
+const SWEPT_STEP: usize = 16;
 
 const LOOK: &str = "SELECT * FROM onceward.journal_look($1, $2, $3, $4, $5, $6)";
 const JOIN: &str = "SELECT * FROM onceward.journal_join($1, $2)";
@@ -125,6 +127,8 @@ pub struct PostgresJournal {
     views: Lane,
     readers: Vec<Lane>,
     sweeps: Lane,
+    /// Where the next sweep begins to name partitions.
+    swept: AtomicUsize,
     next_reader: AtomicUsize,
     /// Up to where the log is past losing, as far as a look has said, and on which timeline. On that it stays true.
     known: Mutex<(Timeline, Mark)>,
@@ -143,6 +147,7 @@ impl Postgres {
             readers: (0..READERS).map(|_| lane()).collect(),
             next_reader: AtomicUsize::new(0),
             sweeps: lane(),
+            swept: AtomicUsize::new(0),
             known: Mutex::default(),
         }
     }
@@ -442,7 +447,11 @@ impl Journal for PostgresJournal {
             let rows = self.sweeps.write(SWEEP, &parameters).await.map_err(|failed| failed.error)?;
             let row = rows.first().ok_or_else(foreign)?;
             let removed = unsigned(column(row, 0)?)?;
-            let above = column::<Vec<i16>>(row, 1)?.into_iter().map(partition).collect::<Result<_, _>>()?;
+            let above = column::<Vec<i16>>(row, 1)?.into_iter().map(partition);
+            let mut above = above.collect::<Result<Vec<_>, _>>()?;
+            // The function has them in order: whoever takes the first of them is to come to the others, too.
+            let first = self.swept.fetch_add(SWEPT_STEP, Ordering::Relaxed) % above.len().max(1);
+            above.rotate_left(first);
             Ok((Swept { removed, more: removed >= rows_max.unsigned_abs() }, above))
         })
     }
