@@ -53,7 +53,7 @@ pub(super) async fn run(file: &Path, is_json: bool) -> Result<(), Failure> {
         {
             let ours = postgres::doctor::remembered(&opened::addresses(database, "store.postgres")?.0, JOURNAL).await;
             let theirs = redis::doctor::remembered(&address, JOURNAL).await;
-            findings.extend(journal(address.to_string(), ours.flatten(), theirs.flatten()));
+            findings.extend(pairing(address.to_string(), ours.flatten(), theirs.flatten()));
         }
     }
     if let Some(said) = &config.store.fallback {
@@ -89,7 +89,7 @@ fn keeps(config: &Config) -> Keeps {
 }
 
 /// Whether Redis stands in front of this database's journal, where gateways have been at both.
-fn journal(redis: String, ours: Option<String>, theirs: Option<String>) -> Option<Finding> {
+fn pairing(redis: String, ours: Option<String>, theirs: Option<String>) -> Option<Finding> {
     let (ours, theirs) = (ours?, theirs?);
     let (grade, said) = if ours == theirs {
         (Grade::Well, "Redis stands in front of this database's journal".to_owned())
