@@ -46,10 +46,17 @@ const BASE: Settings = Settings {
     promotes: true,
     crashes: true,
     postgres_fails: false,
+    database: 0,
+    loses_releases: false,
     timelines: 2,
 };
 
 const RETRY: Settings = Settings { completes: true, retries: true, leases_end: true, ..BASE };
+
+/// Nothing fails: a view is opened on the database, and on Redis again, at any moment.
+const WELL: Settings = Settings { faults: 0, restarts: false, flushes: false, promotes: false, crashes: false, ..BASE };
+
+const WELL_RETRY: Settings = Settings { completes: true, retries: true, leases_end: true, ..WELL };
 
 const PLAIN: Experiment = Experiment {
     name: "",
@@ -294,6 +301,103 @@ pub(crate) const EXPERIMENTS: &[Experiment] = &[
         name: "forget_live/1",
         shows: "a claim forgotten while it runs is neither shown nor run again",
         settings: Settings { completes: true, forgets: true, forgets_live: true, faults: 1, ..BASE },
+        ..PLAIN
+    },
+    Experiment {
+        name: "lost/2",
+        shows: "a claim whose reply was lost frees nothing in a later view",
+        settings: Settings { loses_releases: true, flushes: false, crashes: false, ..BASE },
+        is_small: true,
+        mutants: &[&[LostReleaseByFence]],
+        slow_mutants: &[&[DeadClaimDrained], &[TextOneClaimAFence]],
+        ..PLAIN
+    },
+    Experiment {
+        name: "database/1",
+        shows: "no second dispatch, with a view on the database",
+        settings: Settings { database: 1, faults: 1, ..BASE },
+        is_small: true,
+        mutants: &[
+            &[DatabaseInAnyView],
+            &[DatabaseServesUnacknowledged],
+            &[RetireWithoutRecheck],
+            &[WarmAfterTheDatabase],
+        ],
+        harmless: &[&[DatabaseForAnyMember]],
+        ..PLAIN
+    },
+    Experiment {
+        name: "database_lost/0",
+        shows: "a claim of Redis whose reply was lost frees nothing on the database or after it",
+        settings: Settings { database: 1, completes: true, loses_releases: true, ..WELL },
+        is_small: true,
+        mutants: &[&[DeadClaimDrained], &[TextOneClaimAFence], &[LostReleaseByFence]],
+        ..PLAIN
+    },
+    Experiment {
+        name: "database_alone/0",
+        shows: "the same under retry, with one gateway",
+        settings: Settings { database: 1, gateways: 1, fences: 3, loses_releases: true, ..WELL_RETRY },
+        is_small: true,
+        mutants: &[&[TextDeadClaimWins], &[TextOneClaimAFence], &[WarmAfterTheDatabase]],
+        ..PLAIN
+    },
+    Experiment {
+        name: "database_retry/0",
+        shows: "one answer, and no dispatch after it, with a view on the database",
+        settings: Settings { database: 1, fences: 3, ..WELL_RETRY },
+        mutants: &[&[DatabaseCompletesAnyFence]],
+        slow_mutants: &[&[TextDeadClaimWins]],
+        ..PLAIN
+    },
+    Experiment {
+        name: "database_phases/0",
+        shows: "no second dispatch, in two phases",
+        settings: Settings { database: 1, fences: 3, two_phase: true, leases_end: true, loses_releases: true, ..WELL },
+        ..PLAIN
+    },
+    Experiment {
+        name: "database_complete/1",
+        shows: "one answer for a key, under hold",
+        settings: Settings { database: 1, completes: true, faults: 1, ..BASE },
+        ..PLAIN
+    },
+    Experiment {
+        name: "database_forget/0",
+        shows: "an erased answer is not shown",
+        settings: Settings { database: 1, completes: true, forgets: true, ..WELL },
+        is_small: true,
+        mutants: &[&[TextStaleReplay], &[ForgetRedisFirst]],
+        ..PLAIN
+    },
+    Experiment {
+        name: "database_sweep/0",
+        shows: "what has left the journal comes back nowhere",
+        settings: Settings { database: 1, completes: true, retention: true, fences: 3, ..WELL },
+        mutants: &[&[DatabaseIgnoresTheMark]],
+        ..PLAIN
+    },
+    Experiment {
+        name: "database_pg_alone/1",
+        shows: "one answer, through a failover of Postgres, with one gateway",
+        settings: Settings { database: 1, gateways: 1, completes: true, faults: 1, postgres_fails: true, ..WELL },
+        is_small: true,
+        mutants: &[&[DatabaseFactsNotKept], &[DatabaseFactsAreShipped]],
+        ..PLAIN
+    },
+    Experiment {
+        name: "database_pg/1",
+        shows: "hold, through a failover of Postgres",
+        settings: Settings { database: 1, faults: 1, postgres_fails: true, ..WELL },
+        mutants: &[&[DatabaseInAnyView]],
+        slow_mutants: &[&[DatabaseForAnyMember], &[DatabaseFactsNotKept], &[DatabaseFactsAreShipped]],
+        ..PLAIN
+    },
+    Experiment {
+        name: "database_join_pg/1",
+        shows: "the same while sessions join and leave",
+        settings: Settings { database: 1, faults: 1, joins: true, postgres_fails: true, ..WELL },
+        slow_mutants: &[&[DatabaseForNewMembers]],
         ..PLAIN
     },
 ];

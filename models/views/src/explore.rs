@@ -242,9 +242,10 @@ mod tests {
     use std::collections::VecDeque;
 
     use super::*;
-    use crate::model::Settings;
+    use crate::model::{Action, Settings};
     use crate::mutants::Mutant::*;
-    use crate::state::State;
+    use crate::state::Key::K1;
+    use crate::state::{Fact, GatewayId, Kind, Rule, ServerId, State};
 
     fn experiment(name: &str) -> &'static Experiment {
         EXPERIMENTS.iter().find(|one| one.name == name).expect(name)
@@ -264,7 +265,9 @@ mod tests {
         let base = Settings { faults: 1, ..experiment("base/2").settings };
         let cas = experiment("cas/1").settings;
         let forget = experiment("forget/1").settings;
-        let cases: [(Settings, &[Mutant]); 9] = [
+        let alone = experiment("database_alone/0").settings;
+        let failover = experiment("database_pg_alone/1").settings;
+        let cases: [(Settings, &[Mutant]); 13] = [
             (base, &[]),
             (base, &[Naive]),
             (base, &[EpochOnly]),
@@ -274,6 +277,10 @@ mod tests {
             (cas, &[FenceOnlyCas]),
             (forget, &[ForgetOutsideTheGuard]),
             (forget, &[ForgetRedisFirst]),
+            (alone, &[]),
+            (alone, &[TextDeadClaimWins]),
+            (alone, &[TextOneClaimAFence]),
+            (failover, &[DatabaseFactsNotKept]),
         ];
         for (settings, mutants) in cases {
             let with = broken(settings, mutants, true);
@@ -299,6 +306,38 @@ mod tests {
         let checker = Model::new(settings, &[]).checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
         // By whole states here, by their hashes there.
         assert_eq!(states.len(), checker.unique_state_count());
+    }
+
+    /// Two faults: Redis restarts empty, and the replica that has missed it, and has a takeover whose reply was lost, takes
+    /// its place (A13).
+    #[test]
+    fn a_takeover_that_nobody_used_gives_way_to_the_journal_when_a_stale_replica_brings_it_back() {
+        use Action::*;
+        use GatewayId::{G1, G2};
+        use ServerId::{A, B};
+        let claim = Fact::new(Kind::InFlight, 1);
+        let is_lost = [Claim(G1, A, K1), Spool(G1), Ship(G1, K1, claim), LeaseEnds(A, K1), See(G2, A, K1)];
+        let and_replicated = [TakeOver(G2, A, K1), Abandon(G2), Replicate];
+        let meanwhile = [Restart(A), StartView(G1, A), Ack(G1), Ack(G2), Activate(A), Confirm(G1, A, K1), Mark(G1, A)];
+        let comes_back = [Send(G1), Promote, StartView(G1, B), Ack(G1), Ack(G2), LeaseEnds(B, K1), Activate(B)];
+        let until_then = [&is_lost[..], &and_replicated, &meanwhile, &comes_back].concat();
+        let is_taken_over = [Confirm(G2, B, K1), See(G2, B, K1), TakeOver(G2, B, K1), Spool(G2), Mark(G2, B), Send(G2)];
+
+        let cas = experiment("cas/1").settings;
+        let settings = Settings { fences: 3, faults: 2, renews: false, ..cas };
+        let after = |mutants: &[Mutant]| {
+            let mut model = Model::new(settings, mutants);
+            model.orders = false;
+            let mut state = model.init_states().pop().expect("a state");
+            for step in &until_then {
+                state = model.next_state(&state, *step).unwrap_or_else(|| panic!("{step:?} of {state:?}"));
+            }
+            // Up to the first step that is not to be had.
+            is_taken_over.iter().try_fold(state, |now, step| model.next_state(&now, *step).ok_or(*step))
+        };
+        assert_eq!(after(&[]).err(), Some(TakeOver(G2, B, K1)));
+        let broken = after(&[TextDeadClaimWins]).map(|state| state.broken);
+        assert_eq!(broken, Ok(Some(Rule::OneDispatchUnderHold)));
     }
 
     #[test]

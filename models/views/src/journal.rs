@@ -2,7 +2,7 @@
 
 use crate::model::Model;
 use crate::mutants::Mutant;
-use crate::state::{Fact, Facts, GatewayId, Key, Kind, Outbox, Postgres, Record, ServerId, State};
+use crate::state::{DATABASE, Fact, Facts, GatewayId, Key, Kind, Outbox, Postgres, Record, ServerId, State};
 
 impl Model {
     /// An upsert: the larger fact stays (A4). Who may not insert, only updates a row (A7, A10).
@@ -75,10 +75,11 @@ impl Model {
         let row = now.postgres.journal[key];
         let is_settled = row.is_settled() && row.fence > now.truth[key].past && row.fence < self.settings.fences;
         // As it stands in the present view; retention begins with the record.
-        let stands = ServerId::ALL.into_iter().any(|server| {
-            let redis = &now.servers[server];
-            redis.is_master && redis.view == now.postgres.view && redis.records[key].fact == row
-        });
+        let stands = now.postgres.incarnation == DATABASE
+            || ServerId::ALL.into_iter().any(|server| {
+                let redis = &now.servers[server];
+                redis.is_master && redis.view == now.postgres.view && redis.records[key].fact == row
+            });
         if !self.settings.retention || !is_settled || !now.postgres.is_active || !stands {
             return None;
         }

@@ -17,14 +17,26 @@ impl Record {
         matches!(self.fact.kind, Kind::InFlight)
     }
 
+    /// Nothing came of it: in flight, or released.
+    const fn is_open(&self) -> bool {
+        matches!(self.fact.kind, Kind::InFlight | Kind::Released)
+    }
+
     /// One write: the next revision, with a lease that runs.
     pub(crate) fn write(&mut self, fact: Fact, is_dispatched: bool, is_ambiguous: bool) {
-        *self = Self { fact, revision: self.revision, is_dispatched, is_ambiguous, lease_is_over: false };
+        *self = Self { fact, revision: self.revision, is_dispatched, is_ambiguous, ..Self::default() };
         self.touch();
     }
 
     pub(crate) fn touch(&mut self) {
         self.revision = (self.revision + 1).min(REVISIONS_MAX);
+    }
+}
+
+impl Server {
+    /// A claim of an earlier view than the one that is installed, of which nothing came.
+    pub(crate) const fn is_of_an_earlier_view(&self, record: &Record) -> bool {
+        record.is_open() && record.fact.fence <= self.before
     }
 }
 
@@ -34,12 +46,12 @@ impl Truth {
         fact.is_absent() || (fact.is_settled() && fact.fence <= self.past)
     }
 
-    fn may_be_granted(&self, fact: Fact) -> bool {
+    pub(crate) fn may_be_granted(&self, fact: Fact) -> bool {
         self.is_over(fact) || fact.kind == Kind::Released
     }
 
     /// A client is given this attempt's answer as the key's.
-    fn answer(&mut self, fence: u8) -> Option<Rule> {
+    pub(crate) fn answer(&mut self, fence: u8) -> Option<Rule> {
         if fence <= self.past {
             return None;
         }
@@ -77,13 +89,14 @@ impl Model {
     pub(crate) fn claim(&self, now: &State, gateway: GatewayId, server: ServerId, key: Key) -> Option<State> {
         let (who, truth) = (&now.gateways[gateway], &now.truth[key]);
         let (redis, held) = (&now.servers[server], now.servers[server].records[key].fact);
-        let is_free = truth.may_be_granted(held) && self.is_confirmed(redis, who, key);
+        // One script: the row is merged, then it is decided.
+        let row = if redis.is_warm { Fact::default() } else { who.rows[key].unwrap_or_default() };
+        let gives_way = self.gives_way(truth, redis, key, row);
+        let is_free = (truth.may_be_granted(held) || gives_way) && self.is_confirmed(redis, who, key);
         if !is_free || !self.may_begin(now, gateway, server) {
             return None;
         }
-        // One script: the row is merged, then it is decided.
-        let row = if redis.is_warm { Fact::default() } else { who.rows[key].unwrap_or_default() };
-        let known = held.max(row);
+        let known = if gives_way { row } else { held.max(row) };
         truth.may_be_granted(known).then(|| self.grant(now, gateway, server, key, known.fence, false)).flatten()
     }
 
@@ -135,8 +148,8 @@ impl Model {
     }
 
     /// The fence of the next grant: above the record's last and the partition's high-water mark.
-    fn next_fence(&self, server: &Server, last: u8) -> Option<u8> {
-        let floor = server.hwm.max(last);
+    pub(crate) fn next_fence(&self, hwm: u8, last: u8) -> Option<u8> {
+        let floor = hwm.max(last);
         (floor < self.settings.fences).then_some(floor + 1)
     }
 
@@ -149,17 +162,33 @@ impl Model {
         last: u8,
         is_ambiguous: bool,
     ) -> Option<State> {
-        let fence = self.next_fence(&now.servers[server], last)?;
+        let fence = self.next_fence(now.servers[server].hwm, last)?;
         let mut next = now.clone();
         let redis = &mut next.servers[server];
         redis.records[key].write(Fact::new(Kind::InFlight, fence), !self.settings.two_phase, is_ambiguous);
         redis.outbox[key] = Outbox::Dirty;
         redis.hwm = redis.hwm.max(fence);
+        Some(self.granted(next, gateway, key, fence, is_ambiguous))
+    }
+
+    /// A gateway hears of its grant.
+    pub(crate) fn granted(
+        &self,
+        mut next: State,
+        gateway: GatewayId,
+        key: Key,
+        fence: u8,
+        is_ambiguous: bool,
+    ) -> State {
         let who = &mut next.gateways[gateway];
         who.attempt = Attempt { step: Step::Granted, key: Some(key), fence, view: who.view, ..Attempt::default() };
         who.rows[key] = None;
         who.seen = None;
         let truth = &mut next.truth[key];
+        if truth.lost.has(fence) && self.is(Mutant::LostReleaseByFence) {
+            truth.given_again.add(fence);
+        }
+        truth.lost.remove(fence);
         truth.ambiguous.remove(fence);
         truth.from_books.remove(fence);
         if is_ambiguous {
@@ -168,7 +197,7 @@ impl Model {
         if fence <= truth.used.highest() && !self.settings.look_past_fences {
             next.broken = Some(Rule::FencesRise);
         }
-        Some(next)
+        next
     }
 
     /// The fact goes into the spool, and with it the gateway leaves the guard.
@@ -179,7 +208,7 @@ impl Model {
         let (who, truth) = (&mut next.gateways[gateway], &mut next.truth[key]);
         match step {
             Step::Granted | Step::Resolving => {
-                who.spool[key].add(Fact::new(Kind::InFlight, fence));
+                self.keep(who, key, Fact::new(Kind::InFlight, fence));
                 who.attempt.step = if step == Step::Granted { Step::Spooled } else { Step::Asking };
                 if truth.used.has(fence) && !self.settings.look_past_fences {
                     next.broken = Some(Rule::AFenceIsUsedOnce);
@@ -188,17 +217,17 @@ impl Model {
             }
             Step::Completed => {
                 if !self.is(Mutant::CompleteNotSpooled) {
-                    who.spool[key].add(Fact::new(Kind::Completed, fence));
+                    self.keep(who, key, Fact::new(Kind::Completed, fence));
                 }
                 who.attempt = Attempt::default();
                 next.broken = truth.answer(fence);
             }
             Step::Released => {
-                who.spool[key].add(Fact::new(Kind::Released, fence));
+                self.keep(who, key, Fact::new(Kind::Released, fence));
                 who.attempt = Attempt::default();
             }
             Step::Resolved => {
-                who.spool[key].add(Fact::new(resolution, fence));
+                self.keep(who, key, Fact::new(resolution, fence));
                 who.attempt = Attempt::default();
                 truth.used.add(fence);
                 if resolution == Kind::Completed {
@@ -215,7 +244,14 @@ impl Model {
     pub(crate) fn abandon(&self, now: &State, gateway: GatewayId) -> Option<State> {
         let can_repeat = !self.is(Mutant::TextResolveAtOnce);
         match now.gateways[gateway].attempt.step {
-            Step::Granted | Step::Resolving => Some(Self::end(now, gateway)),
+            Step::Granted | Step::Resolving => {
+                let Attempt { key, fence, .. } = now.gateways[gateway].attempt;
+                let mut next = Self::end(now, gateway);
+                if let Some(key) = key.filter(|_| self.settings.loses_releases) {
+                    next.truth[key].lost.add(fence);
+                }
+                Some(next)
+            }
             Step::Resolved if can_repeat => {
                 let mut next = now.clone();
                 next.gateways[gateway].attempt.step = Step::Asking;
@@ -229,7 +265,7 @@ impl Model {
     }
 
     /// The attempt is over for its gateway.
-    fn end(now: &State, gateway: GatewayId) -> State {
+    pub(crate) fn end(now: &State, gateway: GatewayId) -> State {
         let mut next = now.clone();
         next.gateways[gateway].attempt = Attempt::default();
         next
@@ -420,23 +456,75 @@ impl Model {
         if !Self::holds(&next, gateway, server, key) {
             return Some(Self::end(&next, gateway));
         }
-        let redis = &mut next.servers[server];
+        if !self.free(&mut next.servers[server], key) {
+            return Some(Self::end(&next, gateway));
+        }
+        next.gateways[gateway].attempt.step = Step::Released;
+        next.truth[key].settled.add(fence);
+        Some(next)
+    }
+
+    /// Whether a release frees the key.
+    fn free(&self, redis: &mut Server, key: Key) -> bool {
         redis.outbox[key] = Outbox::Dirty;
         let record = &mut redis.records[key];
         if record.is_ambiguous && !self.is(Mutant::ReleaseIgnoresAmbiguity) {
             // That this attempt did nothing says nothing of the one before.
             (record.lease_is_over, record.is_dispatched) = (true, true);
             record.touch();
-            return Some(Self::end(&next, gateway));
+            return false;
         }
         if self.is(Mutant::TextReleaseDeletes) {
             *record = Record::default();
         } else {
-            record.write(Fact::new(Kind::Released, fence), false, false);
+            record.write(Fact::new(Kind::Released, record.fact.fence), false, false);
         }
-        next.gateways[gateway].attempt.step = Step::Released;
-        next.truth[key].settled.add(fence);
-        Some(next)
+        true
+    }
+
+    /// Whether what is there is a claim whose reply was lost, for who had asked for it to release. It is told by its id.
+    pub(crate) fn is_lost(now: &State, key: Key, fact: Fact) -> bool {
+        let truth = &now.truth[key];
+        fact.kind == Kind::InFlight && (truth.lost.has(fact.fence) || truth.given_again.has(fact.fence))
+    }
+
+    /// Whoever claimed in vain releases what they may hold, in the view that they claimed in, and nobody hears of it.
+    pub(crate) fn release_lost(&self, now: &State, server: ServerId, key: Key) -> Option<State> {
+        let redis = &now.servers[server];
+        let fact = redis.records[key].fact;
+        // A script may come late, as long as the server has that view.
+        if !redis.is_master || fact.fence <= redis.before || !Self::is_lost(now, key, fact) {
+            return None;
+        }
+        let mut next = now.clone();
+        let redis = &mut next.servers[server];
+        redis.records[key].is_of_lost = self.free(redis, key);
+        (next != *now).then_some(next)
+    }
+
+    /// And in a later view, like any holder (A1).
+    pub(crate) fn release_lost_later(
+        &self,
+        now: &State,
+        gateway: GatewayId,
+        server: ServerId,
+        key: Key,
+    ) -> Option<State> {
+        if !self.script_runs(now, gateway, server) {
+            return None;
+        }
+        let mut next = now.clone();
+        if !now.servers[server].is_warm {
+            let row = now.gateways[gateway].rows[key]?;
+            next.broken = self.merge(&now.truth[key], &mut next.servers[server], key, row);
+        }
+        let redis = &mut next.servers[server];
+        let fact = redis.records[key].fact;
+        if fact.fence > redis.before || !Self::is_lost(now, key, fact) {
+            return None;
+        }
+        redis.records[key].is_of_lost = self.free(redis, key);
+        (next != *now).then_some(next)
     }
 
     /// A completed record is shown in any view.
@@ -490,7 +578,7 @@ impl Model {
         if !may || !self.is_as_seen(now, gateway, server, key) || !self.may_begin(now, gateway, server) {
             return None;
         }
-        let fence = self.next_fence(&now.servers[server], now.servers[server].records[key].fact.fence)?;
+        let fence = self.next_fence(now.servers[server].hwm, now.servers[server].records[key].fact.fence)?;
         Some(self.resolved(now.clone(), gateway, server, key, fence))
     }
 

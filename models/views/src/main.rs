@@ -1,15 +1,16 @@
 //! The view protocol of durability `journaled` (GUARANTEES sections 2.3 to 2.9) as a model that is explored wholly: one
-//! or two keys, two Redis servers, two or three gateways, Postgres and its standby. Nothing of a store uses it yet.
+//! or two keys, two Redis servers, one to three gateways, Postgres and its standby. `store/journaled` is its code.
 //!
 //! Read it beside those sections, in this order: [`state`] what there is; [`keys`] what a gateway does with a key;
-//! [`views`] how views begin, serve and end; [`retire`] how a session is retired; [`journal`] what reaches the journal and
-//! leaves it; [`faults`] what goes wrong; [`properties`] what must hold all the same; [`mutants`] the ways to get it
+//! [`views`] how views begin, serve and end; [`retire`] how a session is retired; [`database`] views whose server is the
+//! journal's own database; [`journal`] what reaches the journal and leaves it; [`faults`] what goes wrong; [`properties`] what must hold all the same; [`mutants`] the ways to get it
 //! wrong that must be found; [`experiments`] which of it is explored together. [`model`] lists the steps, [`reduce`] makes
 //! fewer states of many, [`packing`] hashes them, [`explore`] runs it.
 //!
 //! Time is adversarial: a lease ends, a retention passes, a gateway pauses at any moment, and the store's clock never
 //! helps a fence. A step is atomic where a script or a transaction makes it so.
 
+mod database;
 mod experiments;
 mod explore;
 mod faults;

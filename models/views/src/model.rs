@@ -43,6 +43,10 @@ pub(crate) struct Settings {
     pub(crate) promotes: bool,
     pub(crate) crashes: bool,
     pub(crate) postgres_fails: bool,
+    /// So many views may be opened on the database, beside those that it brings back as it fails over.
+    pub(crate) database: u8,
+    /// A claim whose reply was lost is released at some time, and that reply is lost too.
+    pub(crate) loses_releases: bool,
     /// The last timeline that Postgres may come to; the first is 1.
     pub(crate) timelines: u8,
 }
@@ -62,12 +66,27 @@ pub(crate) enum Action {
     Renew(GatewayId, ServerId),
     Complete(GatewayId, ServerId),
     Release(GatewayId, ServerId),
+    ReleaseLost(ServerId, Key),
+    ReleaseLostLater(GatewayId, ServerId, Key),
     Replay(GatewayId, ServerId, Key),
     ResolveBegin(GatewayId, ServerId, Key),
     ResolveEnd(GatewayId, ServerId),
     ResolveAtOnce(GatewayId, ServerId, Key),
     ForgetBegin(GatewayId, ServerId, Key),
     ForgetEnd(GatewayId, ServerId),
+
+    OpenOnDatabase(GatewayId),
+    ActivateOnDatabase,
+    RetireOnDatabase { by: GatewayId, target: GatewayId },
+    ClaimOnDatabase(GatewayId, Key),
+    TakeOverOnDatabase(GatewayId, Key),
+    MarkOnDatabase(GatewayId),
+    CompleteOnDatabase(GatewayId),
+    ReleaseOnDatabase(GatewayId),
+    ReleaseLostOnDatabase(Key),
+    ReplayOnDatabase(GatewayId, Key),
+    ForgetOnDatabase(GatewayId, Key),
+    ForgottenOnDatabase(GatewayId),
 
     Ship(GatewayId, Key, Fact),
     ShipLate(GatewayId, Key, Fact),
@@ -158,11 +177,15 @@ impl Model {
                 for key in self.keys() {
                     all.extend([Claim(g, s, key), See(g, s, key), TakeOver(g, s, key), Replay(g, s, key)]);
                     all.extend([Confirm(g, s, key), Hydrate(g, s, key), ForgetBegin(g, s, key)]);
+                    all.extend(self.settings.loses_releases.then_some(ReleaseLostLater(g, s, key)));
                     if self.settings.resolves {
                         all.extend([ResolveBegin(g, s, key), ResolveAtOnce(g, s, key)]);
                     }
                 }
             }
+        }
+        if self.settings.database > 0 {
+            all.extend(self.actions_on_the_database());
         }
         for key in self.keys() {
             let fences = || 1..=self.settings.fences;
@@ -170,6 +193,7 @@ impl Model {
             all.extend([Action::RetentionPasses(key), Action::SweepJournal(key)]);
             for s in ServerId::ALL {
                 all.extend([Action::Sweep(s, key), Action::DropRelease(s, key), Action::LeaseEnds(s, key)]);
+                all.extend(self.settings.loses_releases.then_some(Action::ReleaseLost(s, key)));
             }
         }
         for s in ServerId::ALL {
@@ -183,6 +207,22 @@ impl Model {
             _ => false,
         };
         all.retain(|action| !is_idle_here(action));
+        all
+    }
+
+    fn actions_on_the_database(&self) -> Vec<Action> {
+        use Action::*;
+        let mut all = vec![ActivateOnDatabase];
+        for g in self.gateways() {
+            all.extend([OpenOnDatabase(g), MarkOnDatabase(g), CompleteOnDatabase(g), ReleaseOnDatabase(g)]);
+            all.push(ForgottenOnDatabase(g));
+            all.extend(self.gateways().filter(|target| *target != g).map(|target| RetireOnDatabase { by: g, target }));
+            for key in self.keys() {
+                all.extend([ClaimOnDatabase(g, key), TakeOverOnDatabase(g, key)]);
+                all.extend([ReplayOnDatabase(g, key), ForgetOnDatabase(g, key)]);
+            }
+        }
+        all.extend(self.keys().filter(|_| self.settings.loses_releases).map(ReleaseLostOnDatabase));
         all
     }
 
@@ -200,12 +240,26 @@ impl Model {
             Action::Renew(g, s) => self.renew(now, g, s),
             Action::Complete(g, s) => self.complete(now, g, s),
             Action::Release(g, s) => self.release(now, g, s),
+            Action::ReleaseLost(s, key) => self.release_lost(now, s, key),
+            Action::ReleaseLostLater(g, s, key) => self.release_lost_later(now, g, s, key),
             Action::Replay(g, s, key) => self.replay(now, g, s, key),
             Action::ResolveBegin(g, s, key) => self.resolve_begin(now, g, s, key),
             Action::ResolveEnd(g, s) => self.resolve_end(now, g, s),
             Action::ResolveAtOnce(g, s, key) => self.resolve_at_once(now, g, s, key),
             Action::ForgetBegin(g, s, key) => self.forget_begin(now, g, s, key),
             Action::ForgetEnd(g, s) => self.forget_end(now, g, s),
+            Action::OpenOnDatabase(g) => self.open_on_database(now, g),
+            Action::ActivateOnDatabase => self.activate_on_database(now),
+            Action::RetireOnDatabase { by, target } => self.retire_fence(now, by, target, None),
+            Action::ClaimOnDatabase(g, key) => self.claim_on_database(now, g, key),
+            Action::TakeOverOnDatabase(g, key) => self.take_over_on_database(now, g, key),
+            Action::MarkOnDatabase(g) => self.mark_on_database(now, g),
+            Action::CompleteOnDatabase(g) => self.complete_on_database(now, g),
+            Action::ReleaseOnDatabase(g) => self.release_on_database(now, g),
+            Action::ReleaseLostOnDatabase(key) => self.release_lost_on_database(now, key),
+            Action::ReplayOnDatabase(g, key) => self.replay_on_database(now, g, key),
+            Action::ForgetOnDatabase(g, key) => self.forget_on_database(now, g, key),
+            Action::ForgottenOnDatabase(g) => self.forgotten_on_database(now, g),
             Action::Ship(g, key, fact) => self.ship(now, g, key, fact),
             Action::ShipLate(g, key, fact) => self.ship_late(now, g, key, fact),
             Action::WindowPasses(g) => self.window_passes(now, g),
@@ -226,7 +280,7 @@ impl Model {
             Action::Allow(g, s) => self.allow(now, g, s),
             Action::Leave(g) => self.leave(now, g),
             Action::Notice(g) => self.notice(now, g),
-            Action::RetireFence { by, target, server } => self.retire_fence(now, by, target, server),
+            Action::RetireFence { by, target, server } => self.retire_fence(now, by, target, Some(server)),
             Action::RetireGiveUp => self.retire_give_up(now),
             Action::RetireDrain => self.retire_drain(now),
             Action::RetireEnd => self.retire_end(now),
@@ -278,7 +332,8 @@ impl Stateright for Model {
     /// One view, active on `A`, warm; `B` is its replica and has nothing yet.
     fn init_states(&self) -> Vec<State> {
         let members = self.founders();
-        let mut state = State { timeline: 1, faults_left: self.settings.faults, ..State::default() };
+        let Settings { faults, database, .. } = self.settings;
+        let mut state = State { timeline: 1, faults_left: faults, database_left: database, ..State::default() };
         for id in ServerId::ALL {
             let is_master = id == ServerId::A;
             let redis =

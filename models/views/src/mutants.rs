@@ -110,6 +110,32 @@ mutants! {
     /// A session joins the view that Postgres names, although another timeline wrote it.
     TextJoinAnyTimeline
     LeaveBeforeDrain
+    // Views on the database.
+    /// A session that has acknowledged a view on the database is granted claims in it, active or not.
+    DatabaseInAnyView
+    /// Whoever was shut out by retirement is granted claims on the database.
+    DatabaseForAnyMember
+    /// Also a session whose member row may yet be lost.
+    DatabaseForNewMembers
+    /// What the database granted is not shipped again when it has failed over.
+    DatabaseFactsNotKept
+    /// What the database granted counts as shipped, on whichever timeline it is noted.
+    DatabaseFactsAreShipped
+    DatabaseServesUnacknowledged
+    WarmAfterTheDatabase
+    /// Fences of the database rise above the row's only.
+    DatabaseIgnoresTheMark
+    /// A completion on the database does not look at the row.
+    DatabaseCompletesAnyFence
+    // Claims that nobody used (A13).
+    /// A claim of an earlier view that the journal does not have wins over the row.
+    TextDeadClaimWins
+    /// Such a claim is drained, too.
+    DeadClaimDrained
+    /// Claims under the same fence are taken for one.
+    TextOneClaimAFence
+    /// A claim whose reply was lost is released by its fence, and not by its id.
+    LostReleaseByFence
     // Resolving.
     ResolveBeforeQuiet
     /// What was found is written in one step, without a claim in the journal before it.

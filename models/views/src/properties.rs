@@ -3,7 +3,7 @@
 use stateright::Property;
 
 use crate::model::{Model, Settings};
-use crate::state::{GatewayId, Key, Kind, Life, Rule, ServerId, State, Step};
+use crate::state::{DATABASE, GatewayId, Key, Kind, Life, Rule, ServerId, State, Step};
 
 type Condition = fn(&Model, &State) -> bool;
 
@@ -111,10 +111,10 @@ const EXAMPLES: &[Example] = &[
     example!(5, "a gateway that crashed is retired", |settings| settings.crashes, |state| {
         GatewayId::ALL.into_iter().any(|id| state.gateways[id].life == Life::Crashed && state.postgres.retired.has(id))
     }),
-    example!(6, "a gateway that lives is retired", |settings| !settings.forces, |state| {
+    example!(6, "a gateway that lives is retired", |settings| !settings.forces && settings.gateways > 1, |state| {
         a_gateway(state, |id| state.postgres.retired.has(id) && !state.gateways[id].is_fenced_off)
     }),
-    example!(7, "a gateway retires itself", |settings| !settings.forces, |state| {
+    example!(7, "a gateway retires itself", |settings| !settings.forces && settings.gateways > 1, |state| {
         a_gateway(state, |id| state.postgres.retired.has(id) && state.gateways[id].is_fenced_off)
     }),
     example!(
@@ -172,5 +172,28 @@ const EXAMPLES: &[Example] = &[
     }),
     example!(20, "two keys are sent", |settings| settings.keys > 1, |state| {
         Key::ALL.into_iter().all(|key| !state.truth[key].sent.is_empty())
+    }),
+    example!(21, "a grant in a view on the database", |settings| settings.database > 0, |state| {
+        let is_there = |id: GatewayId| (state.gateways[id].view, state.gateways[id].incarnation);
+        let view = &state.postgres;
+        view.is_active
+            && view.incarnation == DATABASE
+            && a_gateway(state, |id| {
+                let attempt = &state.gateways[id].attempt;
+                attempt.step == Step::Granted && attempt.view == view.view && is_there(id) == (view.view, DATABASE)
+            })
+    }),
+    example!(22, "a view on Redis after one on the database", |settings| settings.database > 0, |state| {
+        let view = &state.postgres;
+        state.database_left == 0 && view.is_active && view.incarnation != DATABASE && view.view >= 3
+    }),
+    example!(
+        23,
+        "a session is retired on the database",
+        |settings| settings.database > 0 && settings.gateways > 1,
+        |state| { !state.postgres.retired.is_empty() && state.postgres.last_active.1 == DATABASE }
+    ),
+    example!(24, "a claim whose reply was lost is released", |settings| settings.loses_releases, |state| {
+        a_key(|key| ServerId::ALL.into_iter().any(|id| state.servers[id].records[key].is_of_lost))
     }),
 ];

@@ -2,7 +2,7 @@
 
 use crate::model::Model;
 use crate::mutants::Mutant;
-use crate::state::{GatewayId, Gateways, Key, Life, Outbox, Retirement, ServerId, State};
+use crate::state::{DATABASE, GatewayId, Gateways, Key, Life, Outbox, Retirement, ServerId, State};
 
 impl Model {
     /// Steps 0 and 1: the session is marked as retiring, and taken off the allow-list of the last active view.
@@ -11,28 +11,36 @@ impl Model {
         now: &State,
         by: GatewayId,
         target: GatewayId,
-        server: ServerId,
+        server: Option<ServerId>,
     ) -> Option<State> {
-        let (view, redis) = (&now.postgres, &now.servers[server]);
+        let view = &now.postgres;
         let is_there = view.members.has(target) && !view.retired.has(target);
         // R1: not once it has acknowledged a view that is being opened.
         let has_acked = !view.is_active && view.acked.has(target) && !self.is(Mutant::NoR1);
         let may_help = by != target && now.is_on_timeline(by) && view.members.has(by) && !view.retired.has(by);
         // A server that was made anew has zeros, too.
         let is_known = view.last_active != (0, 0);
-        let is_last_active = is_known && redis.is_master && (redis.view, redis.incarnation) == view.last_active;
+        let is_last_active = is_known && Self::is_last_active(now, server, view.last_active);
         if now.retirement.is_some() || !is_there || has_acked || !may_help || !is_last_active {
             return None;
         }
         let mut next = now.clone();
         next.postgres.retiring.add(target);
-        if !self.is(Mutant::RetireWithoutFence) {
+        if let Some(server) = server.filter(|_| !self.is(Mutant::RetireWithoutFence)) {
             next.servers[server].allowed.remove(target);
         }
+        // What the database granted, it has.
+        let is_drained = server.is_none();
         let (view, incarnation) = view.last_active;
         let timeline = now.timeline;
-        next.retirement = Some(Retirement { target, by, server, is_drained: false, view, incarnation, timeline });
+        next.retirement = Some(Retirement { target, by, server, is_drained, view, incarnation, timeline });
         Some(next)
+    }
+
+    fn is_last_active(now: &State, server: Option<ServerId>, view: (u8, u8)) -> bool {
+        let Some(server) = server else { return view.1 == DATABASE };
+        let redis = &now.servers[server];
+        redis.is_master && (redis.view, redis.incarnation) == view
     }
 
     /// Whether the transaction of the next step is refused: the view or the timeline is another (A7), or nobody is
@@ -63,10 +71,16 @@ impl Model {
             return None;
         }
         let mut next = now.clone();
-        let redis = &mut next.servers[retirement.server];
+        let redis = &mut next.servers[retirement.server?];
         for key in self.keys() {
             let fact = redis.records[key].fact;
             let waits = redis.outbox[key] != Outbox::Clean;
+            // A claim of an earlier view is in the journal, or was never used (A13).
+            let (record, row) = (&redis.records[key], now.postgres.journal[key]);
+            let is_another = row.fence != fact.fence || self.is_another_of_its_fence(&now.truth[key], record, row);
+            if redis.is_of_an_earlier_view(record) && is_another && !self.is(Mutant::DeadClaimDrained) {
+                continue;
+            }
             if waits && !fact.is_absent() && !self.is(Mutant::RetireWithoutDrain) {
                 // A10: what is older than its retention updates a row, it never inserts one.
                 let may_insert = fact.fence > now.truth[key].past;
@@ -89,10 +103,8 @@ impl Model {
         if self.is_cut_off(now, &retirement) {
             return None;
         }
-        let redis = &now.servers[retirement.server];
         let then = (retirement.view, retirement.incarnation);
-        let is_as_it_was =
-            redis.is_master && (redis.view, redis.incarnation) == then && now.postgres.last_active == then;
+        let is_as_it_was = Self::is_last_active(now, retirement.server, then) && now.postgres.last_active == then;
         let mut next = now.clone();
         next.retirement = None;
         if is_as_it_was || self.is(Mutant::RetireWithoutRecheck) {

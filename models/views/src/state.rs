@@ -9,6 +9,9 @@ use std::ops::{Index, IndexMut};
 
 use crate::packing::Packing;
 
+/// In the place of an incarnation: the view's server is the journal's own database.
+pub(crate) const DATABASE: u8 = 0;
+
 /// Names of gateways, servers and keys, and one value for each of them. They are indexed by name, so that no index can
 /// be out of range.
 macro_rules! named {
@@ -260,6 +263,9 @@ pub(crate) struct Record {
     /// An earlier attempt may have taken effect.
     pub(crate) is_ambiguous: bool,
     pub(crate) lease_is_over: bool,
+    /// Released by whoever had lost the claim's reply. A record has its claim's id, so it is told from another claim that
+    /// has the same fence.
+    pub(crate) is_of_lost: bool,
 }
 
 /// Whether a record waits to be shipped by whoever drains the server.
@@ -285,6 +291,8 @@ pub(crate) struct Server {
     pub(crate) is_warm: bool,
     /// The partition's high-water mark of fences.
     pub(crate) hwm: u8,
+    /// As it was when the view was installed: what has a fence above it was granted in this view.
+    pub(crate) before: u8,
     pub(crate) records: PerKey<Record>,
     pub(crate) outbox: PerKey<Outbox>,
 }
@@ -392,7 +400,8 @@ pub(crate) struct Postgres {
 pub(crate) struct Retirement {
     pub(crate) target: GatewayId,
     pub(crate) by: GatewayId,
-    pub(crate) server: ServerId,
+    /// Of the last active view; none where that is the database.
+    pub(crate) server: Option<ServerId>,
     pub(crate) is_drained: bool,
     /// As they were when it began.
     pub(crate) view: u8,
@@ -405,6 +414,10 @@ pub(crate) struct Retirement {
 pub(crate) struct Truth {
     /// Fences that left the guard.
     pub(crate) used: Fences,
+    /// The reply of the last claim under such a fence was lost: nothing is sent under it.
+    pub(crate) lost: Fences,
+    /// Given again after such a claim. Kept for a mutant only.
+    pub(crate) given_again: Fences,
     /// Granted as ambiguous; an attribute of the claim, journaled with it (A4).
     pub(crate) ambiguous: Fences,
     pub(crate) sent: Fences,
@@ -442,6 +455,8 @@ pub(crate) struct State {
     pub(crate) forced: Option<GatewayId>,
     /// Faults that may still happen.
     pub(crate) faults_left: u8,
+    /// Views that may still be opened on the database.
+    pub(crate) database_left: u8,
     /// The rule that the last step broke.
     pub(crate) broken: Option<Rule>,
 }
@@ -467,10 +482,9 @@ pub(crate) enum Rule {
 impl Hash for State {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         let mut packing = Packing::new(hasher);
-        let Self { servers, gateways, postgres, standby, timeline, retirement, truth, forced, faults_left, broken } =
-            self;
+        let Self { servers, gateways, postgres, standby, timeline, retirement, truth, forced, faults_left, .. } = self;
         (servers, gateways, postgres, standby, timeline).hash(&mut packing);
-        (retirement, truth, forced, faults_left, broken).hash(&mut packing);
+        (retirement, truth, forced, faults_left, self.database_left, self.broken).hash(&mut packing);
         packing.flush();
     }
 }

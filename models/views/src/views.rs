@@ -3,8 +3,8 @@
 
 use crate::model::Model;
 use crate::mutants::Mutant;
-use crate::state::{FENCES_MAX, Fact};
-use crate::state::{Gateway, GatewayId, Gateways, Key, Kind, Life, Rule, Server, ServerId, State, Step, Truth};
+use crate::state::{DATABASE, FENCES_MAX, Fact};
+use crate::state::{Gateway, GatewayId, Gateways, Key, Kind, Life, Record, Rule, Server, ServerId, State, Step, Truth};
 
 impl State {
     /// Whether a gateway is connected to the Postgres of now.
@@ -24,11 +24,12 @@ impl Model {
     /// Merges a journal row into a server's record, as a script does. A claim counts as dispatched, whatever it says
     /// (2.7), and carries its ambiguity.
     pub(crate) fn merge(&self, truth: &Truth, server: &mut Server, key: Key, row: Fact) -> Option<Rule> {
+        let gives_way = self.gives_way(truth, server, key, row);
         let record = &mut server.records[key];
         if truth.is_over(row) {
             // In flight, older than its retention, and no row any more: over, and not live again (A10).
             let is_left_over = record.is_in_flight() && record.fact.fence <= truth.past;
-            if is_left_over && !self.is(Mutant::TextInheritedStays) {
+            if gives_way || is_left_over && !self.is(Mutant::TextInheritedStays) {
                 server.hwm = server.hwm.max(record.fact.fence);
                 *record = Default::default();
             }
@@ -42,7 +43,7 @@ impl Model {
             }
             return None;
         }
-        if row < record.fact {
+        if row < record.fact && !gives_way {
             return None;
         }
         let keeps_phase = self.settings.two_phase && self.is(Mutant::HydrateKeepsPhase);
@@ -50,6 +51,24 @@ impl Model {
         record.write(row, !keeps_phase, is_ambiguous);
         server.hwm = server.hwm.max(row.fence);
         (row.kind == Kind::InFlight && truth.settled.has(row.fence)).then_some(Rule::SettledStaysSettled)
+    }
+
+    /// Whether a server's record gives way to a row of another claim whose fence is not above it (A13). A claim of an
+    /// earlier view that the journal does not have was never used: whoever uses one has it in the journal before the next
+    /// view serves.
+    pub(crate) fn gives_way(&self, truth: &Truth, server: &Server, key: Key, row: Fact) -> bool {
+        let record = &server.records[key];
+        let is_less = row.fence < record.fact.fence && !self.is(Mutant::TextDeadClaimWins);
+        !row.is_absent()
+            && server.is_of_an_earlier_view(record)
+            && (is_less || self.is_another_of_its_fence(truth, record, row))
+    }
+
+    /// Whether the row is of another claim under the record's fence: that of a claim whose reply was lost may be given
+    /// again, where no clock helps.
+    pub(crate) fn is_another_of_its_fence(&self, truth: &Truth, record: &Record, row: Fact) -> bool {
+        let is_another = record.is_of_lost && row.fence == record.fact.fence && !truth.lost.has(row.fence);
+        is_another && !self.is(Mutant::TextOneClaimAFence)
     }
 
     /// Whether a server is of the view that a gateway is in, and asks for the journal.
@@ -185,7 +204,7 @@ impl Model {
 
     /// Members whose rows Postgres may yet lose. On no allow-list before that is over: with its row a session would be
     /// forgotten, and the next view would not wait for it.
-    fn may_be_lost(&self, now: &State) -> Gateways {
+    pub(crate) fn may_be_lost(&self, now: &State) -> Gateways {
         if self.settings.postgres_fails {
             now.postgres.members.without(now.standby.members)
         } else {
@@ -194,7 +213,7 @@ impl Model {
     }
 
     /// Members whose acknowledgement is still missing.
-    fn missing(now: &State) -> Gateways {
+    pub(crate) fn missing(now: &State) -> Gateways {
         now.postgres.members.without(now.postgres.acked).without(now.postgres.retired)
     }
 
@@ -220,11 +239,12 @@ impl Model {
     fn install(&self, next: &mut State, server: ServerId) {
         let not_kept = if self.is(Mutant::TextInstallAtOnce) { Gateways::default() } else { self.may_be_lost(next) };
         let view = &mut next.postgres;
+        let was_the_database = view.last_active.1 == DATABASE;
         view.is_active = true;
         view.last_active = (view.view, view.incarnation);
         let redis = &mut next.servers[server];
         redis.view = view.view;
-        redis.is_warm = self.is(Mutant::WarmEarly);
+        redis.is_warm = self.is(Mutant::WarmEarly) || self.is(Mutant::WarmAfterTheDatabase) && was_the_database;
         redis.allowed = if self.is(Mutant::Naive) || self.is(Mutant::NoAllowList) {
             view.members
         } else {
@@ -234,6 +254,7 @@ impl Model {
         if !self.is(Mutant::TextHwmNotCarried) {
             redis.hwm = redis.hwm.max(view.hwm);
         }
+        redis.before = redis.hwm;
         for key in Key::ALL {
             next.truth[key].settled = Default::default();
             let row = view.journal[key];
@@ -372,7 +393,8 @@ impl Model {
         }
         if is_first || (view >= postgres.view && !self.is(Mutant::LowerCounter)) {
             let above = if self.is(Mutant::LowerCounter) { postgres.view } else { postgres.view.max(view) };
-            let newest = postgres.incarnation.max(incarnation);
+            let is_behind = postgres.incarnation == DATABASE && view < postgres.view;
+            let newest = if is_behind { DATABASE } else { postgres.incarnation.max(incarnation) };
             next.open_view(newest, above + 1);
         }
         Some(next)
@@ -380,7 +402,7 @@ impl Model {
 }
 
 impl State {
-    fn open_view(&mut self, incarnation: u8, view: u8) {
+    pub(crate) fn open_view(&mut self, incarnation: u8, view: u8) {
         let row = &mut self.postgres;
         (row.view, row.incarnation, row.timeline) = (view, incarnation, self.timeline);
         (row.is_active, row.acked) = (false, Gateways::default());
