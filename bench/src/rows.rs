@@ -9,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 use crate::load::{self, Figures, Keys, Round};
 use crate::process::Server;
 use crate::report::{Line, aim, median};
-use crate::{gateways, growth, inside, postgres, redis, report, returning, soak};
+use crate::{gateways, growth, inside, outage, postgres, redis, report, returning, soak};
 
 /// How long, and how often.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +97,7 @@ const OTHERS: &[&str] = &[
     "P14-replay",
     "P14-sweep",
     returning::NAME,
+    outage::NAME,
 ];
 
 /// Durable claims beside a bare log, which the store's own example measures.
@@ -176,6 +177,9 @@ pub(crate) fn run(names: &[&str], rounds: Rounds, json: Option<&Path>) -> anyhow
     }
     if wanted("P14-sweep") {
         tell(runtime.block_on(postgres::sweep(rounds)).context("P14-sweep")?);
+    }
+    if wanted(outage::NAME) {
+        tell(runtime.block_on(outage::measure(&folder.0)).context(outage::NAME)?);
     }
     if wanted(returning::NAME) {
         tell(runtime.block_on(returning::measure(&folder.0)).context(returning::NAME)?);

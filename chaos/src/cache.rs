@@ -259,6 +259,24 @@ impl Cache {
         self.primary.resume()
     }
 
+    /// Nobody reaches it from here on; it goes on.
+    ///
+    /// # Errors
+    /// Where the listener cannot be closed.
+    pub(crate) fn go_away(&self) -> anyhow::Result<()> {
+        self.place.refuse()?;
+        self.place.cut();
+        Ok(())
+    }
+
+    /// All reach it again, with all that it had.
+    ///
+    /// # Errors
+    /// Where nobody can.
+    pub(crate) fn come_back(&self) -> anyhow::Result<()> {
+        self.place.accept()
+    }
+
     /// Cuts all connections to it.
     pub(crate) fn cut(&self) {
         self.place.cut();

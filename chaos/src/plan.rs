@@ -43,6 +43,8 @@ pub(crate) enum Blow {
     Deleted,
     /// Stopped for three seconds (SIGSTOP).
     Stopped,
+    /// Cut off from all, for as long as it takes until keys are answered without it, and back with all that it had.
+    Away,
     /// Slots of a Cluster are moved.
     Moved,
     /// The database and Redis are killed at a time, and Redis comes back without what it had.
@@ -61,6 +63,7 @@ impl Blow {
                 | Self::SetBack
                 | Self::Deleted
                 | Self::Stopped
+                | Self::Away
                 | Self::Both
         )
     }
@@ -80,6 +83,7 @@ impl Blow {
             Self::SetBack => "started again from a snapshot",
             Self::Deleted => "record deleted",
             Self::Stopped => "database stopped",
+            Self::Away => "Redis away",
             Self::Moved => "slots moved",
             Self::Both => "database and Redis kill -9 at a time",
         }
@@ -211,6 +215,7 @@ pub(crate) fn names(store: Store) -> &'static [&'static str] {
             "flush",
             "emptied",
             "stale",
+            "away",
             "both",
             "stops",
             "failpoints",
@@ -342,6 +347,7 @@ impl Plan {
                 vec![struck_by(&mut rng, Blow::LeftBehind), struck_by(&mut rng, Blow::LeftBehind)]
             }
             (_, "stale") => vec![struck_by(&mut rng, Blow::LeftBehind), struck_by(&mut rng, Blow::LeftBehind)],
+            (_, "away") => struck(&mut rng, &[Blow::Away, Blow::Away]),
             (_, "both") => struck(&mut rng, &[Blow::Both, Blow::Both]),
             (_, "overtaken") => vec![Life::Unrenewed { after: rng.u32(80..160) }],
             (_, "unconfirmed") => vec![Life::Unconfirmed { after: rng.u32(30..60) }],

@@ -17,8 +17,8 @@ use onceward_core::{
 use onceward_store::{
     Swept,
     journaled::{
-        Fact, Horizon, Incarnation, Install, LastActive, Mark, Member, Opening, Order, Row, Snapshot, Timeline, View,
-        ViewRow, is_released,
+        At, Fact, Horizon, Incarnation, Install, LastActive, Mark, Member, Opening, Order, Row, Snapshot, Stepped,
+        Timeline, Unreached, View, ViewRow, What, as_record, is_released, stepped_in_row,
     },
 };
 
@@ -36,6 +36,8 @@ struct MemberRow {
     since: Mark,
     heard_at: Duration,
     acknowledged: BTreeMap<u16, View>,
+    /// Which servers it does not reach, and when it said so.
+    unreached: (Vec<u16>, Duration),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -218,7 +220,8 @@ impl Database {
         let waits = self.views.iter().filter(|view| !view.row.is_active && view.row.view.number > 0);
         let acknowledged = waits.map(|view| (view.row.partition, view.row.view)).collect();
         let since = self.commit();
-        let row = MemberRow { status: Status::Live, since, heard_at: now, acknowledged };
+        let unreached = (Vec::new(), Duration::ZERO);
+        let row = MemberRow { status: Status::Live, since, heard_at: now, acknowledged, unreached };
         self.members.entry(session).or_insert(row);
         true
     }
@@ -397,6 +400,48 @@ impl Database {
             (row.status, row.since) = (Status::Retired, since);
         }
         true
+    }
+
+    /// A step in a view that is on the database itself.
+    pub fn step(&mut self, at: &At, id: RecordId, what: What<'_>, now: Micros) -> Stepped {
+        let serves = self.serves(at.partition, at.view) || mutant::is(Mutant::DatabaseViewIgnored);
+        let may = self.members.get(&at.session).is_some_and(|row| match row.status {
+            Status::Live => true,
+            Status::Retiring | Status::Retired => mutant::is(Mutant::DatabaseTakesRetiring),
+        });
+        if !serves || !may {
+            return Stepped::Elsewhere;
+        }
+        let row = self.rows.get(&id).cloned().map(as_record);
+        let mark = self.marks.get(&at.partition).copied().unwrap_or_default().max(self.horizon(at.partition));
+        if let Some(record) = stepped_in_row(row.as_ref(), what, now, mark) {
+            let record = Arc::new(record);
+            self.rows.insert(id, Record::clone(&record));
+            let mark = self.marks.entry(at.partition).or_default();
+            *mark = (*mark).max(record.stored.fence);
+            self.commit();
+            return Stepped::Done { record, now };
+        }
+        match row.filter(|row| !row.is_expired(now)) {
+            Some(row) => Stepped::There { record: Box::new(row), now },
+            None => Stepped::Absent { now },
+        }
+    }
+
+    /// That a session does not reach these servers, and what the others say.
+    pub fn unreached(&mut self, session: SessionId, partitions: &[u16], now: Duration, within: Duration) -> Unreached {
+        if let Some(row) = self.members.get_mut(&session).filter(|row| row.status != Status::Retired) {
+            (row.unreached, row.heard_at) = ((partitions.to_vec(), now), now);
+        }
+        let is_there = |row: &&MemberRow| row.status == Status::Live && row.heard_at + within >= now;
+        let says = |row: &MemberRow, of: u16| row.unreached.1 + within >= now && row.unreached.0.contains(&of);
+        let is_missed = self.members.values().any(|row| row.status != Status::Retired && row.heard_at + within < now);
+        let there: Vec<&MemberRow> = self.members.values().filter(is_there).collect();
+        let all = || self.views.iter().map(|view| view.row.partition);
+        Unreached {
+            by_all: all().filter(|of| !there.is_empty() && there.iter().all(|row| says(row, *of))).collect(),
+            by_some: all().filter(|of| is_missed || there.iter().any(|row| says(row, *of))).collect(),
+        }
     }
 
     /// Raises partitions' horizons.

@@ -69,15 +69,19 @@ impl Fault {
             }
             Self::Promote => promote(world).await,
             Self::RedisDown => {
+                let from = world.elapsed();
                 world.lock().redis_is_down = true;
                 sleep(lasts).await;
-                world.lock().redis_is_down = false;
+                let inner = &mut *world.lock();
+                inner.redis_is_down = false;
+                inner.history.redis_was_gone.push((from, world.elapsed()));
             }
-            Self::Crash => {
-                fleet.crash(world, who);
+            // One that is gone already comes back only once: two processes never have one disk.
+            Self::Crash if fleet.crash(world, who) => {
                 sleep(lasts / 2).await;
                 fleet.start(world, who);
             }
+            Self::Crash => {}
             Self::Pause => {
                 world.lock().gateways[who].is_paused = true;
                 sleep(lasts).await;

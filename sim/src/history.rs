@@ -7,6 +7,9 @@ use std::{
     time::Duration,
 };
 
+/// Nobody reaches Redis for so long, and claims go to the database.
+const FALLS_BACK: Duration = Duration::from_millis(2_500);
+
 /// A key of the run.
 pub(crate) type Key = u32;
 
@@ -68,6 +71,10 @@ pub(crate) struct History {
     pub(crate) asked_again: BTreeMap<Key, Told>,
     /// Whether somebody is gone whose word nobody can give.
     pub(crate) is_blocked: bool,
+    /// From when to when nobody reached Redis, where that was all that happened.
+    pub(crate) redis_was_gone: Vec<(Duration, Duration)>,
+    /// Whether something was written in a view on the database.
+    pub(crate) is_database_used: bool,
     /// Whether a gateway crashed with its disk: else there is nobody whose word nobody can give.
     pub(crate) is_disk_lost: bool,
 }
@@ -147,6 +154,15 @@ impl History {
         }
         if self.faults.len() <= 1 && !self.serves.iter().all(|serves| *serves) {
             return Some(format!("L2: after one fault {:?} serve", self.serves));
+        }
+        if let [(from, to)] = *self.redis_was_gone
+            && self.faults.len() == 1
+        {
+            let asked: Vec<&Call> =
+                self.calls.iter().filter(|call| call.asked_at >= from + FALLS_BACK && call.told_at <= to).collect();
+            if asked.len() >= 5 && asked.iter().all(|call| call.told == Told::Unavailable) {
+                return Some(format!("L4: Redis was gone from {from:?} to {to:?}, and the database did not serve"));
+            }
         }
         let is_excused = self.is_blocked && self.is_disk_lost;
         if !is_excused && !self.serves.iter().all(|serves| *serves) {

@@ -9,13 +9,19 @@ use onceward_core::{
 use onceward_sim::database::Database;
 use onceward_store::{
     Answer, StoreError, Swept,
-    journaled::{Fact, Horizon, Install, Journal, LastActive, Mark, Opening, Row, Snapshot, Timeline, View},
+    journaled::{
+        At, Fact, Horizon, Install, Journal, LastActive, Mark, Opening, Row, Snapshot, Stepped, Timeline, Unreached,
+        View, What,
+    },
 };
 
 use crate::world::{Inner, Peer, World};
 
 /// A session that was not heard of for so long is retired.
 pub(crate) const SILENT: Duration = Duration::from_secs(3);
+
+/// One that was not heard of for so long has no say in whether servers are reached.
+const HEARD_WITHIN: Duration = Duration::from_secs(2);
 
 /// The database as a gateway reaches it.
 pub(crate) struct SimJournal {
@@ -117,6 +123,20 @@ impl Journal for SimJournal {
 
     fn retired<'a>(&'a self, target: SessionId, timeline: Timeline, views: &'a [LastActive]) -> Answer<'a, bool> {
         self.at(move |database| database.retired(target, timeline, views))
+    }
+
+    fn step<'a>(&'a self, at: &'a At, id: RecordId, what: What<'a>) -> Answer<'a, Stepped> {
+        let at_the_server = move |inner: &mut Inner, world: &World| {
+            let stepped = inner.database.step(at, id, what, world.clock(Duration::ZERO));
+            inner.history.is_database_used |= matches!(stepped, Stepped::Done { .. });
+            tracing::trace!(%id, who = self.who, ?at, ?what, ?stepped, "step in the database");
+            Ok::<_, StoreError>(stepped)
+        };
+        Box::pin(self.world.call(self.who, self.life, Peer::Database, at_the_server))
+    }
+
+    fn unreached<'a>(&'a self, session: SessionId, partitions: &'a [u16]) -> Answer<'a, Unreached> {
+        self.on(move |inner, now| inner.database.unreached(session, partitions, now, HEARD_WITHIN))
     }
 
     fn raise<'a>(&'a self, timeline: Timeline, horizons: &'a [Horizon]) -> Answer<'a, usize> {

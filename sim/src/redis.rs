@@ -10,7 +10,7 @@ use onceward_core::{
 use onceward_sim::server::Server;
 use onceward_store::{
     Answer, StoreError,
-    journaled::{At, Dirty, Fact, Front, Incarnation, Install, Row, Sight, Stepped, What},
+    journaled::{At, Dirty, Fact, Front, Incarnation, Install, Outbox, Row, Sight, Stepped, What},
 };
 
 use crate::world::{Inner, Peer, World};
@@ -75,7 +75,7 @@ impl Front for SimFront {
         Box::pin(self.on(move |server, _| server.shut_out(at, target)))
     }
 
-    fn dirty<'a>(&'a self, at: &'a At) -> Answer<'a, Option<Vec<Fact>>> {
+    fn dirty<'a>(&'a self, at: &'a At) -> Answer<'a, Option<Outbox>> {
         Box::pin(self.on(move |server, _| server.dirty(at)))
     }
 

@@ -44,9 +44,9 @@ impl Fleet {
         self.gateways()[who] = Some(gateway);
     }
 
-    /// It is gone, one time in two its disk too; what it sent may still arrive.
-    pub(crate) fn crash(&self, world: &Arc<World>, who: usize) {
-        let gone = self.gateways()[who].take();
+    /// It is gone, one time in two its disk too; what it sent may still arrive. `false` where it was gone already.
+    pub(crate) fn crash(&self, world: &Arc<World>, who: usize) -> bool {
+        let Some(gone) = self.gateways()[who].take() else { return false };
         {
             let inner = &mut *world.lock();
             inner.gateways[who].life += 1;
@@ -56,6 +56,7 @@ impl Fleet {
             }
         }
         drop(gone);
+        true
     }
 
     fn get(&self, who: usize) -> Option<Gateway> {

@@ -7,12 +7,12 @@ use std::{
 };
 
 use onceward_core::{
-    cas,
     key::RecordId,
-    record::{Facts, Fence, Micros, Record, Revision, SessionId, State, Stored},
+    record::{Facts, Fence, Micros, Record, SessionId, State, Stored},
 };
 use onceward_store::journaled::{
-    At, Dirty, Fact, Incarnation, Install, Row, Sight, Stepped, View, What, is_released, is_swept, merged, released,
+    At, Dirty, Fact, Incarnation, Install, Outbox, Row, Sight, Stepped, View, What, is_released, is_swept, merged,
+    stepped,
 };
 
 /// A server.
@@ -134,10 +134,10 @@ impl Server {
     }
 
     /// What may not be in the journal, by id.
-    pub fn dirty(&mut self, at: &At) -> Option<Vec<Fact>> {
+    pub fn dirty(&mut self, at: &At) -> Option<Outbox> {
         let partition = self.in_view(at)?;
         let of = |id: &RecordId| Some(Fact { id: *id, record: Arc::new(partition.records.get(id)?.clone()) });
-        Some(partition.dirty.iter().filter_map(of).collect())
+        Some(Outbox { before: partition.before, facts: partition.dirty.iter().filter_map(of).collect() })
     }
 
     /// What is in the journal for good is dirty no more; what was released goes, once the view is warm (A9).
@@ -173,7 +173,7 @@ impl Server {
 
 impl Partition {
     fn merge(&mut self, id: RecordId, row: &Record, now: Micros) {
-        if let Some(record) = merged(self.records.get(&id), row, now) {
+        if let Some(record) = merged(self.records.get(&id), row, now, self.before) {
             self.mark = self.mark.max(record.stored.fence);
             self.records.insert(id, record);
         }
@@ -207,36 +207,18 @@ impl Partition {
             }
         }
         let is_over = is_old && matches!(row, Some(None));
-        let there = self.records.get(&id).filter(|record| !is_over && !record.is_expired(now)).cloned();
-        let otherwise = match &there {
-            Some(record) => Stepped::There { record: Box::new(record.clone()), now },
+        let held = self.records.get(&id).cloned().map(|held| if is_over { ended(held, now) } else { held });
+        if let Some(Record { stored, facts }) = stepped(held.as_ref(), what, now, self.mark) {
+            return Stepped::Done { record: self.put(id, stored, facts), now };
+        }
+        match held.filter(|record| !record.is_expired(now)) {
+            Some(record) => Stepped::There { record: Box::new(record), now },
             None => Stepped::Absent { now },
-        };
-        match (what, there) {
-            (What::Insert { facts, lease }, there) => {
-                if there.as_ref().is_some_and(|record| !is_released(&record.facts)) {
-                    return otherwise;
-                }
-                let last = self.records.get(&id).map(|record| record.stored);
-                let stored = cas::inserted(lease, now, self.mark, last.as_ref());
-                Stepped::Done { record: self.put(id, stored, facts.clone()), now }
-            }
-            (What::Replace(write), Some(record)) if cas::is_meant(write.expect, &record.stored, record.facts.state) => {
-                let stored = cas::replaced(write, &record.stored, now, self.mark);
-                Stepped::Done { record: self.put(id, stored, write.facts.clone()), now }
-            }
-            (What::Extend { holder, lease }, Some(record))
-                if cas::is_meant(cas::Expect::Holder(holder), &record.stored, record.facts.state) =>
-            {
-                let stored = cas::extended(&record.stored, lease, now);
-                Stepped::Done { record: self.put(id, stored, record.facts), now }
-            }
-            (What::Release(expect), Some(record)) if cas::is_meant(expect, &record.stored, record.facts.state) => {
-                let revision = Revision(record.stored.revision.0 + 1);
-                let stored = Stored { revision, lease_until: Micros::ZERO, written_at: now, ..record.stored };
-                Stepped::Done { record: self.put(id, stored, released(record.facts, now)), now }
-            }
-            _ => otherwise,
         }
     }
+}
+
+/// What is over since the journal has no row of it: its fence still counts.
+fn ended(held: Record, now: Micros) -> Record {
+    Record { stored: Stored { keep_until: now, ..held.stored }, ..held }
 }

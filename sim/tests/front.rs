@@ -253,6 +253,11 @@ impl Both<'_> {
         {
             self.count("below the horizon: absent");
         }
+        let left = self.rules.record(partition, &id).map(|record| record.stored.fence);
+        if before.as_ref().is_some_and(|record| is_open(record) && left.is_some_and(|left| left < record.stored.fence))
+        {
+            self.count("a claim of an earlier view gives way");
+        }
         let told = format!("{at:?} {id} {what:?}\n row {row:?}\n before {before:?}\n now {now:?}");
         same(&real, &ruled, &told);
         self.answered = self.answered.max(answered.unwrap_or_default().0);
@@ -420,7 +425,9 @@ async fn the_same(server: &servers::Redis) {
             assert!(!can || count > 0, "this shows nothing of {name}: {came_to}");
         }
     }
-    for call in ["below the horizon: needs the row", "below the horizon: absent"] {
+    let decided_by_the_row =
+        ["below the horizon: needs the row", "below the horizon: absent", "a claim of an earlier view gives way"];
+    for call in decided_by_the_row {
         assert!(both.seen.contains_key(call), "this shows nothing of what is {call}");
     }
     for call in ["install: true", "install: false", "admit: true", "admit: false", "shut out: true", "clean: gone"] {

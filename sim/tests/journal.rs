@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use fastrand::Rng;
 use onceward_core::{
+    cas::{Expect, FenceRule, Keep, Lease, Replacement},
     key::RecordId,
     outcome::{Checkpoint, Outcome},
     record::{ClaimId, Facts, Fence, Micros, Phase, Record, Revision, SessionId, State, Stored},
@@ -15,7 +16,8 @@ use onceward_sim::database::Database;
 use onceward_store::{
     StoreError,
     journaled::{
-        Fact, Horizon, Incarnation, Journal as _, LastActive, Mark, Opening, Snapshot, Timeline, View, ViewRow,
+        At, Fact, Horizon, Incarnation, Journal as _, LastActive, Mark, Opening, Snapshot, Stepped, Timeline, View,
+        ViewRow, What,
     },
     postgres::{
         Failover, JournalOptions, Options, Postgres, PostgresJournal,
@@ -26,12 +28,13 @@ use onceward_store::{
 use servers::Postgres as Server;
 
 const SEEDS: [u64; 3] = [1, 2, 3];
-const CALLS: usize = 600;
+const CALLS: usize = 700;
 /// Of 256: views come and go in these.
 const PARTITIONS: [u16; 3] = [0, 7, 255];
 const CONNECTIONS: usize = 3;
 /// So much longer than the test takes that its own time does not count.
 const SILENCE: Duration = Duration::from_secs(3_000_000);
+const HEARD_WITHIN: Duration = Duration::from_secs(1_000_000);
 /// A time that has not come.
 const FAR: Micros = Micros(1 << 60);
 const STEP: Duration = Duration::from_secs(2_000_000);
@@ -61,7 +64,7 @@ impl Both {
         let address = Address::new(&server.url("shop"), None, None).unwrap();
         migrate(&address, MIGRATIONS, false).await.unwrap();
         let store = Postgres::open(Options::new(address)).await.unwrap();
-        let options = JournalOptions { silence: SILENCE, ..JournalOptions::new(Failover::None) };
+        let options = JournalOptions { failover: Failover::None, silence: SILENCE, heard_within: HEARD_WITHIN };
         let journals: Vec<_> = (0..CONNECTIONS).map(|_| store.journal(options.clone())).collect();
         let seen = journals[0].look(session(0)).await.unwrap();
         Self {
@@ -241,14 +244,26 @@ impl Both {
                 assert_eq!(said, self.rules.retired(who, timeline, &views), "retired {views:?}");
                 self.count("retired", said);
             }
-            88..=92 => self.sweep(timeline).await,
+            88..=90 => self.sweep(timeline).await,
+            91..=92 => self.unreached(who).await,
             93 => {
                 self.now += STEP;
                 let step = STEP.as_micros();
-                let passes = format!("UPDATE onceward.journal_member SET heard_at = heard_at - {step}");
+                let passes = format!(
+                    "UPDATE onceward.journal_member SET heard_at = heard_at - {step}, unreached_at = unreached_at - {step}"
+                );
                 self.server.psql("shop", &passes).unwrap();
             }
-            _ => self.change_views().await,
+            94 => self.change_views().await,
+            _ => {
+                // Mostly in views that serve.
+                self.change_views().await;
+                self.look(who).await;
+                for _ in 0..12 {
+                    let who = self.session();
+                    self.step(who).await;
+                }
+            }
         }
         let who = self.session();
         self.look(who).await;
@@ -310,6 +325,72 @@ impl Both {
         assert_eq!((swept, &above), (expected, &expected_above), "sweep");
         self.count("sweep", swept.removed > 0);
         self.count("something is above the horizon", !above.is_empty());
+    }
+
+    /// A step on a row, in a view that serves or does not, by a session that may or may not: the answer and what is left of
+    /// the row.
+    async fn step(&mut self, who: SessionId) {
+        let id = self.id();
+        let view = self.view(id.partition()).view;
+        let at = At { partition: id.partition(), view, incarnation: Incarnation::DATABASE, session: who };
+        let there = self.rules.row(at.partition, at.view, id).flatten().map(|row| row.stored).unwrap_or_default();
+        let (facts, lease) = (record(&mut self.rng).facts, Duration::from_micros(self.rng.u64(..9)));
+        let expect = match self.rng.u32(..4) {
+            0 => Expect::Seen(there.fence, Revision(self.rng.u64(1..4))),
+            1 => Expect::Seen(there.fence, there.revision),
+            2 => Expect::Holder(Fence(self.rng.u64(1..6))),
+            _ => Expect::Holder(there.fence),
+        };
+        let holder = match expect {
+            Expect::Holder(fence) | Expect::Seen(fence, _) => fence,
+        };
+        let write = Replacement {
+            expect,
+            facts: facts.clone(),
+            fence: if self.rng.bool() { FenceRule::Next } else { FenceRule::Keep },
+            lease: if self.rng.bool() { Lease::For(lease) } else { Lease::Over },
+            keep: if self.rng.bool() { Keep::For(Duration::from_micros(FAR.0)) } else { Keep::Open },
+        };
+        let placed = transition::place(ClaimId([self.rng.u8(..); 16]), who);
+        let (call, what) = match self.rng.u32(..5) {
+            0 => ("step: insert", What::Insert { facts: &placed, lease }),
+            1 => ("step: replace", What::Replace(&write)),
+            2 => ("step: extend", What::Extend { holder, lease }),
+            3 => ("step: release", What::Release(expect)),
+            _ => ("step: get", What::Get),
+        };
+        let said = self.journal().step(&at, id, what).await.unwrap();
+        let now = match &said {
+            Stepped::Done { now, .. } | Stepped::There { now, .. } | Stepped::Absent { now } => *now,
+            Stepped::NeedsRow | Stepped::Elsewhere => Micros(1),
+        };
+        let expected = self.rules.step(&at, id, what, now);
+        assert_eq!(format!("{said:?}"), format!("{expected:?}"), "{call} {id} {what:?}");
+        self.count("step", !matches!(said, Stepped::Elsewhere));
+        let is_taken = match what {
+            What::Get => matches!(said, Stepped::There { .. }),
+            _ => matches!(said, Stepped::Done { .. }),
+        };
+        self.count(call, is_taken);
+        let row = self.journal().row(at.partition, at.view, id).await.unwrap();
+        assert_eq!(row, self.rules.row(at.partition, at.view, id), "what {call} left");
+    }
+
+    async fn unreached(&mut self, who: SessionId) {
+        // Most see the same.
+        let partitions: Vec<u16> = match self.rng.u32(..4) {
+            0 => self.partitions(),
+            _ => PARTITIONS.to_vec(),
+        };
+        let rows = self.sessions;
+        for number in 1..=rows {
+            let who = if self.rng.u32(..4) == 0 { who } else { session(number) };
+            let said = self.journal().unreached(who, &partitions).await.unwrap();
+            let expected = self.rules.unreached(who, &partitions, self.now, HEARD_WITHIN);
+            assert_eq!(said, expected, "unreached {partitions:?}");
+            self.count("unreached by all", !said.by_all.is_empty());
+            self.count("unreached by some", said.by_some.len() > said.by_all.len());
+        }
     }
 
     async fn retire(&mut self, who: SessionId, target: SessionId, timeline: Timeline) {

@@ -11,7 +11,7 @@ const ON_POSTGRES: &str = "kills,database,failover,connections,stops";
 const ON_REDIS: &str = "kills,flush,failover,connections,quarantine,stops";
 /// Those on both with every route strict, journaled, and in Redis alone; the others are for by hand.
 const ON_TIERED: [(&str, &str); 3] =
-    [("strict", "database,flush,both"), ("journaled", "kills,flush,stale,both"), ("cache", "flush")];
+    [("strict", "database,flush,both"), ("journaled", "kills,flush,stale,away,both"), ("cache", "flush")];
 /// What is taken out there of what is journaled.
 const TAKEN_OUT_OF_VIEWS: &str = "no-confirm,not-spooled,outcome-not-spooled";
 /// What is taken out where there are both.

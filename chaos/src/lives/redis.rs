@@ -18,6 +18,9 @@ use crate::traffic::wall_us;
 const AHEAD_TRIES_MAX: u32 = 200;
 /// How long Redis is stopped.
 const REDIS_STOPPED: Duration = Duration::from_secs(3);
+/// What a process says once journaled keys are claimed in the database, and in Redis again.
+const TO_THE_DATABASE: &str = "these partitions' claims go to the database";
+const TO_REDIS: &str = "claims go to Redis again";
 
 impl Lives<'_> {
     /// The same to Redis; whatever may have lost records is noticed by both processes.
@@ -71,6 +74,19 @@ impl Lives<'_> {
                 cache.pause()?;
                 tokio::time::sleep(REDIS_STOPPED).await;
                 cache.resume()?;
+            }
+            Blow::Away => {
+                cache.go_away()?;
+                if self.backing.is_journaled() {
+                    self.said_by_each(log, TO_THE_DATABASE).await?;
+                }
+                if !self.backing.is_cache() {
+                    self.settled(self.traffic.figures().settled.saturating_add(after)).await?;
+                }
+                self.backing.cache()?.come_back()?;
+                if self.backing.is_journaled() {
+                    self.said_by_each(log, TO_REDIS).await?;
+                }
             }
             Blow::ShutDown | Blow::FailedOver | Blow::Moved => anyhow::bail!("this is not done to one Redis"),
         }
@@ -131,6 +147,16 @@ impl Lives<'_> {
             anyhow::Ok(())
         };
         tokio::time::timeout(PATIENCE, saying).await.with_context(|| format!("no node said one of {words:?}"))?
+    }
+
+    /// Each process has said so.
+    async fn said_by_each(&self, from: u64, words: &str) -> anyhow::Result<()> {
+        let saying = async {
+            while self.site.log_from(from).matches(words).count() < self.running.len() {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, saying).await.with_context(|| format!("not all of them said: {words}"))
     }
 
     /// Each process has said of so many parts of Redis that they were lost.

@@ -80,6 +80,18 @@ pub enum Mutant {
     SweptComesBack,
     /// A claim of a stale replica that has no row any more stays.
     SweptStays,
+    /// A view on the database takes steps of whoever it has not let in.
+    DatabaseAdmitsAll,
+    /// A view on the database takes steps whether it is active or not.
+    DatabaseViewIgnored,
+    /// A step of a session that is being retired is taken by the database.
+    DatabaseTakesRetiring,
+    /// What the database granted is not kept in case it loses it.
+    DatabaseNotSpooled,
+    /// A claim of an earlier view that nobody used stays over the journal's row.
+    DeadClaimWins,
+    /// And is put into the journal over it.
+    DeadClaimDrained,
 }
 
 impl Mutant {
@@ -100,7 +112,7 @@ impl Mutant {
     ];
 
     /// Those of the journaled store's protocol, which the simulator looks for.
-    pub const OF_VIEWS: [Self; 22] = [
+    pub const OF_VIEWS: [Self; 28] = [
         Self::GuardEndsEarly,
         Self::AckInsideGuard,
         Self::AckBeforeDrain,
@@ -123,6 +135,12 @@ impl Mutant {
         Self::HorizonTooHigh,
         Self::SweptComesBack,
         Self::SweptStays,
+        Self::DatabaseAdmitsAll,
+        Self::DatabaseViewIgnored,
+        Self::DatabaseTakesRetiring,
+        Self::DatabaseNotSpooled,
+        Self::DeadClaimWins,
+        Self::DeadClaimDrained,
     ];
 
     /// As `ONCEWARD_MUTANT` spells it.
@@ -163,6 +181,12 @@ impl Mutant {
             Self::HorizonTooHigh => "horizon-too-high",
             Self::SweptComesBack => "swept-comes-back",
             Self::SweptStays => "swept-stays",
+            Self::DatabaseAdmitsAll => "database-admits-all",
+            Self::DatabaseViewIgnored => "database-view-ignored",
+            Self::DatabaseTakesRetiring => "database-takes-retiring",
+            Self::DatabaseNotSpooled => "database-not-spooled",
+            Self::DeadClaimWins => "dead-claim-wins",
+            Self::DeadClaimDrained => "dead-claim-drained",
         }
     }
 

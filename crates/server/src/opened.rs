@@ -9,6 +9,7 @@ use onceward::{
         embedded::{self, Embedded},
         fallback::Fallback,
         guarded::Guarded,
+        journaled::JournaledStore,
         log::{self, Keeps},
         postgres::{
             self, Postgres,
@@ -63,6 +64,8 @@ pub struct Stack {
     pub fallback: Option<Arc<Fallback>>,
     /// Where `store` is one.
     pub tiered: Option<Arc<Tiered>>,
+    /// Where `tiered` has one.
+    pub journaled: Option<Arc<JournaledStore>>,
 }
 
 impl Opened {
@@ -279,15 +282,28 @@ pub async fn stack(
             guards.push(Arc::clone(&journaled));
             tiered = tiered.with_journaled(journaled);
         }
+        let journaled = journaling.as_ref().map(|journaling| Arc::clone(&journaling.store));
         let tiered = Arc::new(tiered);
-        return Ok(Stack { store: Arc::clone(&tiered) as _, guards, fallback: None, tiered: Some(tiered) });
+        return Ok(Stack { store: Arc::clone(&tiered) as _, guards, fallback: None, tiered: Some(tiered), journaled });
     }
     let Some(said) = &config.store.fallback else {
-        return Ok(Stack { store: Arc::clone(&first) as _, guards: vec![first], fallback: None, tiered: None });
+        return Ok(Stack {
+            store: Arc::clone(&first) as _,
+            guards: vec![first],
+            fallback: None,
+            tiered: None,
+            journaled: None,
+        });
     };
     let second = guard(database(config, said, "store.fallback").await? as _);
     let fallback = Arc::new(Fallback::new(Arc::clone(&first), Arc::clone(&second)));
-    Ok(Stack { store: Arc::clone(&fallback) as _, guards: vec![first, second], fallback: Some(fallback), tiered: None })
+    Ok(Stack {
+        store: Arc::clone(&fallback) as _,
+        guards: vec![first, second],
+        fallback: Some(fallback),
+        tiered: None,
+        journaled: None,
+    })
 }
 
 async fn database(config: &Config, said: &PostgresStore, section: &'static str) -> Result<Arc<Postgres>, StartError> {

@@ -8,7 +8,12 @@ use std::{
 use metrics_exporter_prometheus::PrometheusHandle;
 use onceward::{
     Engine,
-    store::{Cache, Stats, Store, fallback::Fallback, tiered::Tiered},
+    store::{
+        Cache, Stats, Store,
+        fallback::Fallback,
+        journaled::{JournaledStore, Serves},
+        tiered::Tiered,
+    },
 };
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
@@ -46,6 +51,13 @@ pub(crate) async fn keep(
     metrics::describe_gauge!("onceward_fallback_used", "1 while the fallback may hold records");
     let mut turns = Turns::new(sweeping.window);
     metrics::describe_gauge!("onceward_circuit_state", "0 closed, 1 half-open, 2 open");
+    metrics::describe_gauge!(
+        "onceward_journal_partitions",
+        "Partitions of journaled keys, by where they are claimed: redis, cold (there, and each new key asks the database), \
+         database (nobody reaches Redis), none (refused)"
+    );
+    metrics::describe_gauge!("onceward_journal_backlog_records", "Records that the journal does not have yet");
+    metrics::describe_gauge!("onceward_journal_lag_seconds", "Since when the first of them waits");
     metrics::describe_gauge!("onceward_store_accepts_claims", "1 where the store takes new claims, else 0");
     let collected = metrics::counter!("onceward_collected_records_total", "reason" => "retention");
     let mut shown = Cache::default();
@@ -77,6 +89,9 @@ pub(crate) async fn keep(
         if let Some(tiered) = &stack.tiered {
             show_hints(tiered);
         }
+        if let Some(journaled) = &stack.journaled {
+            show_journaled(journaled);
+        }
         let stats = stack.store.stats();
         show(&stats);
         if let Some(cache) = stats.cache {
@@ -103,6 +118,25 @@ fn show_hints(tiered: &Tiered) {
     for (result, count) in [("shown", hints.shown), ("missed", hints.missed), ("failed", hints.failed)] {
         metrics::counter!("onceward_hints_total", "result" => result).absolute(count);
     }
+}
+
+/// Where journaled keys are claimed, and what of this process the journal does not have yet.
+#[expect(clippy::cast_precision_loss, reason = "figures for people, and below 2^52")]
+fn show_journaled(journaled: &JournaledStore) {
+    let Serves { in_force, warm, on_database, of } = journaled.serves();
+    let on_redis = warm.saturating_sub(on_database);
+    let all = [
+        ("redis", on_redis),
+        ("cold", in_force.saturating_sub(on_redis + on_database)),
+        ("database", on_database),
+        ("none", of.saturating_sub(in_force)),
+    ];
+    for (view, count) in all {
+        metrics::gauge!("onceward_journal_partitions", "view" => view).set(count as f64);
+    }
+    let (records, lag) = journaled.backlog();
+    metrics::gauge!("onceward_journal_backlog_records").set(records as f64);
+    metrics::gauge!("onceward_journal_lag_seconds").set(lag.as_secs_f64());
 }
 
 #[expect(clippy::cast_precision_loss, reason = "figures for people, and below 2^52")]

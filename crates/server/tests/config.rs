@@ -485,6 +485,14 @@ fn of_a_tiered_store_each_route_says_where_its_records_are() {
     assert!(taken.store.is_tiered());
     let durabilities = |config: &Config| (config.default_route.durability, config.routes[0].durability);
     assert_eq!(durabilities(&taken), (Durability::Strict, Durability::Cache));
+    let outage = |more: &str| {
+        let taken = with_upstream(&journaled("{ failover = \"none\" }", more)).unwrap();
+        taken.default_route.on_store_outage
+    };
+    assert_eq!(
+        [outage(""), outage("on_store_outage = \"fallback\""), outage("on_store_outage = \"deny\"")],
+        [Outage::Fallback, Outage::Fallback, Outage::Deny]
+    );
     let standbys =
         "{ failover = \"asynchronous\", standbys = [\"b\", \"c\"], member_timeout = \"5s\", spool = \"2GiB\" }";
     let taken = with_upstream(&format!("{}{fast}", journaled(standbys, ""))).unwrap();

@@ -13,7 +13,8 @@ use onceward_core::{
 
 use crate::circuit::{Breaker, Circuit, Gate};
 use crate::{
-    Answer, Filter, HearsForgotten, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write,
+    Answer, FallsBack, Filter, HearsForgotten, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Usage, Watch,
+    Write,
 };
 
 /// Pages and sweeps do many steps in one call.
@@ -112,6 +113,10 @@ impl Store for Guarded {
 
     fn tell_forgotten(&self, hears: HearsForgotten) {
         self.inner.tell_forgotten(hears);
+    }
+
+    fn fall_back(&self, when: FallsBack) {
+        self.inner.fall_back(when);
     }
 
     fn keep_rules<'a>(&'a self, policy: u32, rules: &'a str) -> Answer<'a, ()> {

@@ -17,7 +17,7 @@ use onceward_core::{
 use onceward_store::{
     Filter, Insert, Store, Write,
     circuit::Breaker,
-    conformance::{Database, OnJournaled, Servers, run_all},
+    conformance::{Database, MOVABLE_CLOCK, OnJournaled, OnJournaledAlone, Servers, run_all},
     guarded::Guarded,
     redis,
 };
@@ -42,6 +42,12 @@ async fn place() -> (Place, servers::Redis, servers::Relay) {
     (Place::new(in_front).await, redis, relay)
 }
 
+/// Nobody who goes through the relay reaches Redis, which goes on.
+fn gone(relay: &servers::Relay) {
+    relay.refuse().unwrap();
+    relay.cut();
+}
+
 /// Whether Redis has every row of the journal, in all partitions.
 fn is_warm(redis: &servers::Redis) -> bool {
     let count = "local warm = 0
@@ -58,6 +64,88 @@ fn every_case_of_the_list_holds() {
     // Outside of any runtime.
     postgres_place::server();
     run_all(&OnJournaled { database: Some(database), servers: Some(in_front) }, 4);
+}
+
+#[test]
+fn every_case_of_the_list_holds_while_nobody_reaches_redis() {
+    // Outside of any runtime.
+    postgres_place::server();
+    run_all(&OnJournaledAlone { database: Some(|| postgres_place::database(MOVABLE_CLOCK)) }, 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_is_gone_and_claims_go_to_the_database_until_it_is_back_and_no_key_is_granted_twice() {
+    let (place, mut redis, relay) = place().await;
+    let (one, other) = (place.gateway("one").await, place.gateway("other").await);
+    let on_database = || [&one, &other].map(|gateway| gateway.store.serves().on_database);
+    let load = Load::start(&place, &[&one, &other]);
+    place.granted(200).await;
+    // Cut off with all that it has, and back with it: what was granted meanwhile is not there.
+    gone(&relay);
+    until("views on the database", async || on_database() == [256, 256]).await;
+    place.granted(300).await;
+    relay.accept().unwrap();
+    until("views on Redis", async || on_database() == [0, 0]).await;
+    place.granted(200).await;
+    // And gone with its data.
+    redis.kill().unwrap();
+    until("views on the database", async || on_database() == [256, 256]).await;
+    place.granted(300).await;
+    redis.start_again().unwrap();
+    until("views on Redis", async || on_database() == [0, 0]).await;
+    place.granted(200).await;
+    load.end().await;
+    place.judge(1_200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_gateway_that_is_cut_off_from_redis_moves_nobody() {
+    let (mut place, redis, relay) = place().await;
+    let cut_off = place.gateway("cut off").await;
+    place.in_front = redis::Options::new(redis_address(&redis.url()));
+    let other = place.gateway("other").await;
+    for gateway in [&cut_off, &other] {
+        assert!(gateway.store.is_ready(PATIENCE).await);
+    }
+    gone(&relay);
+    let said = "SELECT count(*) FROM onceward.journal_member WHERE cardinality(unreached) = 256";
+    until("word of it", async || place.postgres.psql("onceward", said).unwrap().trim() == "1").await;
+    // The other looks five times a second.
+    let load = Load::start(&place, &[&other]);
+    place.granted(300).await;
+    load.end().await;
+    assert_eq!(other.store.serves().on_database, 0);
+    assert_eq!(place.postgres.psql("onceward", "SELECT max(number) FROM onceward.journal_view").unwrap().trim(), "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_is_gone_with_its_disk_while_redis_is_gone_is_retired_and_holds_up_nobody() {
+    let (place, _redis, relay) = place().await;
+    let (one, other) = (place.gateway("one").await, place.gateway("other").await);
+    let load = Load::start(&place, &[&one, &other]);
+    place.granted(200).await;
+    gone(&relay);
+    until("views on the database", async || one.store.serves().on_database == 256).await;
+    place.granted(200).await;
+    load.end().await;
+    drop(other);
+    std::fs::remove_dir_all(place.spools.path().join("other")).unwrap();
+    let load = Load::start(&place, &[&one]);
+    place.granted(100).await;
+    // Redis is there, and used again only once nobody has to be waited for.
+    relay.accept().unwrap();
+    let retired = || place.postgres.psql("onceward", "SELECT count(*) FROM onceward.journal_member WHERE status = 3");
+    until("retirements", async || {
+        let was_on_database = one.store.serves().on_database == 256;
+        let is_retired = retired().unwrap().trim() == "1";
+        assert!(is_retired || was_on_database, "a view waits for one who is gone");
+        is_retired
+    })
+    .await;
+    until("views on Redis", async || one.store.serves().on_database == 0).await;
+    place.granted(200).await;
+    load.end().await;
+    place.judge(700);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -183,12 +183,12 @@ async fn every_call_is_taken_with_the_rights_of_the_access_list_that_is_shipped(
     let Stepped::Done { record: released, .. } = front.step(&at, id(2), release, None).await.unwrap() else {
         panic!("it was the holder's")
     };
-    assert_eq!(front.dirty(&at).await.unwrap().unwrap().len(), 2);
+    assert_eq!(front.dirty(&at).await.unwrap().unwrap().facts.len(), 2);
     // With a record that is merged and may end by itself.
     let row = Fact { id: id(3), record: Arc::clone(&completed) };
     assert!(front.merge(&at, &[row]).await.unwrap() && front.warm(&at).await.unwrap());
     assert!(front.clean(&at, &[dirty(1, &completed), dirty(2, &released)]).await.unwrap());
-    assert_eq!(front.dirty(&at).await.unwrap().unwrap(), []);
+    assert_eq!(front.dirty(&at).await.unwrap().unwrap().facts, []);
     assert!(front.admit(&At { session: SessionId([3; 16]), ..at }).await.unwrap());
     assert!(front.shut_out(&at, OTHER).await.unwrap());
     let there = front.step(&at, id(3), What::Get, None).await.unwrap();
@@ -272,10 +272,10 @@ async fn more_records_than_one_script_takes_are_all_told_as_dirty_and_are_cleane
         };
         shipped.push(Dirty { id: *id, fence: record.stored.fence, revision: record.stored.revision });
     }
-    let told: Vec<RecordId> = front.dirty(&at).await.unwrap().unwrap().iter().map(|fact| fact.id).collect();
+    let told: Vec<RecordId> = front.dirty(&at).await.unwrap().unwrap().facts.iter().map(|fact| fact.id).collect();
     assert_eq!(told, ids);
     assert!(front.clean(&at, &shipped).await.unwrap());
-    assert_eq!(front.dirty(&at).await.unwrap().unwrap(), []);
+    assert_eq!(front.dirty(&at).await.unwrap().unwrap().facts, []);
 }
 
 #[tokio::test]

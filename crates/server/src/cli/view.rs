@@ -29,6 +29,10 @@ pub(super) async fn status(file: &Path, is_json: bool) -> Result<(), Failure> {
         println!("{}", json(&standing));
     } else {
         println!("{} partitions: {} in force, {refused} not", standing.views.len(), standing.views.len() - refused);
+        let on_database = standing.views.iter().filter(|view| view.serves && view.is_on_database).count();
+        if on_database > 0 {
+            println!("{on_database} partitions are claimed in the database, since nobody reached Redis");
+        }
         for member in &standing.members {
             let how = match member {
                 member if member.is_retiring => "is being retired",
@@ -36,7 +40,11 @@ pub(super) async fn status(file: &Path, is_json: bool) -> Result<(), Failure> {
                 member if member.may_be_lost => "live, and waits until the standbys know that it is a member",
                 _ => "live",
             };
-            println!("{:?} {how}, heard of {:.1} s ago", member.session, member.silent_for.as_secs_f64());
+            let reach = match member.unreached {
+                0 => String::new(),
+                some => format!(", does not reach the Redis of {some} partitions"),
+            };
+            println!("{:?} {how}, heard of {:.1} s ago{reach}", member.session, member.silent_for.as_secs_f64());
         }
         if standing.members.is_empty() {
             println!("no gateway is a member");
@@ -77,7 +85,7 @@ fn waiting(standing: &JournalStanding) -> BTreeMap<String, usize> {
 fn json(standing: &JournalStanding) -> serde_json::Value {
     let views = standing.views.iter().map(|view| {
         let waits_for: Vec<String> = view.waits_for.iter().map(shown).collect();
-        json!({ "partition": view.partition, "number": view.number, "in_force": view.serves, "of_another_life": view.is_of_another_life, "waits_for": waits_for })
+        json!({ "partition": view.partition, "number": view.number, "in_force": view.serves, "on_database": view.is_on_database, "of_another_life": view.is_of_another_life, "waits_for": waits_for })
     });
     let members = standing.members.iter().map(|member| {
         json!({
@@ -85,6 +93,7 @@ fn json(standing: &JournalStanding) -> serde_json::Value {
             "retiring": member.is_retiring,
             "silent_seconds": member.silent_for.as_secs_f64(),
             "may_be_lost": member.may_be_lost,
+            "unreached": member.unreached,
         })
     });
     json!({ "partitions": views.collect::<Vec<_>>(), "members": members.collect::<Vec<_>>() })

@@ -243,7 +243,12 @@ pub(super) const ABOUT: &[(&str, &str, &str)] = &[
     ("route.effect.table", "", "A table of the upstream's own that reconcile compares records with, or schema.table."),
     ("route.effect.id_column", "", "Its column with the record's id, of type bytea."),
     ("route.retry_max", "3", "Attempts that retry adds."),
-    ("route.on_store_outage", "deny", "bypass forwards unprotected; fallback claims in store.fallback."),
+    (
+        "route.on_store_outage",
+        "deny",
+        "bypass forwards unprotected; fallback claims in store.fallback, or, what is journaled, in its database: there it is the \
+         default.",
+    ),
     (
         "route.durability",
         "strict",

@@ -215,6 +215,11 @@ impl Reader<'_, '_, '_> {
             Mode::Enforce,
         );
         self.durability(mode);
+        let durability = table.choice(
+            "durability",
+            &[("journaled", Durability::Journaled), ("cache", Durability::Cache)],
+            Durability::Strict,
+        );
         RouteConfig {
             name: name.to_owned(),
             matching: self.matching(is_default),
@@ -260,14 +265,10 @@ impl Reader<'_, '_, '_> {
             on_store_outage: table.choice(
                 "on_store_outage",
                 &[("deny", Outage::Deny), ("bypass", Outage::Bypass), ("fallback", Outage::Fallback)],
-                Outage::Deny,
+                if durability == Durability::Journaled { Outage::Fallback } else { Outage::Deny },
             ),
             quarantine: table.text("on_cache_loss") == Some("quarantine"),
-            durability: table.choice(
-                "durability",
-                &[("journaled", Durability::Journaled), ("cache", Durability::Cache)],
-                Durability::Strict,
-            ),
+            durability,
             limits: RouteLimits {
                 request_body: limits.size("request_body", 10 << 20),
                 recorded_body: limits.size("recorded_body", 1 << 20),

@@ -140,9 +140,10 @@ impl Reader<'_, '_, '_> {
         if said == Some("journaled") {
             self.journaled(mode);
         }
-        if table.text("on_store_outage") == Some("fallback") && self.store.fallback.is_none() {
+        let has_fallback = self.store.fallback.is_some() || said == Some("journaled");
+        if table.text("on_store_outage") == Some("fallback") && !has_fallback {
             let why = format!(
-                r#""on_store_outage" of {whose}: "fallback" needs [store.fallback], with kind = "postgres" and duplicates = "accepted", beside kind = "redis" in [store]"#
+                r#""on_store_outage" of {whose}: "fallback" needs [store.fallback], with kind = "postgres" and duplicates = "accepted", beside kind = "redis" in [store], or durability = "journaled""#
             );
             self.wrong(table, "on_store_outage", why);
         }

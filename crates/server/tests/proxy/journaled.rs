@@ -9,7 +9,7 @@ use super::{
     load::Load,
     postgres::database_with,
     redis::{keys, secret},
-    support::{Gateway, Start, Step, Upstream, answer as reply, onceward, output, soon, until},
+    support::{Gateway, Start, Step, Upstream, answer as reply, metric, onceward, output, soon, until},
 };
 
 const CLIENTS: usize = 8;
@@ -172,6 +172,58 @@ async fn redis_the_database_and_a_gateway_are_killed_under_load_and_no_journaled
     both.more(50).await;
     assert!(judged(load, &upstream).await >= 300);
     assert!(judged(both, &upstream).await >= 50);
+}
+
+// contract: route.on_store_outage
+#[tokio::test]
+async fn while_nobody_reaches_redis_journaled_keys_are_claimed_in_the_database_but_where_the_route_says_otherwise() {
+    let (postgres, mut redis, upstream) =
+        (database_with(&[("fsync", "on")]).await, Redis::start(&[]).unwrap(), Upstream::charging().await);
+    let refused = "[[route]]\nname = \"fast\"\nmatch = { path = \"/fast\" }\non_store_outage = \"deny\"\n";
+    let config = format!("{}{refused}", config(&postgres, &redis));
+    let start = async || Arc::new(Start::before(&upstream).config(&config).start().await);
+    let (one, two) = (start().await, start().await);
+    let in_view = async |view: &str| {
+        let name = format!("onceward_journal_partitions{{view=\"{view}\"}}");
+        [metric(&one.metrics().await, &name), metric(&two.metrics().await, &name)]
+    };
+    until("warm views", async || in_view("redis").await == [256.0; 2]).await;
+    let before = [("/pay", "before"), ("/fast", "fast-before")];
+    for (path, key) in before {
+        assert_eq!(one.post(path, key, "{}").await.status, 201);
+    }
+    let load = clients_of("load", &[&one, &two]);
+    load.more(50).await;
+    redis.kill().unwrap();
+    until("views on the database", async || in_view("database").await == [256.0; 2]).await;
+    load.more(100).await;
+    let said = one.admin("GET", "/readyz", &[], "").await.text();
+    assert!(said.contains("nobody reaches Redis for 256 of 256 partitions"), "{said}");
+    let (code, said) = views(&one, &[]).await;
+    let tells = |words: &str, times| said.matches(words).count() == times;
+    assert!(
+        code == Some(0)
+            && tells("256 partitions are claimed in the database, since nobody reached Redis", 1)
+            && tells("does not reach the Redis of 256 partitions", 2),
+        "{said}"
+    );
+    for (path, key) in before {
+        assert!(two.post(path, key, "{}").await.is_replay(), "{key}");
+    }
+    assert_eq!(one.post("/fast", "fast-meanwhile", "{}").await.slug(), "store-unavailable");
+    assert_eq!(upstream.effects("fast-meanwhile"), 0);
+    assert_eq!(answer(&one, "meanwhile").await, answer(&two, "meanwhile").await);
+    redis.start_again().unwrap();
+    until("warm views on Redis", async || in_view("redis").await == [256.0; 2]).await;
+    load.more(50).await;
+    for key in ["before", "meanwhile"] {
+        assert!(two.post("/pay", key, "{}").await.is_replay(), "{key}");
+    }
+    assert!(judged(load, &upstream).await >= 200);
+    let told = one.says("claims go to Redis again").await;
+    let once = |text: &str| assert_eq!(told.matches(text).count(), 1, "{text}: {told}");
+    once("nobody reaches Redis: these partitions' claims go to the database");
+    once("claims go to Redis again");
 }
 
 #[tokio::test]

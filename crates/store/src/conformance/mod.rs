@@ -57,7 +57,7 @@ mod tiered;
 #[cfg(all(feature = "postgres", feature = "redis"))]
 pub use self::fallback::{OnFallbackOfRedis, Stoppable};
 #[cfg(all(feature = "embedded", feature = "postgres", feature = "redis"))]
-pub use self::journaled::OnJournaled;
+pub use self::journaled::{OnJournaled, OnJournaledAlone};
 #[cfg(feature = "postgres")]
 pub use self::postgres::{Database, MOVABLE_CLOCK, OnPostgres};
 #[cfg(feature = "redis")]
@@ -233,6 +233,7 @@ pub fn subjects() -> Vec<Box<dyn Subject>> {
         Box::new(OnTiered { in_cache: true, database: None, servers: None }),
         #[cfg(all(feature = "embedded", feature = "postgres", feature = "redis"))]
         Box::new(OnJournaled { database: None, servers: None }),
+        Box::new(OnJournaledAlone { database: None }),
     ]
 }
 

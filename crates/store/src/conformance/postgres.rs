@@ -70,10 +70,10 @@ impl Subject for OnPostgres {
 
 /// Moves the clock of a database that has [`MOVABLE_CLOCK`], from a thread with a connection of its own, since whoever
 /// moves it does not await.
-struct ServerClock(Mutex<mpsc::Sender<(i64, mpsc::Sender<()>)>>);
+pub(super) struct ServerClock(Mutex<mpsc::Sender<(i64, mpsc::Sender<()>)>>);
 
 impl ServerClock {
-    fn new(address: Address) -> Self {
+    pub(super) fn new(address: Address) -> Self {
         let (to, turns) = mpsc::channel::<(i64, mpsc::Sender<()>)>();
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

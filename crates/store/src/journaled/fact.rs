@@ -71,18 +71,22 @@ pub fn is_swept(held: &Record, horizon: Fence) -> bool {
 /// What becomes of the record `held` in Redis when the journal has `row`: `None` where it stays as it is. One that has ended
 /// is of use only against what says less and would have no end.
 ///
+/// What is open there and was granted in an earlier view, up to `before`, gives way to a row of a smaller fence: a claim that
+/// was used is in the journal before the next view serves, so this one never was. Its reply was lost, and whoever asked for it
+/// has given it up.
+///
 /// A claim counts as sent, whatever the row says (2.7): that it was may have been written to a Redis that is lost. The
 /// same holds for a claim that is there and says no more than the row (A5): a replica that was promoted may have
 /// missed the mark.
 #[must_use]
-pub fn merged(held: Option<&Record>, row: &Record, now: Micros) -> Option<Record> {
+pub fn merged(held: Option<&Record>, row: &Record, now: Micros, before: Fence) -> Option<Record> {
     if held.is_none() && row.is_expired(now) {
         return None;
     }
     let of_row = Order::of(row);
     let revision = held.map_or(0, |held| held.stored.revision.0).saturating_add(1);
     match held {
-        Some(held) if Order::of(held) > of_row => None,
+        Some(held) if Order::of(held) > of_row && !is_dead(held, row, before) => None,
         Some(held) if Order::of(held) == of_row => {
             let is_behind = held.facts.state == State::InFlight
                 && held.facts.phase == Phase::Claimed
@@ -100,6 +104,18 @@ pub fn merged(held: Option<&Record>, row: &Record, now: Micros) -> Option<Record
             })
         }
     }
+}
+
+/// Whether a claim of an earlier view was never used, since the journal has an earlier one.
+fn is_dead(held: &Record, row: &Record, before: Fence) -> bool {
+    let fence = held.stored.fence;
+    is_of_before(held, before) && row.stored.fence < fence && !mutant::is(Mutant::DeadClaimWins)
+}
+
+/// Whether it is open, and was granted in an earlier view.
+#[must_use]
+pub fn is_of_before(held: &Record, before: Fence) -> bool {
+    matches!(held.facts.state, State::InFlight | State::NotExecuted) && held.stored.fence <= before
 }
 
 fn sent(mut record: Record, revision: Revision) -> Record {
@@ -120,6 +136,8 @@ mod tests {
     use super::*;
 
     const NOW: Micros = Micros(1_000);
+    /// No view was before.
+    const NONE: Fence = Fence(0);
 
     fn record(fence: u64, state: State, phase: Phase) -> Record {
         let facts = transition::place(ClaimId([1; 16]), onceward_core::record::SessionId([2; 16]));
@@ -142,7 +160,7 @@ mod tests {
             order in prop::collection::vec(any::<prop::sample::Index>(), 0..16),
         ) {
             let all = |facts: &mut dyn Iterator<Item = &Record>| {
-                facts.fold(None::<Record>, |held, row| merged(held.as_ref(), row, NOW).or(held))
+                facts.fold(None::<Record>, |held, row| merged(held.as_ref(), row, NOW, NONE).or(held))
             };
             let once = all(&mut facts.iter()).unwrap();
             let again = order.iter().map(|at| at.get(&facts)).chain(facts.iter().rev());
@@ -155,11 +173,27 @@ mod tests {
     #[test]
     fn a_claim_of_the_journal_counts_as_sent_and_so_does_one_that_is_there_as_the_same() {
         let row = record(5, State::InFlight, Phase::Claimed);
-        assert_eq!(merged(None, &row, NOW).unwrap().facts.phase, Phase::Dispatched);
+        assert_eq!(merged(None, &row, NOW, NONE).unwrap().facts.phase, Phase::Dispatched);
         let held = record(5, State::InFlight, Phase::Claimed);
-        let raised = merged(Some(&held), &row, NOW).unwrap();
+        let raised = merged(Some(&held), &row, NOW, NONE).unwrap();
         assert_eq!((raised.facts.phase, raised.stored.revision), (Phase::Dispatched, Revision(2)));
-        assert_eq!(merged(Some(&raised), &row, NOW), None);
+        assert_eq!(merged(Some(&raised), &row, NOW, NONE), None);
+    }
+
+    #[test]
+    fn a_claim_of_an_earlier_view_that_the_journal_never_had_gives_way_to_a_smaller_row() {
+        let (row, before) = (record(5, State::InFlight, Phase::Dispatched), Fence(7));
+        for state in [State::InFlight, State::NotExecuted] {
+            let held = Record {
+                stored: Stored { revision: Revision(4), ..record(6, state, Phase::Claimed).stored },
+                ..record(6, state, Phase::Claimed)
+            };
+            let given = merged(Some(&held), &row, NOW, before).unwrap();
+            assert_eq!((given.stored.fence, given.stored.revision), (Fence(5), Revision(5)));
+            assert_eq!(merged(Some(&held), &row, NOW, Fence(5)), None, "one of this view may be in use");
+        }
+        let settled = record(6, State::Completed, Phase::Dispatched);
+        assert_eq!(merged(Some(&settled), &row, NOW, before), None);
     }
 
     #[test]
@@ -168,25 +202,25 @@ mod tests {
         held.stored.keep_until = Micros(NOW.0 + 10);
         let mut later = held.clone();
         later.stored.keep_until = Micros(NOW.0 + 20);
-        assert_eq!(merged(Some(&held), &later, NOW).unwrap().stored.keep_until, later.stored.keep_until);
-        assert_eq!(merged(Some(&later), &held, NOW), None);
+        assert_eq!(merged(Some(&held), &later, NOW, NONE).unwrap().stored.keep_until, later.stored.keep_until);
+        assert_eq!(merged(Some(&later), &held, NOW, NONE), None);
     }
 
     #[test]
     fn what_says_less_changes_nothing_and_what_has_ended_is_none() {
         let held = record(5, State::Completed, Phase::Dispatched);
         for less in [record(5, State::InFlight, Phase::Dispatched), record(4, State::Erased, Phase::Dispatched)] {
-            assert_eq!(merged(Some(&held), &less, NOW), None);
+            assert_eq!(merged(Some(&held), &less, NOW, NONE), None);
         }
-        let erased = merged(Some(&held), &record(5, State::Erased, Phase::Dispatched), NOW).unwrap();
+        let erased = merged(Some(&held), &record(5, State::Erased, Phase::Dispatched), NOW, NONE).unwrap();
         assert_eq!((erased.facts.state, erased.stored.revision), (State::Erased, Revision(2)));
         let mut ended = record(9, State::Completed, Phase::Dispatched);
         ended.stored.keep_until = NOW;
-        assert_eq!(merged(None, &ended, NOW), None);
-        assert!(merged(None, &ended, Micros(NOW.0 - 1)).is_some());
+        assert_eq!(merged(None, &ended, NOW, NONE), None);
+        assert!(merged(None, &ended, Micros(NOW.0 - 1), NONE).is_some());
         let claim = record(9, State::InFlight, Phase::Dispatched);
         assert!(
-            merged(Some(&claim), &ended, NOW).unwrap().is_expired(NOW),
+            merged(Some(&claim), &ended, NOW, NONE).unwrap().is_expired(NOW),
             "a claim that was settled is over with its end"
         );
     }

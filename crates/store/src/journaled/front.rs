@@ -15,8 +15,22 @@ use crate::Answer;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Incarnation(pub [u8; 20]);
 
+impl Incarnation {
+    /// Of a view that is on no Redis but on the journal's database itself.
+    pub const DATABASE: Self = Self([0xff; 20]);
+
+    /// Whether it is the database's.
+    #[must_use]
+    pub fn is_database(self) -> bool {
+        self == Self::DATABASE
+    }
+}
+
 impl fmt::Debug for Incarnation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_database() {
+            return f.write_str("database");
+        }
         self.0.iter().take(4).try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
@@ -152,13 +166,22 @@ pub struct Dirty {
     pub revision: Revision,
 }
 
+/// What may not be in the journal yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outbox {
+    /// Fences up to here were granted in earlier views.
+    pub before: Fence,
+    /// Each record once.
+    pub facts: Vec<Fact>,
+}
+
 /// Redis, as the protocol sees it. Each call is one atomic step of one partition; those that take an [`At`] check role,
 /// incarnation, view and session in that same step.
 ///
 /// In a view that is not warm every write needs the row, but for one by the fence of a claim granted in that view (A1),
 /// and so does an insert or read that finds no settled record. In any view one that finds a claim at or below the horizon
 /// needs it: without a row that is over ([`is_swept`](super::is_swept)). A row that is given is merged first
-/// ([`merged`](super::merged)). Each applied step notes the record as dirty, until [`clean`](Self::clean).
+/// ([`merged`](super::merged)), with the mark that the view was installed with as `before`. Each applied step notes the record as dirty, until [`clean`](Self::clean).
 pub trait Front: Send + Sync + fmt::Debug + 'static {
     /// Takes a step.
     fn step<'a>(&'a self, at: &'a At, id: RecordId, what: What<'a>, row: Option<&'a Row>) -> Answer<'a, Stepped>;
@@ -177,7 +200,7 @@ pub trait Front: Send + Sync + fmt::Debug + 'static {
     fn shut_out<'a>(&'a self, at: &'a At, target: SessionId) -> Answer<'a, bool>;
 
     /// Records that may not be in the journal yet; `None` where the server is another.
-    fn dirty<'a>(&'a self, at: &'a At) -> Answer<'a, Option<Vec<Fact>>>;
+    fn dirty<'a>(&'a self, at: &'a At) -> Answer<'a, Option<Outbox>>;
 
     /// These are in the journal for good: what has not been written since is dirty no more.
     fn clean<'a>(&'a self, at: &'a At, shipped: &'a [Dirty]) -> Answer<'a, bool>;

@@ -33,6 +33,7 @@ struct State {
 pub(super) struct Guard {
     state: Mutex<State>,
     left: Notify,
+    serves: Notify,
 }
 
 /// Somebody is inside until this is dropped.
@@ -40,7 +41,8 @@ pub(super) struct Guard {
 pub(super) struct Inside<'a> {
     guard: &'a Guard,
     pub(super) serving: Serving,
-    is_admitted: bool,
+    /// Whether this process was let into the view before.
+    pub(super) is_admitted: bool,
 }
 
 impl Inside<'_> {
@@ -65,9 +67,23 @@ impl Guard {
         Some(Inside { guard: self, serving, is_admitted: state.admitted == Some(serving.view) })
     }
 
+    /// As [`enter`](Self::enter), once there is a view that `is_it`.
+    pub(super) async fn opened(&self, is_it: impl Fn(&Inside<'_>) -> bool) -> Inside<'_> {
+        loop {
+            let serves = self.serves.notified();
+            tokio::pin!(serves);
+            serves.as_mut().enable();
+            if let Some(inside) = self.enter().filter(&is_it) {
+                return inside;
+            }
+            serves.await;
+        }
+    }
+
     /// Whoever enters this view from here on is let in by its server.
     pub(super) fn admit(&self, view: View) {
         self.state().admitted = Some(view);
+        self.serves.notify_waiters();
     }
 
     /// Whether the view's server turned somebody away whom it had let in.

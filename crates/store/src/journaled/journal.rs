@@ -7,7 +7,7 @@ use onceward_core::{
     record::{Fence, Micros, SessionId},
 };
 
-use super::{Fact, Incarnation, Install, Row, View};
+use super::{At, Fact, Incarnation, Install, Row, Stepped, View, What};
 use crate::{Answer, Swept};
 
 /// A life of the database: another one after a standby has taken over.
@@ -102,6 +102,15 @@ pub struct LastActive {
     pub incarnation: Incarnation,
 }
 
+/// Of which partitions members do not reach the server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unreached {
+    /// Nobody does of whom something was heard lately.
+    pub by_all: Vec<u16>,
+    /// Some do not, or nothing was heard of them.
+    pub by_some: Vec<u16>,
+}
+
 /// The database, as the protocol sees it. Each call is one transaction. Those that take a timeline are refused on any
 /// other: `false`, `None` or none then, and nothing is done. Of several partitions each is decided for itself.
 pub trait Journal: Send + Sync + fmt::Debug + 'static {
@@ -168,6 +177,15 @@ pub trait Journal: Send + Sync + fmt::Debug + 'static {
 
     /// `target` is retired. Refused where one of `views` is not the last active one any more.
     fn retired<'a>(&'a self, target: SessionId, timeline: Timeline, views: &'a [LastActive]) -> Answer<'a, bool>;
+
+    /// A step in a view that is on the database itself, of a session that was let in: as [`Front::step`](super::Front::step),
+    /// with the key's row as the record that is there. `Elsewhere` where the view is not active or of another timeline, or
+    /// the session no live member. What it leaves in the row is never less than what was there ([`Order`](super::Order)).
+    fn step<'a>(&'a self, at: &'a At, id: RecordId, what: What<'a>) -> Answer<'a, Stepped>;
+
+    /// That this session does not reach the servers of these partitions, and what the others say. For liveness alone:
+    /// nothing is decided by it but when a view is opened.
+    fn unreached<'a>(&'a self, session: SessionId, partitions: &'a [u16]) -> Answer<'a, Unreached>;
 
     /// Raises partitions' horizons. Answers how many are higher now: one whose view is not active is not raised.
     fn raise<'a>(&'a self, timeline: Timeline, horizons: &'a [Horizon]) -> Answer<'a, usize>;

@@ -14,12 +14,14 @@
 //!
 //! [`fact`](Fact) what is shipped, [`front`](Front) and [`journal`](Journal) what is asked of Redis and of the database;
 //! `guard` who is inside a view, `shipments` what the journal may not have yet, `spool`, `logged` and `begun` where that is on the
-//! disk, `owed` outcomes whose fate is unknown, `views` how views change and `standing` how far that has come, `outbox` what Redis keeps for a retirement, `retire` how a session ends, `predecessor` how one
+//! disk, `owed` outcomes whose fate is unknown, `views` how views change and `standing` how far that has come, `reach` and
+//! `either` how views come to be on the database itself while Redis is gone, `step` what a step does there, `outbox` what Redis keeps for a retirement, `retire` how a session ends, `predecessor` how one
 //! ends whose process is gone, `open` what is looked at before the first begins, `sweep` how the
 //! journal is rid of what has ended.
 
 #[cfg(feature = "embedded")]
 mod begun;
+mod either;
 mod fact;
 mod front;
 mod guard;
@@ -31,10 +33,12 @@ mod open;
 mod outbox;
 mod owed;
 mod predecessor;
+mod reach;
 mod retire;
 mod shipments;
 mod spool;
 mod standing;
+mod step;
 mod store;
 mod sweep;
 mod views;
@@ -64,15 +68,24 @@ use tokio::{
 pub use self::logged::{LogSpool, SpoolError, SpoolOptions};
 #[cfg(all(feature = "embedded", feature = "postgres", feature = "redis"))]
 pub use self::open::{JOURNAL, OpenError};
+use self::{
+    either::Either,
+    guard::{Guard, Inside},
+    owed::Word,
+    reach::Reach,
+    shipments::Shipments,
+    standing::Standing,
+    views::Cold,
+};
 pub use self::{
-    fact::{Fact, Order, is_released, is_swept, merged, released},
-    front::{At, Dirty, Front, Incarnation, Install, Row, Sight, Stepped, View, What},
-    journal::{Horizon, Journal, LastActive, Mark, Member, Opening, Snapshot, Timeline, ViewRow},
+    fact::{Fact, Order, is_of_before, is_released, is_swept, merged, released},
+    front::{At, Dirty, Front, Incarnation, Install, Outbox, Row, Sight, Stepped, View, What},
+    journal::{Horizon, Journal, LastActive, Mark, Member, Opening, Snapshot, Timeline, Unreached, ViewRow},
     owed::Owed,
     spool::{Left, Place, Spool},
+    step::{as_record, stepped, stepped_in_row},
     store::{JournaledStore, Serves},
 };
-use self::{guard::Guard, owed::Word, shipments::Shipments, standing::Standing, views::Cold};
 use crate::{Applied, Insert, Kind, Read, StoreError, Write};
 
 /// How often the database is looked at.
@@ -112,6 +125,7 @@ struct Shared {
     owed: Arc<Owed>,
     guards: Vec<Guard>,
     cold: Cold,
+    reach: Reach,
     standing: Standing,
     /// Something is not as this process knows it.
     amiss: Notify,
@@ -166,19 +180,68 @@ impl Shared {
         said
     }
 
-    /// Takes a step inside the view, and out again once its fact is in the spool. `row` is the view's and read only where
-    /// it is needed.
+    /// Takes a step inside the view, and out again once its fact is in the spool. Where the view turns out to be over it is
+    /// taken once more in the next, but for one by what was seen, which is void there (A1); where Redis is missed, an insert
+    /// or read too.
     async fn step(&self, id: RecordId, what: What<'_>) -> Result<Stepped, StoreError> {
         if self.is_over() {
             return Err(StoreError::not_applied(Kind::SessionOver));
         }
         let partition = self.partition_of(&id);
-        let Some(inside) = self.guard(partition)?.enter() else {
-            self.amiss.notify_one();
-            return Err(StoreError::not_applied(Kind::Incarnation));
+        let guard = self.guard(partition)?;
+        let failed = match guard.enter() {
+            Some(inside) if !self.is_missed(&inside, partition, &what) => {
+                let serving = (inside.serving.view, inside.is_admitted);
+                match self.step_inside(inside, id, what).await {
+                    Err(error) if is_by_what_was_seen(&what) => return Err(error),
+                    Err(error) if error.applied == Applied::No && error.kind == Kind::Incarnation => {
+                        Some((serving, error))
+                    }
+                    Err(error) if is_harmless(&what) && self.reach.is_missed(partition) => Some((serving, error)),
+                    stepped => return stepped,
+                }
+            }
+            Some(inside) => Some(((inside.serving.view, true), StoreError::not_applied(Kind::Unavailable))),
+            None if is_by_what_was_seen(&what) => {
+                self.amiss.notify_one();
+                return Err(StoreError::not_applied(Kind::Incarnation));
+            }
+            None => None,
         };
+        // Whoever waits is outside, or the next view would wait for him.
+        self.amiss.notify_one();
+        let is_other = |inside: &Inside<'_>| {
+            let of = failed.as_ref().map(|(of, _)| *of);
+            inside.is_admitted && of.is_none_or(|(view, was_admitted)| inside.serving.view != view || !was_admitted)
+        };
+        match timeout(self.deadline / 2, guard.opened(is_other)).await {
+            Ok(inside) => self.step_inside(inside, id, what).await.map_err(|error| match &failed {
+                Some((_, before)) if before.applied == Applied::Unknown => {
+                    StoreError::unknown(error.kind.clone()).because(error)
+                }
+                _ => error,
+            }),
+            Err(elapsed) => {
+                let nothing = || StoreError::not_applied(Kind::Incarnation).because(elapsed);
+                Err(failed.map_or_else(nothing, |(_, error)| error))
+            }
+        }
+    }
+
+    /// Whether the view's Redis was missed for a while, so that a step there would only take its time.
+    fn is_missed(&self, inside: &Inside<'_>, partition: u16, what: &What<'_>) -> bool {
+        is_harmless(what) && !inside.serving.incarnation.is_database() && self.reach.is_unreached(partition)
+    }
+
+    /// One try, in the view that this is inside of. The journal's row is read only where it is needed.
+    async fn step_inside(&self, inside: Inside<'_>, id: RecordId, what: What<'_>) -> Result<Stepped, StoreError> {
+        let partition = self.partition_of(&id);
         let at =
             At { partition, view: inside.serving.view, incarnation: inside.serving.incarnation, session: self.session };
+        if at.incarnation.is_database() && !inside.is_admitted && !mutant::is(Mutant::DatabaseAdmitsAll) {
+            // Only whose member row is past losing is let in, and the database does not look at that in each step.
+            return Err(StoreError::not_applied(Kind::Incarnation));
+        }
         let mut stepped = self.front.step(&at, id, what, None).await?;
         if matches!(stepped, Stepped::NeedsRow) {
             let row = match mutant::is(Mutant::NoConfirm) {
@@ -198,7 +261,8 @@ impl Shared {
             self.amiss.notify_one();
             return Err(StoreError::not_applied(Kind::Incarnation));
         }
-        if let Some(record) = own(&what, &stepped) {
+        let is_left_out = at.incarnation.is_database() && mutant::is(Mutant::DatabaseNotSpooled);
+        if let Some(record) = own(&what, &stepped).filter(|_| !is_left_out) {
             let inside = (!mutant::is(Mutant::GuardEndsEarly)).then_some(inside);
             let kept = self.shipments.append(Fact { id, record }).await;
             drop(inside);
@@ -210,6 +274,15 @@ impl Shared {
         }
         Ok(stepped)
     }
+}
+
+fn is_by_what_was_seen(what: &What<'_>) -> bool {
+    matches!(what, What::Replace(Replacement { expect: Expect::Seen(..), .. }) | What::Release(Expect::Seen(..)))
+}
+
+/// Whether it may be done twice, in two views: a claim that is its own recognises itself, or is never sent.
+fn is_harmless(what: &What<'_>) -> bool {
+    matches!(what, What::Insert { .. } | What::Get)
 }
 
 /// The record that this process is answerable for after a step: what it wrote, also with a call whose answer was lost.
@@ -261,12 +334,13 @@ impl Journaled {
         let shared = Arc::new(Shared {
             session,
             deadline,
-            front,
+            front: Arc::new(Either { redis: front, database: Arc::clone(&journal) }),
             journal,
             shipments: Shipments::new(session, spool),
             owed,
             guards: (0..partitions.max(1)).map(|_| Guard::default()).collect(),
             cold: Cold::default(),
+            reach: Reach::default(),
             standing: Standing::default(),
             amiss: Notify::new(),
             over: AtomicBool::new(false),
@@ -310,6 +384,25 @@ impl Journaled {
     #[must_use]
     pub fn warm(&self) -> usize {
         if self.is_over() { 0 } else { self.shared.standing.warm.load(Ordering::Relaxed) }
+    }
+
+    /// And how many have a view on the database itself, since nobody reaches Redis: each claim is a commit.
+    #[must_use]
+    pub fn on_database(&self) -> usize {
+        if self.is_over() { 0 } else { self.shared.standing.on_database.load(Ordering::Relaxed) }
+    }
+
+    /// Whether the record's partition has a view on the database itself.
+    #[must_use]
+    pub fn is_on_database(&self, id: &RecordId) -> bool {
+        let guard = self.shared.guard(self.shared.partition_of(id)).ok();
+        guard.and_then(Guard::serving).is_some_and(|serving| serving.incarnation.is_database())
+    }
+
+    /// How much of what this session wrote the journal does not have yet, and since when the first of it waits.
+    #[must_use]
+    pub fn backlog(&self) -> (usize, Duration) {
+        self.shared.shipments.backlog()
     }
 
     /// All that this session has written until now is in the journal.

@@ -5,10 +5,14 @@ use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
 
+use onceward_core::mutant::{self, Mutant};
+
 use super::{
-    At, Dirty, Shared, Snapshot,
+    At, Dirty, Fact, Outbox, Shared, Snapshot,
     guard::{Guard, Serving},
+    is_of_before,
 };
+use crate::StoreError;
 
 /// What is in the journal for good is dirty no more.
 pub(super) async fn clean(shared: &Shared, seen: &Snapshot) {
@@ -27,4 +31,23 @@ pub(super) async fn clean(shared: &Shared, seen: &Snapshot) {
         }
     });
     join_all(each).await;
+}
+
+/// What is dirty in a view and is to be in the journal; `None` where the server is another.
+///
+/// A claim of an earlier view is in the journal, or it was never used and may not come there: then one that was used may be
+/// there, with a smaller fence. What has been said of it since is taken where its row has its fence.
+pub(super) async fn dirty(shared: &Shared, at: &At) -> Result<Option<Vec<Fact>>, StoreError> {
+    let Some(Outbox { before, facts }) = shared.front.dirty(at).await? else { return Ok(None) };
+    let mut all = Vec::with_capacity(facts.len());
+    for fact in facts {
+        if is_of_before(&fact.record, before) && !mutant::is(Mutant::DeadClaimDrained) {
+            let row = shared.journal.row(at.partition, at.view, fact.id).await?.flatten();
+            if row.is_none_or(|row| row.stored.fence != fact.record.stored.fence) {
+                continue;
+            }
+        }
+        all.push(fact);
+    }
+    Ok(Some(all))
 }

@@ -12,7 +12,7 @@ use onceward_core::{
 };
 use tokio::time::sleep;
 
-use super::{At, LastActive, Left, Mark, Member, Shared, TICK, Timeline, ViewRow, retire};
+use super::{At, LastActive, Left, Mark, Member, Shared, TICK, Timeline, ViewRow, outbox, retire};
 use crate::StoreError;
 
 /// So many facts are read and shipped at a time.
@@ -73,8 +73,15 @@ async fn one(
     let retiring = if may_retire { shared.journal.retire(session, target, timeline).await? } else { None };
     let mut has_gone = retiring.is_none();
     for view in retiring.iter().flatten() {
-        if retire::drain(shared, target, timeline, view).await? {
-            continue;
+        match retire::drain(shared, target, timeline, view).await {
+            Ok(true) => continue,
+            Ok(false) => {}
+            // What is in that Redis alone comes back with it.
+            Err(_) if shared.reach.is_unreached(view.partition) => {
+                has_gone = true;
+                continue;
+            }
+            Err(error) => return Err(error),
         }
         // In one that is over this session is not let in any more.
         let serves = |row: &ViewRow| row.partition == view.partition && row.view == view.view && row.is_active;
@@ -146,7 +153,7 @@ async fn sweep_up(shared: &Shared) {
             if let Some(serving) = guard.serving() {
                 let session = shared.session;
                 let at = At { partition, view: serving.view, incarnation: serving.incarnation, session };
-                if let Ok(Some(dirty)) = shared.front.dirty(&at).await {
+                if let Ok(Some(dirty)) = outbox::dirty(shared, &at).await {
                     dirty.into_iter().for_each(|fact| shared.shipments.queue(fact));
                     break;
                 }

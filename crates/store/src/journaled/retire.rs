@@ -7,7 +7,7 @@ use onceward_core::{
 };
 use tokio::time::timeout;
 
-use super::{At, LastActive, Member, Shared, Snapshot, Timeline};
+use super::{At, LastActive, Member, Shared, Snapshot, Timeline, outbox};
 use crate::StoreError;
 
 /// This session ends: it claims nothing more, and is over once all that it holds is in the journal for good.
@@ -75,7 +75,7 @@ pub(super) async fn drain(
     if !mutant::is(Mutant::RetireWithoutShutOut) && !shared.front.shut_out(&at, target).await? {
         return Ok(false);
     }
-    let Some(dirty) = shared.front.dirty(&at).await? else { return Ok(false) };
+    let Some(dirty) = outbox::dirty(shared, &at).await? else { return Ok(false) };
     if mutant::is(Mutant::RetireWithoutDrain) {
         return Ok(true);
     }

@@ -6,6 +6,7 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use onceward_core::{
@@ -13,7 +14,7 @@ use onceward_core::{
     mutant::{self, Mutant},
     record::{Record, SessionId},
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use super::{
     Dirty, Fact, Place, Spool,
@@ -67,6 +68,8 @@ struct Entry {
     number: u64,
     of: Dirty,
     held: Held,
+    /// Since when it is to be shipped.
+    since: Instant,
 }
 
 impl Entry {
@@ -140,7 +143,7 @@ impl Shipments {
             }
             None => Held::Memory(record),
         };
-        inner.pending.push_back(Entry { number: inner.last, of, held });
+        inner.pending.push_back(Entry { number: inner.last, of, held, since: Instant::now() });
         self.waits.notify_one();
     }
 
@@ -249,6 +252,13 @@ impl Shipments {
             }
             shipped.await;
         }
+    }
+
+    /// How many wait to be shipped, and for how long the first of them has.
+    pub(super) fn backlog(&self) -> (usize, Duration) {
+        let inner = self.inner();
+        let first = inner.pending.front();
+        (inner.pending.len(), first.map_or(Duration::ZERO, |first| first.since.elapsed()))
     }
 
     /// All that was ever there is in the journal for good.

@@ -14,6 +14,8 @@ pub(super) struct Standing {
     pub(super) in_force: AtomicUsize,
     /// And their server has every row of the journal.
     pub(super) warm: AtomicUsize,
+    /// Their view is in force, and on the database itself.
+    pub(super) on_database: AtomicUsize,
 }
 
 impl Standing {
@@ -27,6 +29,17 @@ impl Standing {
         let is_warm = |row: &&ViewRow| sights.get(&row.partition).is_some_and(|sight| sight.is_warm);
         let in_force = seen.views.iter().filter(is_in_force);
         self.warm.store(in_force.clone().filter(is_warm).count(), Ordering::Relaxed);
+        let on_database = in_force.clone().filter(|row| row.incarnation.is_database()).count();
+        let was = self.on_database.swap(on_database, Ordering::Relaxed);
+        if was == 0 && on_database > 0 {
+            tracing::warn!(
+                partitions = on_database,
+                "nobody reaches Redis: these partitions' claims go to the database"
+            );
+        }
+        if was > 0 && on_database == 0 {
+            tracing::warn!("claims go to Redis again");
+        }
         self.in_force.store(in_force.count(), Ordering::Relaxed);
     }
 }

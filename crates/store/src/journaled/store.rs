@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, OnceLock, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -19,7 +19,8 @@ use tokio::{
 
 use super::{Fact, Front, Journal, Journaled, Left, Options, Owed, Spool, is_released};
 use crate::{
-    Answer, Filter, HearsForgotten, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Usage, Watch, Write,
+    Answer, FallsBack, Filter, HearsForgotten, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Usage, Watch,
+    Write,
 };
 
 /// How often it is looked whether a session is over.
@@ -32,6 +33,9 @@ const LEAVES_WITHIN: Duration = Duration::from_secs(60);
 const READS_AT_A_TIME: usize = 16;
 /// So many rows of the journal are read for a page.
 const ROWS: std::ops::RangeInclusive<usize> = 64..=500;
+
+/// Why a claim is refused although the database would take it.
+const NOT_HERE: &str = "nobody reaches Redis, and its route's on_store_outage is not fallback";
 
 /// What a session of this process is made of.
 #[derive(Debug)]
@@ -68,8 +72,10 @@ struct Current {
 pub struct Serves {
     /// Claims are taken.
     pub in_force: usize,
-    /// And they do not ask the database.
+    /// And they do not ask the database to know of earlier ones.
     pub warm: usize,
+    /// They go to the database, since nobody reaches Redis.
+    pub on_database: usize,
     /// All.
     pub of: usize,
 }
@@ -80,6 +86,8 @@ pub struct JournaledStore {
     current: Arc<RwLock<Current>>,
     redis: Arc<dyn Store>,
     database: Arc<dyn Store>,
+    /// Which claims go to the database while nobody reaches Redis; all where nobody has said.
+    falls_back: OnceLock<FallsBack>,
     _tasks: JoinSet<()>,
 }
 
@@ -108,7 +116,7 @@ impl JournaledStore {
         let current = Arc::new(RwLock::new(Current { session: Arc::new(parts.session()?), is_last: false }));
         let mut tasks = JoinSet::new();
         tasks.spawn(follow(Arc::clone(&parts), Arc::clone(&current)));
-        Ok(Self { parts, current, redis, database, _tasks: tasks })
+        Ok(Self { parts, current, redis, database, falls_back: OnceLock::new(), _tasks: tasks })
     }
 
     fn session(&self) -> Arc<Journaled> {
@@ -119,7 +127,14 @@ impl JournaledStore {
     #[must_use]
     pub fn serves(&self) -> Serves {
         let session = self.session();
-        Serves { in_force: session.in_force(), warm: session.warm(), of: session.partitions() }
+        let (in_force, warm, on_database) = (session.in_force(), session.warm(), session.on_database());
+        Serves { in_force, warm, on_database, of: session.partitions() }
+    }
+
+    /// How many records of this process the journal does not have yet, and since when the first of them waits.
+    #[must_use]
+    pub fn backlog(&self) -> (usize, Duration) {
+        self.session().backlog()
     }
 
     /// Until claims of all partitions are taken: `false` where that is not so within `limit`.
@@ -190,7 +205,20 @@ impl Store for JournaledStore {
     }
 
     fn insert<'a>(&'a self, id: RecordId, facts: &'a Facts, lease: Duration) -> Answer<'a, Insert> {
-        Box::pin(async move { self.session().insert(id, facts, lease).await })
+        Box::pin(async move {
+            let session = self.session();
+            if !session.is_on_database(&id)
+                || self.falls_back.get().is_none_or(|falls_back| falls_back(&id, &facts.route))
+            {
+                return session.insert(id, facts, lease).await;
+            }
+            // What is there is told all the same.
+            let Read { record, now } = session.get(id).await?;
+            match record.filter(|record| !record.is_expired(now)) {
+                Some(record) => Ok(Insert::Existing { record: Box::new(record), now }),
+                None => Err(StoreError::not_applied(Kind::Unavailable).because(NOT_HERE)),
+            }
+        })
     }
 
     fn replace<'a>(&'a self, id: RecordId, write: &'a Replacement) -> Answer<'a, Write> {
@@ -241,12 +269,18 @@ impl Store for JournaledStore {
         Box::pin(async move { self.session().sweep(limit, waits).await })
     }
 
+    /// Of where the key's view is now: one that is on its way to the other looks again.
     fn watch(&self, id: RecordId) -> Watch {
-        self.redis.watch(id)
+        if self.session().is_on_database(&id) { self.database.watch(id) } else { self.redis.watch(id) }
     }
 
     fn tell_forgotten(&self, hears: HearsForgotten) {
+        self.database.tell_forgotten(Arc::clone(&hears));
         self.redis.tell_forgotten(hears);
+    }
+
+    fn fall_back(&self, when: FallsBack) {
+        let _taken = self.falls_back.set(when);
     }
 
     fn keep_rules<'a>(&'a self, policy: u32, rules: &'a str) -> Answer<'a, ()> {
@@ -267,7 +301,7 @@ impl Store for JournaledStore {
     }
 
     fn stats(&self) -> Stats {
-        let Serves { in_force, warm, of } = self.serves();
+        let Serves { in_force, warm, on_database, of } = self.serves();
         let mut concerns = Vec::new();
         if in_force < of {
             concerns.push(format!(
@@ -279,6 +313,11 @@ impl Store for JournaledStore {
             concerns.push(format!(
                 "journaled: in {} of {of} partitions Redis does not have every record yet: each new key there asks the database",
                 in_force - warm
+            ));
+        }
+        if on_database > 0 {
+            concerns.push(format!(
+                "journaled: nobody reaches Redis for {on_database} of {of} partitions: their claims go to the database until it is back"
             ));
         }
         let has_room = self.parts.spool.has_room().is_ok();

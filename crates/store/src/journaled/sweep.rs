@@ -15,7 +15,7 @@ use onceward_core::{
     record::Fence,
 };
 
-use super::{At, Horizon, Journaled, Shared, Sight, Timeline};
+use super::{At, Horizon, Journaled, Shared, Sight, Timeline, outbox};
 use crate::{StoreError, Swept};
 
 /// So many horizons are raised in one sweep.
@@ -39,7 +39,13 @@ impl Journaled {
             return Ok(swept);
         }
         let timeline = shared.shipments.timeline();
-        let sights = shared.front.look(&above).await?;
+        let sights = match shared.front.look(&above).await {
+            Ok(sights) => sights,
+            Err(error) => {
+                tracing::debug!(%error, "no horizon can be raised while Redis is not reached");
+                return Ok(swept);
+            }
+        };
         let asked = sights.iter().map(|(partition, sight)| horizon(shared, *partition, timeline, sight));
         let mut horizons: Vec<Horizon> = Vec::with_capacity(sights.len());
         for horizon in join_all(asked).await {
@@ -71,7 +77,7 @@ async fn horizon(
     }
     let at = At { partition, view: serving.view, incarnation: serving.incarnation, session: shared.session };
     // What is granted from here on is above the sight's mark.
-    let Some(dirty) = shared.front.dirty(&at).await? else { return Ok(None) };
+    let Some(dirty) = outbox::dirty(shared, &at).await? else { return Ok(None) };
     let old = sight.mark.0.saturating_sub(u64::try_from(SHIPPED_AFTER.as_micros()).unwrap_or(u64::MAX));
     let (old, young): (Vec<_>, Vec<_>) = dirty.into_iter().partition(|fact| fact.record.stored.fence.0 < old);
     for facts in old.chunks(SHIPPED_MAX) {

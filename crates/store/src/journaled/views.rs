@@ -21,12 +21,14 @@ use tokio::{
 };
 
 use super::{
-    At, Member, Opening, Shared, Sight, Snapshot, TICK, Timeline, View, ViewRow,
+    At, Incarnation, Member, Opening, Shared, Sight, Snapshot, TICK, Timeline, View, ViewRow,
     guard::{Guard, Serving},
-    outbox, retire,
+    outbox, reach, retire,
 };
 use crate::StoreError;
 
+/// How often the database is looked at while views change: others wait for each step.
+const CHANGING_TICK: Duration = Duration::from_millis(50);
 /// How often a session is heard of at least.
 const HEARD_EVERY: Duration = Duration::from_millis(500);
 /// So many rows are merged at a time.
@@ -62,6 +64,8 @@ pub(super) struct Part {
     acknowledged: HashMap<u16, View>,
     /// The view that it was let into, of each partition.
     admitted: HashMap<u16, View>,
+    /// Whether a view waits, or one is about to be opened.
+    is_changing: bool,
 }
 
 impl Part {
@@ -87,7 +91,8 @@ pub(super) async fn take_part(shared: Arc<Shared>) {
             tracing::debug!(%error, "views could not be looked at");
         }
         // Whoever meets another view pokes; one that comes while this looked is not lost.
-        let _poked = timeout(TICK, shared.amiss.notified()).await;
+        let tick = if part.is_changing { CHANGING_TICK } else { TICK };
+        let _poked = timeout(tick, shared.amiss.notified()).await;
         if shared.has_left() {
             return;
         }
@@ -135,20 +140,41 @@ async fn turn(shared: &Arc<Shared>, part: &mut Part) -> Result<(), StoreError> {
     };
     let partitions: Vec<u16> = seen.views.iter().map(|row| row.partition).collect();
     // Also without Redis a view is acknowledged: others may reach it.
-    let sights: HashMap<u16, Sight> = match shared.front.look(&partitions).await {
-        Ok(sights) => sights.into_iter().collect(),
-        Err(error) => {
+    // A server that was missed last is not waited for as long again: the turn has other things to do.
+    let patience = if shared.reach.misses_some() { shared.deadline / 5 } else { shared.deadline };
+    let mut sights: HashMap<u16, Sight> = match timeout(patience, shared.front.look(&partitions)).await {
+        Ok(Ok(sights)) => sights.into_iter().collect(),
+        Ok(Err(error)) => {
             tracing::debug!(%error, "Redis could not be looked at");
             HashMap::new()
         }
+        Err(elapsed) => {
+            tracing::debug!(%elapsed, "Redis could not be looked at in time");
+            HashMap::new()
+        }
     };
+    if let Err(error) = reach::note(shared, &seen, &sights).await {
+        tracing::debug!(%error, "the others could not be asked whether they reach Redis");
+    }
+    for row in seen.views.iter().filter(|row| row.incarnation.is_database() && !shared.reach.is_back(row.partition)) {
+        sights.insert(row.partition, Sight::of_database(row));
+    }
+    let is_changing = |row: &ViewRow| row.view.number > 0 && (!row.is_active || !part.is_in(row));
+    part.is_changing = seen.views.iter().any(is_changing);
     shared.standing.note(part, &seen, &sights);
     let steps: Vec<(&ViewRow, Step)> = seen
         .views
         .iter()
         .map(|row| {
             let is_forgotten = shared.guard(row.partition).is_ok_and(|guard| guard.is_forgotten(row.view));
-            (row, next(part, row, sights.get(&row.partition), seen.timeline, is_kept, is_forgotten))
+            let sight = sights.get(&row.partition);
+            let is_gone = sight.is_none() && shared.reach.is_gone(row.partition);
+            match next(part, row, sight, seen.timeline, is_kept, is_forgotten) {
+                Step::Nothing | Step::Acknowledge if is_gone && !row.incarnation.is_database() => {
+                    (row, Step::Open(on_database(part, row)))
+                }
+                step => (row, step),
+            }
         })
         .collect();
     let of = |wanted: fn(&Step) -> bool| steps.iter().filter(move |(_, step)| wanted(step)).map(|(row, _)| *row);
@@ -223,6 +249,12 @@ fn next(
         false if row.view.number > 0 && row.is_agreed && is_there => Step::Install,
         _ => Step::Nothing,
     }
+}
+
+/// A view on the database itself, since nobody reaches Redis.
+fn on_database(part: &Part, row: &ViewRow) -> Opening {
+    let acknowledged = part.acknowledged.get(&row.partition).map_or(0, |view| view.number);
+    Opening { before: *row, acknowledged, incarnation: Incarnation::DATABASE }
 }
 
 async fn open(shared: &Shared, timeline: Timeline, openings: &[Opening]) -> Result<(), StoreError> {

@@ -5,7 +5,7 @@
 
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -22,16 +22,18 @@ use tokio_postgres::{
 
 use super::{
     Postgres,
+    address::Address,
     error::Failure,
     fact::{self, Facts, small},
-    lane::Lane,
+    in_journal::Steps,
+    lane::{Identity, Lane},
     row::{Parameter, big, span},
 };
 use crate::{
     Answer, Kind, StoreError, Swept,
     journaled::{
-        Fact, Horizon, Incarnation, Install, Journal, LastActive, Mark, Member, Opening, Row, Snapshot, Timeline, View,
-        ViewRow,
+        At, Fact, Horizon, Incarnation, Install, Journal, LastActive, Mark, Member, Opening, Row, Snapshot, Stepped,
+        Timeline, Unreached, View, ViewRow, What,
     },
 };
 
@@ -41,8 +43,6 @@ const READERS: usize = 2;
 const ROWS_MAX: usize = 1_000;
 /// The most rows that are removed at a time.
 const SWEPT_MAX: usize = 10_000;
-/// Each sweep names so many partitions later than the one before.
-const SWEPT_STEP: usize = 16;
 
 const LOOK: &str = "SELECT * FROM onceward.journal_look($1, $2, $3, $4, $5, $6)";
 const JOIN: &str = "SELECT * FROM onceward.journal_join($1, $2)";
@@ -61,6 +61,7 @@ const DRAIN: &str = "SELECT * FROM onceward.journal_drain($1, $2, $3, $4, $5, $6
 const RETIRED: &str = "SELECT * FROM onceward.journal_retired($1, $2, $3, $4, $5, $6)";
 const RAISE: &str = "SELECT * FROM onceward.journal_raise($1, $2, $3, $4, $5)";
 const SWEEP: &str = "SELECT * FROM onceward.journal_sweep($1, $2)";
+const UNREACHED: &str = "SELECT * FROM onceward.journal_unreached($1, $2, $3)";
 const POSITION: &str = "SELECT onceward.journal_position($1)";
 
 /// What may take the database's place, and so which of its commits may be lost.
@@ -106,13 +107,15 @@ pub struct JournalOptions {
     pub failover: Failover,
     /// A member that was not heard of for so long, by the database's clock, is silent: others retire it.
     pub silence: Duration,
+    /// And one that was not heard of for so long has no say in whether Redis is reached.
+    pub heard_within: Duration,
 }
 
 impl JournalOptions {
-    /// The defaults: members are silent after 30 seconds.
+    /// The defaults: members are silent after 30 seconds, and have no say after two.
     #[must_use]
     pub fn new(failover: Failover) -> Self {
-        Self { failover, silence: Duration::from_secs(30) }
+        Self { failover, silence: Duration::from_secs(30), heard_within: Duration::from_secs(2) }
     }
 }
 
@@ -127,8 +130,11 @@ pub struct PostgresJournal {
     views: Lane,
     readers: Vec<Lane>,
     sweeps: Lane,
-    /// Where the next sweep begins to name partitions.
-    swept: AtomicUsize,
+    /// Made when the first step is taken.
+    steps: OnceLock<Steps>,
+    address: Address,
+    identity: Arc<Identity>,
+    deadline: Duration,
     next_reader: AtomicUsize,
     /// Up to where the log is past losing, as far as a look has said, and on which timeline. On that it stays true.
     known: Mutex<(Timeline, Mark)>,
@@ -139,7 +145,9 @@ impl Postgres {
     #[must_use]
     pub fn journal(&self, options: JournalOptions) -> PostgresJournal {
         let Self { shared, .. } = self;
-        let lane = || Lane::new(&shared.options.address, shared.health.identity(), shared.options.deadline);
+        let (address, identity) = (shared.options.address.clone(), Arc::clone(shared.health.identity()));
+        let deadline = shared.options.deadline;
+        let lane = || Lane::new(&address, &identity, deadline);
         PostgresJournal {
             options,
             ships: lane(),
@@ -147,13 +155,21 @@ impl Postgres {
             readers: (0..READERS).map(|_| lane()).collect(),
             next_reader: AtomicUsize::new(0),
             sweeps: lane(),
-            swept: AtomicUsize::new(0),
+            steps: OnceLock::new(),
             known: Mutex::default(),
+            address,
+            identity,
+            deadline,
         }
     }
 }
 
 impl PostgresJournal {
+    /// A connection of its own.
+    fn lane(&self) -> Lane {
+        Lane::new(&self.address, &self.identity, self.deadline)
+    }
+
     fn reader(&self) -> &Lane {
         let at = self.next_reader.fetch_add(1, Ordering::Relaxed) % READERS;
         self.readers.get(at).unwrap_or(&self.views)
@@ -427,6 +443,23 @@ impl Journal for PostgresJournal {
         })
     }
 
+    fn step<'a>(&'a self, at: &'a At, id: RecordId, what: What<'a>) -> Answer<'a, Stepped> {
+        Box::pin(self.steps.get_or_init(|| Steps::start(|| self.lane())).step(at, id, what))
+    }
+
+    fn unreached<'a>(&'a self, session: SessionId, unreached: &'a [u16]) -> Answer<'a, Unreached> {
+        Box::pin(async move {
+            let (session, heard_within) = (session.0.as_slice(), span(self.options.heard_within));
+            let unreached: Vec<i16> = unreached.iter().map(|partition| small(*partition)).collect();
+            let parameters: [Parameter<'_>; 3] =
+                [(&session, Type::BYTEA), (&unreached, Type::INT2_ARRAY), (&heard_within, Type::INT8)];
+            let rows = self.change(UNREACHED, &parameters).await?;
+            let row = rows.first().ok_or_else(foreign)?;
+            let of = |at| column::<Vec<i16>>(row, at)?.into_iter().map(partition).collect::<Result<_, _>>();
+            Ok(Unreached { by_all: of(0)?, by_some: of(1)? })
+        })
+    }
+
     fn raise<'a>(&'a self, timeline: Timeline, horizons: &'a [Horizon]) -> Answer<'a, usize> {
         Box::pin(async move {
             let timeline = signed(timeline);
@@ -448,10 +481,7 @@ impl Journal for PostgresJournal {
             let row = rows.first().ok_or_else(foreign)?;
             let removed = unsigned(column(row, 0)?)?;
             let above = column::<Vec<i16>>(row, 1)?.into_iter().map(partition);
-            let mut above = above.collect::<Result<Vec<_>, _>>()?;
-            // The function has them in order: whoever takes the first of them is to come to the others, too.
-            let first = self.swept.fetch_add(SWEPT_STEP, Ordering::Relaxed) % above.len().max(1);
-            above.rotate_left(first);
+            let above = above.collect::<Result<Vec<_>, _>>()?;
             Ok((Swept { removed, more: removed >= rows_max.unsigned_abs() }, above))
         })
     }
@@ -482,7 +512,7 @@ impl Views {
 }
 
 /// The same 64 bits.
-fn signed(bits: u64) -> i64 {
+pub(super) fn signed(bits: u64) -> i64 {
     bits.cast_signed()
 }
 
@@ -521,7 +551,7 @@ fn incarnation(bytes: &[u8]) -> Result<Incarnation, StoreError> {
     bytes.try_into().map(Incarnation).map_err(|_| foreign())
 }
 
-fn unsigned(number: i64) -> Result<u64, StoreError> {
+pub(super) fn unsigned(number: i64) -> Result<u64, StoreError> {
     u64::try_from(number).map_err(|_| foreign())
 }
 

@@ -54,6 +54,7 @@ pub const MIGRATIONS: &[Migration] = migrations![
     14 "journal_in_flight" "0014_journal_in_flight.sql",
     15 "journal_status" "0015_journal_status.sql",
     16 "journal_sweep" "0016_journal_sweep.sql",
+    17 "journal_database" "0017_journal_database.sql",
 ];
 
 /// Why the schema is not what is needed.

@@ -33,6 +33,8 @@ pub struct ViewStanding {
     pub number: u64,
     /// Whether claims may be granted in it.
     pub serves: bool,
+    /// It is on the database itself, since nobody reached Redis.
+    pub is_on_database: bool,
     /// It was opened before the database failed over or was restored: the next one is opened above it.
     pub is_of_another_life: bool,
     /// Who has not said yet that all that it was granted before is in the journal. Where it is nobody and the view does
@@ -51,6 +53,8 @@ pub struct MemberStanding {
     pub silent_for: Duration,
     /// A failover may still lose that it is a member, and until it may not, nothing is granted to it.
     pub may_be_lost: bool,
+    /// Of how many partitions it does not reach the Redis, as it said in the last two seconds.
+    pub unreached: u64,
 }
 
 /// Looks at the journal in a database, whose place may be taken so, and changes nothing.
@@ -83,6 +87,7 @@ fn view(row: &Row) -> Result<ViewStanding, tokio_postgres::Error> {
         number: u64::try_from(row.try_get::<_, i64>(1)?).unwrap_or_default(),
         serves: is_active && is_of_this_life,
         is_of_another_life: !is_of_this_life,
+        is_on_database: row.try_get(5)?,
         waits_for: waits_for.into_iter().filter_map(session).collect(),
     })
 }
@@ -94,6 +99,7 @@ fn member(row: &Row) -> Result<MemberStanding, tokio_postgres::Error> {
         is_retiring: row.try_get(1)?,
         silent_for: Duration::from_micros(u64::try_from(silent_us).unwrap_or_default()),
         may_be_lost: row.try_get(3)?,
+        unreached: u64::try_from(row.try_get::<_, i64>(4)?).unwrap_or_default(),
     })
 }
 

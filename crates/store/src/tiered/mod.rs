@@ -267,8 +267,10 @@ impl Store for Tiered {
     }
 
     fn fall_back(&self, when: FallsBack) {
-        // Where one does not answer, the others do not have what it has.
-        drop(when);
+        // Only this one's records are in both: where another does not answer, the rest do not have what it has.
+        if let Some(journaled) = &self.journaled {
+            journaled.store.fall_back(when);
+        }
     }
 
     fn keep_by_route(&self, routes: Arc<Durabilities>) {

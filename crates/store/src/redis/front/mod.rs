@@ -42,7 +42,7 @@ use super::{
 };
 use crate::{
     Answer, Kind, StoreError,
-    journaled::{At, Dirty, Fact, Front, Incarnation, Install, Row, Sight, Stepped, View, What},
+    journaled::{At, Dirty, Fact, Front, Incarnation, Install, Outbox, Row, Sight, Stepped, View, What},
 };
 
 /// So many records are looked at by one script: some hundred microseconds of the server's time.
@@ -248,7 +248,7 @@ impl JournaledFront {
         }
     }
 
-    async fn dirty_records(&self, at: &At) -> Result<Option<Vec<Fact>>, StoreError> {
+    async fn dirty_records(&self, at: &At) -> Result<Option<Outbox>, StoreError> {
         let (said, count) = (self.said(at), PAGE_MAX.to_string());
         let (mut cursor, mut found) = (b"0".to_vec(), BTreeMap::new());
         loop {
@@ -259,14 +259,17 @@ impl JournaledFront {
                 Value::BulkString(code) if code == b"9" => return Ok(None),
                 other => return Err(refused(&other).unwrap_or_else(odd)),
             };
-            let Some(Value::BulkString(next)) = page.next() else { return Err(odd()) };
+            let (Some(Value::BulkString(next)), Some(Value::BulkString(before))) = (page.next(), page.next()) else {
+                return Err(odd());
+            };
+            let before = Fence(eight(&before).ok_or_else(odd)?);
             while let (Some(Value::BulkString(id)), Some(Value::BulkString(record))) = (page.next(), page.next()) {
                 let id = std::str::from_utf8(&id).ok().and_then(|id| id.parse::<RecordId>().ok()).ok_or_else(odd)?;
                 // Of one that is on several pages the last is the latest.
                 found.insert(id, Fact { id, record: Arc::new(bytes::unpack(record)?) });
             }
             if next == b"0" {
-                return Ok(Some(found.into_values().collect()));
+                return Ok(Some(Outbox { before, facts: found.into_values().collect() }));
             }
             cursor = next;
         }
@@ -332,7 +335,7 @@ impl Front for JournaledFront {
 
     /// In pages. A session that was shut out before the first of them writes nothing any more, so that all it wrote is in
     /// the set from then on, until the journal has it; and each page is of the same view on the same data, or there is none.
-    fn dirty<'a>(&'a self, at: &'a At) -> Answer<'a, Option<Vec<Fact>>> {
+    fn dirty<'a>(&'a self, at: &'a At) -> Answer<'a, Option<Outbox>> {
         Box::pin(self.dirty_records(at))
     }
 

@@ -7,6 +7,7 @@ if is_old or sub(view, 41, 41) ~= '1' then
     if is_old then return '4' end
 --NEEDED
   elseif row ~= '' then
+    local before = sub(view, 33, 40)
 --MERGE
     if raised then call('SETRANGE', KEYS[1], 16, pack('>I4I4', mhi, mlo)) end
     if changed then

@@ -3,6 +3,7 @@
 -- ARGV 2 and on their rows
 if sub(view, 41, 41) == '1' then return '1' end
 local mhi, mlo = unpack('>I4I4', view, 17)
+local before = sub(view, 33, 40)
 for at = 4, #KEYS do
   local row, record = ARGV[at - 2], KEYS[at]
   local there = call('MGET', record)[1]
