@@ -5,7 +5,7 @@ use std::sync::Arc;
 use onceward_core::{
     key::RecordId,
     mutant::{self, Mutant},
-    record::{Facts, Fence, Micros, Phase, Record, Revision, State},
+    record::{Facts, Fence, Micros, Phase, Record, Revision, State, Stored},
 };
 
 /// A record of a key, as the journal is told of it.
@@ -71,9 +71,9 @@ pub fn is_swept(held: &Record, horizon: Fence) -> bool {
 /// What becomes of the record `held` in Redis when the journal has `row`: `None` where it stays as it is. One that has ended
 /// is of use only against what says less and would have no end.
 ///
-/// What is open there and was granted in an earlier view, up to `before`, gives way to a row of a smaller fence: a claim that
-/// was used is in the journal before the next view serves, so this one never was. Its reply was lost, and whoever asked for it
-/// has given it up.
+/// What is open there and was granted in an earlier view, up to `before`, gives way to a row of a smaller fence, or of its fence
+/// and another claim: a claim that was used is in the journal before the next view serves, so this one never was (A13). Its
+/// reply was lost, and whoever asked for it has given it up.
 ///
 /// A claim counts as sent, whatever the row says (2.7): that it was may have been written to a Redis that is lost. The
 /// same holds for a claim that is there and says no more than the row (A5): a replica that was promoted may have
@@ -86,30 +86,37 @@ pub fn merged(held: Option<&Record>, row: &Record, now: Micros, before: Fence) -
     let of_row = Order::of(row);
     let revision = held.map_or(0, |held| held.stored.revision.0).saturating_add(1);
     match held {
-        Some(held) if Order::of(held) > of_row && !is_dead(held, row, before) => None,
+        Some(held) if is_dead(held, row, before) => Some(given(row, Revision(revision.max(row.stored.revision.0)))),
+        Some(held) if Order::of(held) > of_row => None,
         Some(held) if Order::of(held) == of_row => {
             let is_behind = held.facts.state == State::InFlight
                 && held.facts.phase == Phase::Claimed
                 && !mutant::is(Mutant::StalePhase);
             is_behind.then(|| sent(held.clone(), Revision(revision)))
         }
-        _ => {
-            let revision = Revision(revision.max(row.stored.revision.0));
-            Some(match row.facts.state {
-                State::InFlight if !mutant::is(Mutant::HydrateKeepsPhase) => sent(row.clone(), revision),
-                _ => Record {
-                    stored: onceward_core::record::Stored { revision, ..row.stored },
-                    facts: row.facts.clone(),
-                },
-            })
-        }
+        _ => Some(given(row, Revision(revision.max(row.stored.revision.0)))),
     }
 }
 
-/// Whether a claim of an earlier view was never used, since the journal has an earlier one.
+/// A row as Redis has it from here on.
+fn given(row: &Record, revision: Revision) -> Record {
+    match row.facts.state {
+        State::InFlight if !mutant::is(Mutant::HydrateKeepsPhase) => sent(row.clone(), revision),
+        _ => Record { stored: Stored { revision, ..row.stored }, facts: row.facts.clone() },
+    }
+}
+
+/// Whether a claim of an earlier view was never used, since the journal has an earlier one, or another one of its fence: only
+/// a lost Redis knew that this had been given, and where clocks differ it was given again.
 fn is_dead(held: &Record, row: &Record, before: Fence) -> bool {
-    let fence = held.stored.fence;
-    is_of_before(held, before) && row.stored.fence < fence && !mutant::is(Mutant::DeadClaimWins)
+    let is_behind = row.stored.fence <= held.stored.fence && !is_same_claim(held, row);
+    is_of_before(held, before) && is_behind && !mutant::is(Mutant::DeadClaimWins)
+}
+
+/// Whether both are of one claim.
+#[must_use]
+pub fn is_same_claim(one: &Record, other: &Record) -> bool {
+    (one.stored.fence, one.facts.claim_id) == (other.stored.fence, other.facts.claim_id)
 }
 
 /// Whether it is open, and was granted in an earlier view.
@@ -126,11 +133,7 @@ fn sent(mut record: Record, revision: Revision) -> Record {
 
 #[cfg(test)]
 mod tests {
-    use onceward_core::{
-        outcome::Outcome,
-        record::{ClaimId, Stored},
-        transition,
-    };
+    use onceward_core::{outcome::Outcome, record::ClaimId, transition};
     use proptest::prelude::*;
 
     use super::*;
@@ -192,6 +195,14 @@ mod tests {
             assert_eq!((given.stored.fence, given.stored.revision), (Fence(5), Revision(5)));
             assert_eq!(merged(Some(&held), &row, NOW, Fence(5)), None, "one of this view may be in use");
         }
+        let (mut other, mine) =
+            (record(5, State::InFlight, Phase::Claimed), record(5, State::InFlight, Phase::Dispatched));
+        other.facts.claim_id = ClaimId([9; 16]);
+        let given = merged(Some(&other), &mine, NOW, before).unwrap();
+        assert_eq!(
+            given.facts.claim_id, mine.facts.claim_id,
+            "the fence was given twice, and this one is in the journal"
+        );
         let settled = record(6, State::Completed, Phase::Dispatched);
         assert_eq!(merged(Some(&settled), &row, NOW, before), None);
     }

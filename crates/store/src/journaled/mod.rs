@@ -78,7 +78,7 @@ use self::{
     views::Cold,
 };
 pub use self::{
-    fact::{Fact, Order, is_of_before, is_released, is_swept, merged, released},
+    fact::{Fact, Order, is_of_before, is_released, is_same_claim, is_swept, merged, released},
     front::{At, Dirty, Front, Incarnation, Install, Outbox, Row, Sight, Stepped, View, What},
     journal::{Horizon, Journal, LastActive, Mark, Member, Opening, Snapshot, Timeline, Unreached, ViewRow},
     owed::Owed,

@@ -10,7 +10,7 @@ use onceward_core::mutant::{self, Mutant};
 use super::{
     At, Dirty, Fact, Outbox, Shared, Snapshot,
     guard::{Guard, Serving},
-    is_of_before,
+    is_of_before, is_same_claim,
 };
 use crate::StoreError;
 
@@ -36,14 +36,14 @@ pub(super) async fn clean(shared: &Shared, seen: &Snapshot) {
 /// What is dirty in a view and is to be in the journal; `None` where the server is another.
 ///
 /// A claim of an earlier view is in the journal, or it was never used and may not come there: then one that was used may be
-/// there, with a smaller fence. What has been said of it since is taken where its row has its fence.
+/// there, with a smaller fence. What has been said of it since is taken where the row is of the same claim.
 pub(super) async fn dirty(shared: &Shared, at: &At) -> Result<Option<Vec<Fact>>, StoreError> {
     let Some(Outbox { before, facts }) = shared.front.dirty(at).await? else { return Ok(None) };
     let mut all = Vec::with_capacity(facts.len());
     for fact in facts {
         if is_of_before(&fact.record, before) && !mutant::is(Mutant::DeadClaimDrained) {
             let row = shared.journal.row(at.partition, at.view, fact.id).await?.flatten();
-            if row.is_none_or(|row| row.stored.fence != fact.record.stored.fence) {
+            if row.is_none_or(|row| !is_same_claim(&row, &fact.record)) {
                 continue;
             }
         }

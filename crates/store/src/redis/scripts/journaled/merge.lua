@@ -1,7 +1,7 @@
     -- Merges `row` into what is `there` under the key `record`; fences up to `before` (8 bytes) are of earlier views: the larger fence counts, of one fence the larger rank, of
     -- one rank the later step (A4), of one step the later end. Rows say of claims that they were sent, and so does then a claim that says no more (A5).
-    -- A row that has ended is of use against what says less. What is open there and of an earlier view, above the row, was never
-    -- used, or the journal would have it: it gives way.
+    -- A row that has ended is of use against what says less. What is open there and of an earlier view, above the row or another
+    -- claim of its fence, was never used, or the journal would have it: it gives way (A13).
     -- What cannot be read is left to those who ask for it.
     local raised, changed = false, false
     local ehi, elo = unpack('>I4I4', row, 45)
@@ -18,10 +18,6 @@
         elseif hlo ~= flo then
           order = hlo - flo
         end
-        if order > 0 and byte(there, 3) <= 2 then
-          local bhi, blo = unpack('>I4I4', before)
-          if hhi < bhi or (hhi == bhi and hlo <= blo) then order = -1 end
-        end
         if hhi == fhi and hlo == flo then
           local hrank, rank = byte(there, 3), byte(row, 3)
           -- Completed and failed are one rank.
@@ -34,6 +30,12 @@
             order = khi - ehi
             if order == 0 then order = klo - elo end
           end
+        end
+        local is_behind = fhi < hhi or (fhi == hhi and flo < hlo) or
+          (fhi == hhi and flo == hlo and sub(there, 65, 80) ~= sub(row, 65, 80))
+        if is_behind and byte(there, 3) <= 2 then
+          local bhi, blo = unpack('>I4I4', before)
+          if hhi < bhi or (hhi == bhi and hlo <= blo) then order = -1 end
         end
       end
       olo = olo + 1
