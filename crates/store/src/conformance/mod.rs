@@ -233,6 +233,7 @@ pub fn subjects() -> Vec<Box<dyn Subject>> {
         Box::new(OnTiered { in_cache: true, database: None, servers: None }),
         #[cfg(all(feature = "embedded", feature = "postgres", feature = "redis"))]
         Box::new(OnJournaled { database: None, servers: None }),
+        #[cfg(all(feature = "embedded", feature = "postgres", feature = "redis"))]
         Box::new(OnJournaledAlone { database: None }),
     ]
 }
