@@ -444,7 +444,7 @@ fn conditional(result: Result<Write, StoreError>, started: Instant, clock: &mut 
 /// Whether the store is out, takes no claim, or says no.
 fn failed(error: &StoreError) -> Event {
     match (&error.kind, error.applied) {
-        (Kind::Full | Kind::Conflict, Applied::No) => Event::StoreTakesNone,
+        (Kind::Full | Kind::Declined | Kind::Conflict, Applied::No) => Event::StoreTakesNone,
         (Kind::Unavailable | Kind::Full | Kind::Conflict | Kind::NotPrimary, applied) => Event::StoreFailed(applied),
         _ => Event::StoreRefused,
     }

@@ -64,8 +64,6 @@ pub struct Stack {
     pub fallback: Option<Arc<Fallback>>,
     /// Where `store` is one.
     pub tiered: Option<Arc<Tiered>>,
-    /// Where `tiered` has one.
-    pub journaled: Option<Arc<JournaledStore>>,
 }
 
 impl Opened {
@@ -76,6 +74,15 @@ impl Opened {
             Self::Embedded(store) => Arc::new(store.clone()),
             Self::Postgres(store) | Self::Tiered(store, ..) => Arc::clone(store) as _,
             Self::Redis(store) => Arc::clone(store) as _,
+        }
+    }
+
+    /// Where it keeps journaled keys, too.
+    #[must_use]
+    pub fn journaled(&self) -> Option<&Arc<JournaledStore>> {
+        match self {
+            Self::Tiered(.., Some(journaling)) => Some(&journaling.store),
+            Self::Embedded(_) | Self::Postgres(_) | Self::Redis(_) | Self::Tiered(..) => None,
         }
     }
 
@@ -282,28 +289,15 @@ pub async fn stack(
             guards.push(Arc::clone(&journaled));
             tiered = tiered.with_journaled(journaled);
         }
-        let journaled = journaling.as_ref().map(|journaling| Arc::clone(&journaling.store));
         let tiered = Arc::new(tiered);
-        return Ok(Stack { store: Arc::clone(&tiered) as _, guards, fallback: None, tiered: Some(tiered), journaled });
+        return Ok(Stack { store: Arc::clone(&tiered) as _, guards, fallback: None, tiered: Some(tiered) });
     }
     let Some(said) = &config.store.fallback else {
-        return Ok(Stack {
-            store: Arc::clone(&first) as _,
-            guards: vec![first],
-            fallback: None,
-            tiered: None,
-            journaled: None,
-        });
+        return Ok(Stack { store: Arc::clone(&first) as _, guards: vec![first], fallback: None, tiered: None });
     };
     let second = guard(database(config, said, "store.fallback").await? as _);
     let fallback = Arc::new(Fallback::new(Arc::clone(&first), Arc::clone(&second)));
-    Ok(Stack {
-        store: Arc::clone(&fallback) as _,
-        guards: vec![first, second],
-        fallback: Some(fallback),
-        tiered: None,
-        journaled: None,
-    })
+    Ok(Stack { store: Arc::clone(&fallback) as _, guards: vec![first, second], fallback: Some(fallback), tiered: None })
 }
 
 async fn database(config: &Config, said: &PostgresStore, section: &'static str) -> Result<Arc<Postgres>, StartError> {

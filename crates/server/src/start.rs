@@ -448,7 +448,7 @@ impl Background {
             }
         };
         let sweeping = Sweeping { records_max: store.swept_max(), goes_on: store.sweeps_for(), window };
-        let sweep = sweep::keep(store.store(), stack, sweeping, engine.clone(), metrics);
+        let sweep = sweep::keep(store.clone(), stack, sweeping, engine.clone(), metrics);
         let settle = settle(engine.clone(), store.clone());
         Self(vec![tokio::spawn(serve), tokio::spawn(sweep), tokio::spawn(settle)])
     }

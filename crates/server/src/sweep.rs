@@ -9,7 +9,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use onceward::{
     Engine,
     store::{
-        Cache, Stats, Store,
+        Cache, Stats, Store, Swept,
         fallback::Fallback,
         journaled::{JournaledStore, Serves},
         tiered::Tiered,
@@ -19,7 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::{
     maintenance::{Turns, Window},
-    opened::Stack,
+    opened::{Opened, Stack},
 };
 
 /// How often ended records are swept.
@@ -35,14 +35,8 @@ pub(crate) struct Sweeping {
     pub(crate) window: Option<Window>,
 }
 
-/// Sweeps `swept` for as long as the process runs, and shows what `stack` is like.
-pub(crate) async fn keep(
-    swept: Arc<dyn Store>,
-    stack: Stack,
-    sweeping: Sweeping,
-    engine: Engine,
-    metrics: PrometheusHandle,
-) {
+/// Sweeps what is `opened` for as long as the process runs, and shows what `stack` is like.
+pub(crate) async fn keep(opened: Opened, stack: Stack, sweeping: Sweeping, engine: Engine, metrics: PrometheusHandle) {
     metrics::describe_counter!("onceward_hints_total", "Hints that were looked for in Redis, by what came of it");
     metrics::describe_counter!(
         "onceward_accepted_duplicates_total",
@@ -59,6 +53,9 @@ pub(crate) async fn keep(
     metrics::describe_gauge!("onceward_journal_backlog_records", "Records that the journal does not have yet");
     metrics::describe_gauge!("onceward_journal_lag_seconds", "Since when the first of them waits");
     metrics::describe_gauge!("onceward_store_accepts_claims", "1 where the store takes new claims, else 0");
+    // Beside the guards: that a sweep is slow says nothing of how claims fare.
+    let stores: Vec<Arc<dyn Store>> =
+        std::iter::once(opened.store()).chain(opened.journaled().map(|store| Arc::clone(store) as _)).collect();
     let collected = metrics::counter!("onceward_collected_records_total", "reason" => "retention");
     let mut shown = Cache::default();
     let mut tick = interval(SWEEP_EVERY);
@@ -68,17 +65,12 @@ pub(crate) async fn keep(
         metrics.run_upkeep();
         let began = Instant::now();
         while let Some(waits) = turns.waits(now_s(), &stack.store.stats(), engine.tenant_was_short()) {
-            match swept.sweep(sweeping.records_max, waits).await {
-                Ok(swept) => {
-                    collected.increment(swept.removed);
-                    turns.swept(&swept);
-                    if swept.more && began.elapsed() < sweeping.goes_on {
-                        continue;
-                    }
-                }
-                Err(error) => tracing::warn!(%error, "ended records could not be swept"),
+            let Some(swept) = sweep(&stores, sweeping.records_max, waits).await else { break };
+            collected.increment(swept.removed);
+            turns.swept(&swept);
+            if !swept.more || began.elapsed() >= sweeping.goes_on {
+                break;
             }
-            break;
         }
         for guard in &stack.guards {
             metrics::gauge!("onceward_circuit_state", "store" => guard.kind()).set(f64::from(guard.circuit() as u8));
@@ -89,7 +81,7 @@ pub(crate) async fn keep(
         if let Some(tiered) = &stack.tiered {
             show_hints(tiered);
         }
-        if let Some(journaled) = &stack.journaled {
+        if let Some(journaled) = opened.journaled() {
             show_journaled(journaled);
         }
         let stats = stack.store.stats();
@@ -99,6 +91,18 @@ pub(crate) async fn keep(
             shown = cache;
         }
     }
+}
+
+/// Removes so many ended records of each, and `None` where none of them could: one that fails keeps the others from nothing.
+async fn sweep(stores: &[Arc<dyn Store>], records_max: usize, waits: Duration) -> Option<Swept> {
+    let mut all = None;
+    for store in stores {
+        match store.sweep(records_max, waits).await {
+            Ok(swept) => all = Some(all.unwrap_or_default() + swept),
+            Err(error) => tracing::warn!(store = store.kind(), %error, "ended records could not be swept"),
+        }
+    }
+    all
 }
 
 /// Seconds since the epoch.

@@ -210,7 +210,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_store_that_says_no_is_well_and_a_probe_that_nobody_waits_for_is_tried_again() {
         let gate = Gate::new("the store", Breaker { failures: 1, open: SECOND });
-        for kind in [Kind::Full, Kind::Damaged("x".into()), Kind::SessionOver] {
+        for kind in [Kind::Full, Kind::Declined, Kind::Damaged("x".into()), Kind::SessionOver] {
             assert!(call(&gate, Err(StoreError::not_applied(kind))));
         }
         assert_eq!(gate.circuit(), Circuit::Closed);

@@ -25,6 +25,9 @@ pub enum Kind {
     /// At its bound: new claims are refused, nothing is evicted.
     #[error("the store is full: new claims are refused until records end")]
     Full,
+    /// It would take it, and was told not to for records of this route ([`Store::fall_back`](crate::Store::fall_back)).
+    #[error("the store takes no claim of this route for now")]
+    Declined,
     /// A record's bytes are not those that were written.
     #[error("a record is damaged: {0}")]
     Damaged(String),

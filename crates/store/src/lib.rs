@@ -42,7 +42,7 @@
 //! several processes in a PostgreSQL database, `redis` that in Redis, `watch` the waking of waiters inside a process, `conformance` the cases;
 //! [`journaled`] the protocol of Redis in front of a journal, [`fallback`] a second store for the time in which the first does not answer; `tiered` Redis in front of a database; [`effects`] what an upstream wrote down beside, `doctor` what is found of a store's servers.
 
-use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{fmt, future::Future, ops::Add, pin::Pin, sync::Arc, time::Duration};
 
 use onceward_core::{
     cas::{Expect, Replacement},
@@ -187,6 +187,14 @@ pub struct Swept {
     pub removed: u64,
     /// Whether ended records may be left.
     pub more: bool,
+}
+
+impl Add for Swept {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { removed: self.removed + other.removed, more: self.more || other.more }
+    }
 }
 
 /// What a tenant takes up in a store; quotas are held against it.

@@ -87,6 +87,13 @@ async fn redis_is_gone_and_claims_go_to_the_database_until_it_is_back_and_no_key
     relay.accept().unwrap();
     until("views on Redis", async || on_database() == [0, 0]).await;
     place.granted(200).await;
+    // A replica is there, and nobody promotes it.
+    redis.command(&["REPLICAOF", "127.0.0.1", "1"]).unwrap();
+    until("views on the database", async || on_database() == [256, 256]).await;
+    place.granted(100).await;
+    redis.command(&["REPLICAOF", "NO", "ONE"]).unwrap();
+    until("views on Redis", async || on_database() == [0, 0]).await;
+    place.granted(100).await;
     // And gone with its data.
     redis.kill().unwrap();
     until("views on the database", async || on_database() == [256, 256]).await;
@@ -95,7 +102,7 @@ async fn redis_is_gone_and_claims_go_to_the_database_until_it_is_back_and_no_key
     until("views on Redis", async || on_database() == [0, 0]).await;
     place.granted(200).await;
     load.end().await;
-    place.judge(1_200);
+    place.judge(1_400);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -182,12 +182,12 @@ async fn while_nobody_reaches_redis_journaled_keys_are_claimed_in_the_database_b
     let refused = "[[route]]\nname = \"fast\"\nmatch = { path = \"/fast\" }\non_store_outage = \"deny\"\n";
     let config = format!("{}{refused}", config(&postgres, &redis));
     let start = async || Arc::new(Start::before(&upstream).config(&config).start().await);
-    let (one, two) = (start().await, start().await);
+    let (one, two, idle) = (start().await, start().await, start().await);
     let in_view = async |view: &str| {
         let name = format!("onceward_journal_partitions{{view=\"{view}\"}}");
-        [metric(&one.metrics().await, &name), metric(&two.metrics().await, &name)]
+        [metric(&one.metrics().await, &name), metric(&two.metrics().await, &name), metric(&idle.metrics().await, &name)]
     };
-    until("warm views", async || in_view("redis").await == [256.0; 2]).await;
+    until("warm views", async || in_view("redis").await == [256.0; 3]).await;
     let before = [("/pay", "before"), ("/fast", "fast-before")];
     for (path, key) in before {
         assert_eq!(one.post(path, key, "{}").await.status, 201);
@@ -195,7 +195,7 @@ async fn while_nobody_reaches_redis_journaled_keys_are_claimed_in_the_database_b
     let load = clients_of("load", &[&one, &two]);
     load.more(50).await;
     redis.kill().unwrap();
-    until("views on the database", async || in_view("database").await == [256.0; 2]).await;
+    until("views on the database", async || in_view("database").await == [256.0; 3]).await;
     load.more(100).await;
     let said = one.admin("GET", "/readyz", &[], "").await.text();
     assert!(said.contains("nobody reaches Redis for 256 of 256 partitions"), "{said}");
@@ -204,17 +204,20 @@ async fn while_nobody_reaches_redis_journaled_keys_are_claimed_in_the_database_b
     assert!(
         code == Some(0)
             && tells("256 partitions are claimed in the database, since nobody reached Redis", 1)
-            && tells("does not reach the Redis of 256 partitions", 2),
+            && tells("does not reach the Redis of 256 partitions", 3),
         "{said}"
     );
     for (path, key) in before {
         assert!(two.post(path, key, "{}").await.is_replay(), "{key}");
     }
-    assert_eq!(one.post("/fast", "fast-meanwhile", "{}").await.slug(), "store-unavailable");
+    for _ in 0..20 {
+        assert_eq!(idle.post("/fast", "fast-meanwhile", "{}").await.slug(), "store-unavailable");
+    }
     assert_eq!(upstream.effects("fast-meanwhile"), 0);
+    assert_eq!(idle.post("/pay", "at-once", "{}").await.status, 201, "what one route declines stops no other");
     assert_eq!(answer(&one, "meanwhile").await, answer(&two, "meanwhile").await);
     redis.start_again().unwrap();
-    until("warm views on Redis", async || in_view("redis").await == [256.0; 2]).await;
+    until("warm views on Redis", async || in_view("redis").await == [256.0; 3]).await;
     load.more(50).await;
     for key in ["before", "meanwhile"] {
         assert!(two.post("/pay", key, "{}").await.is_replay(), "{key}");
@@ -224,6 +227,30 @@ async fn while_nobody_reaches_redis_journaled_keys_are_claimed_in_the_database_b
     let once = |text: &str| assert_eq!(told.matches(text).count(), 1, "{text}: {told}");
     once("nobody reaches Redis: these partitions' claims go to the database");
     once("claims go to Redis again");
+}
+
+#[tokio::test]
+async fn what_has_ended_leaves_the_journal_while_gateways_run() {
+    let (postgres, redis, upstream) =
+        (database_with(&[("fsync", "on")]).await, Redis::start(&[]).unwrap(), Upstream::charging().await);
+    let brief = "[[route]]\nname = \"brief\"\nmatch = { path = \"/brief\" }\nretention = \"1s\"\n\
+                 client_retries = \"0s\"\nlease = \"100ms\"\ntimeout = \"500ms\"\nexecution_max = \"800ms\"\n\
+                 in_flight = { wait = \"100ms\" }\n";
+    let config = format!("{}{brief}", config(&postgres, &redis));
+    let gateway = Start::before(&upstream).config(&config).start().await;
+    until("warm views", async || {
+        metric(&gateway.metrics().await, "onceward_journal_partitions{view=\"redis\"}") == 256.0
+    })
+    .await;
+    assert_eq!(gateway.post("/pay", "stays", "{}").await.status, 201);
+    for number in 0..20 {
+        assert_eq!(gateway.post("/brief", &format!("brief-{number}"), "{}").await.status, 201);
+    }
+    let rows = || postgres.psql("keys", "SELECT count(*) FROM onceward.journal").unwrap().trim().to_owned();
+    until("one row", async || rows() == "1").await;
+    assert!(gateway.post("/pay", "stays", "{}").await.is_replay());
+    let collected = metric(&gateway.metrics().await, "onceward_collected_records_total{reason=\"retention\"}");
+    assert!(collected >= 20.0, "{collected}");
 }
 
 #[tokio::test]

@@ -83,8 +83,9 @@ pub use self::{
     journal::{Horizon, Journal, LastActive, Mark, Member, Opening, Snapshot, Timeline, Unreached, ViewRow},
     owed::Owed,
     spool::{Left, Place, Spool},
+    standing::Serves,
     step::{as_record, stepped, stepped_in_row},
-    store::{JournaledStore, Serves},
+    store::JournaledStore,
 };
 use crate::{Applied, Insert, Kind, Read, StoreError, Write};
 
@@ -368,28 +369,11 @@ impl Journaled {
         timeout(limit, left).await.is_ok()
     }
 
-    /// How many partitions there are.
+    /// How many partitions are how, as far as this process has looked.
     #[must_use]
-    pub fn partitions(&self) -> usize {
-        self.shared.guards.len()
-    }
-
-    /// How many have a view in force that this session is in, as far as it has looked: claims are taken there.
-    #[must_use]
-    pub fn in_force(&self) -> usize {
-        if self.is_over() { 0 } else { self.shared.standing.in_force.load(Ordering::Relaxed) }
-    }
-
-    /// Of how many of these Redis has every row of the journal: claims there do not ask the database.
-    #[must_use]
-    pub fn warm(&self) -> usize {
-        if self.is_over() { 0 } else { self.shared.standing.warm.load(Ordering::Relaxed) }
-    }
-
-    /// And how many have a view on the database itself, since nobody reaches Redis: each claim is a commit.
-    #[must_use]
-    pub fn on_database(&self) -> usize {
-        if self.is_over() { 0 } else { self.shared.standing.on_database.load(Ordering::Relaxed) }
+    pub fn serves(&self) -> Serves {
+        let of = self.shared.guards.len();
+        if self.is_over() { Serves { of, ..Serves::default() } } else { self.shared.standing.serves(of) }
     }
 
     /// Whether the record's partition has a view on the database itself.

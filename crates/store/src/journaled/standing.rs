@@ -7,18 +7,34 @@ use std::{
 
 use super::{Sight, Snapshot, ViewRow, views::Part};
 
-/// How many partitions are how, as the last turn found them.
+/// How many partitions are how, as this process last looked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Serves {
+    /// Claims are taken: the view is in force, and this session is in it.
+    pub in_force: usize,
+    /// And they do not ask the database to know of earlier ones.
+    pub warm: usize,
+    /// They go to the database, since nobody reaches Redis.
+    pub on_database: usize,
+    /// All.
+    pub of: usize,
+}
+
+/// The same, as the last turn found it.
 #[derive(Debug, Default)]
 pub(super) struct Standing {
-    /// Their view is in force, and this session is in it.
-    pub(super) in_force: AtomicUsize,
-    /// And their server has every row of the journal.
-    pub(super) warm: AtomicUsize,
-    /// Their view is in force, and on the database itself.
-    pub(super) on_database: AtomicUsize,
+    in_force: AtomicUsize,
+    warm: AtomicUsize,
+    on_database: AtomicUsize,
 }
 
 impl Standing {
+    pub(super) fn serves(&self, of: usize) -> Serves {
+        let [in_force, warm, on_database] =
+            [&self.in_force, &self.warm, &self.on_database].map(|count| count.load(Ordering::Relaxed));
+        Serves { in_force, warm, on_database, of }
+    }
+
     pub(super) fn note(&self, part: &Part, seen: &Snapshot, sights: &HashMap<u16, Sight>) {
         let is_in_force = |row: &&ViewRow| {
             let sight = sights.get(&row.partition).filter(|sight| sight.is_primary);

@@ -17,7 +17,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 
-use super::{Fact, Front, Journal, Journaled, Left, Options, Owed, Spool, is_released};
+use super::{Fact, Front, Journal, Journaled, Left, Options, Owed, Serves, Spool, is_released};
 use crate::{
     Answer, FallsBack, Filter, HearsForgotten, Insert, Kind, Page, Read, Stats, Store, StoreError, Swept, Usage, Watch,
     Write,
@@ -67,19 +67,6 @@ struct Current {
     is_last: bool,
 }
 
-/// How many partitions are how, as this process last looked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Serves {
-    /// Claims are taken.
-    pub in_force: usize,
-    /// And they do not ask the database to know of earlier ones.
-    pub warm: usize,
-    /// They go to the database, since nobody reaches Redis.
-    pub on_database: usize,
-    /// All.
-    pub of: usize,
-}
-
 /// Redis in front of a journal, as a store.
 pub struct JournaledStore {
     parts: Arc<Parts>,
@@ -123,12 +110,10 @@ impl JournaledStore {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner).session)
     }
 
-    /// Of how many partitions this process takes claims, of how many without asking the database, and how many there are.
+    /// How many partitions are how, as far as this process has looked.
     #[must_use]
     pub fn serves(&self) -> Serves {
-        let session = self.session();
-        let (in_force, warm, on_database) = (session.in_force(), session.warm(), session.on_database());
-        Serves { in_force, warm, on_database, of: session.partitions() }
+        self.session().serves()
     }
 
     /// How many records of this process the journal does not have yet, and since when the first of them waits.
@@ -216,7 +201,7 @@ impl Store for JournaledStore {
             let Read { record, now } = session.get(id).await?;
             match record.filter(|record| !record.is_expired(now)) {
                 Some(record) => Ok(Insert::Existing { record: Box::new(record), now }),
-                None => Err(StoreError::not_applied(Kind::Unavailable).because(NOT_HERE)),
+                None => Err(StoreError::not_applied(Kind::Declined).because(NOT_HERE)),
             }
         })
     }

@@ -59,7 +59,7 @@ impl Journaled {
             return Ok(swept);
         }
         let (then, _) = shared.journal.sweep(left, waits).await?;
-        Ok(Swept { removed: swept.removed + then.removed, more: swept.more || then.more })
+        Ok(swept + then)
     }
 }
 

@@ -168,13 +168,8 @@ async fn turn(shared: &Arc<Shared>, part: &mut Part) -> Result<(), StoreError> {
         .map(|row| {
             let is_forgotten = shared.guard(row.partition).is_ok_and(|guard| guard.is_forgotten(row.view));
             let sight = sights.get(&row.partition);
-            let is_gone = sight.is_none() && shared.reach.is_gone(row.partition);
-            match next(part, row, sight, seen.timeline, is_kept, is_forgotten) {
-                Step::Nothing | Step::Acknowledge if is_gone && !row.incarnation.is_database() => {
-                    (row, Step::Open(on_database(part, row)))
-                }
-                step => (row, step),
-            }
+            let is_gone = shared.reach.is_gone(row.partition);
+            (row, next(part, row, sight, seen.timeline, is_kept, is_forgotten, is_gone))
         })
         .collect();
     let of = |wanted: fn(&Step) -> bool| steps.iter().filter(move |(_, step)| wanted(step)).map(|(row, _)| *row);
@@ -216,6 +211,7 @@ impl Step {
 
 /// `is_kept`: whether this session's member row is past losing.
 /// `is_forgotten`: whether the view's server turned somebody away whom it had let in.
+/// `is_gone`: whether nobody reaches the partition's primary.
 fn next(
     part: &Part,
     row: &ViewRow,
@@ -223,12 +219,16 @@ fn next(
     timeline: Timeline,
     is_kept: bool,
     is_forgotten: bool,
+    is_gone: bool,
 ) -> Step {
     let acknowledged = part.acknowledged.get(&row.partition).copied();
     let of_us = acknowledged.map_or(0, |view| view.number);
     if row.view.number > 0 && (row.timeline != timeline || row.view.number < of_us) {
         // A view of another timeline may be older than what is active: one is opened above all that anybody saw (A8).
         return Step::Open(Opening { before: *row, acknowledged: of_us, incarnation: row.incarnation });
+    }
+    if is_gone && !row.incarnation.is_database() {
+        return Step::Open(Opening { before: *row, acknowledged: of_us, incarnation: Incarnation::DATABASE });
     }
     let is_there = sight.is_some_and(|sight| sight.is_primary && sight.incarnation == row.incarnation);
     if let Some(sight) = sight {
@@ -249,12 +249,6 @@ fn next(
         false if row.view.number > 0 && row.is_agreed && is_there => Step::Install,
         _ => Step::Nothing,
     }
-}
-
-/// A view on the database itself, since nobody reaches Redis.
-fn on_database(part: &Part, row: &ViewRow) -> Opening {
-    let acknowledged = part.acknowledged.get(&row.partition).map_or(0, |view| view.number);
-    Opening { before: *row, acknowledged, incarnation: Incarnation::DATABASE }
 }
 
 async fn open(shared: &Shared, timeline: Timeline, openings: &[Opening]) -> Result<(), StoreError> {

@@ -5,7 +5,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -22,11 +22,10 @@ use tokio_postgres::{
 
 use super::{
     Postgres,
-    address::Address,
     error::Failure,
     fact::{self, Facts, small},
     in_journal::Steps,
-    lane::{Identity, Lane},
+    lane::Lane,
     row::{Parameter, big, span},
 };
 use crate::{
@@ -130,11 +129,7 @@ pub struct PostgresJournal {
     views: Lane,
     readers: Vec<Lane>,
     sweeps: Lane,
-    /// Made when the first step is taken.
-    steps: OnceLock<Steps>,
-    address: Address,
-    identity: Arc<Identity>,
-    deadline: Duration,
+    steps: Steps,
     next_reader: AtomicUsize,
     /// Up to where the log is past losing, as far as a look has said, and on which timeline. On that it stays true.
     known: Mutex<(Timeline, Mark)>,
@@ -145,9 +140,7 @@ impl Postgres {
     #[must_use]
     pub fn journal(&self, options: JournalOptions) -> PostgresJournal {
         let Self { shared, .. } = self;
-        let (address, identity) = (shared.options.address.clone(), Arc::clone(shared.health.identity()));
-        let deadline = shared.options.deadline;
-        let lane = || Lane::new(&address, &identity, deadline);
+        let lane = || Lane::new(&shared.options.address, shared.health.identity(), shared.options.deadline);
         PostgresJournal {
             options,
             ships: lane(),
@@ -155,21 +148,13 @@ impl Postgres {
             readers: (0..READERS).map(|_| lane()).collect(),
             next_reader: AtomicUsize::new(0),
             sweeps: lane(),
-            steps: OnceLock::new(),
+            steps: Steps::start(lane),
             known: Mutex::default(),
-            address,
-            identity,
-            deadline,
         }
     }
 }
 
 impl PostgresJournal {
-    /// A connection of its own.
-    fn lane(&self) -> Lane {
-        Lane::new(&self.address, &self.identity, self.deadline)
-    }
-
     fn reader(&self) -> &Lane {
         let at = self.next_reader.fetch_add(1, Ordering::Relaxed) % READERS;
         self.readers.get(at).unwrap_or(&self.views)
@@ -444,7 +429,7 @@ impl Journal for PostgresJournal {
     }
 
     fn step<'a>(&'a self, at: &'a At, id: RecordId, what: What<'a>) -> Answer<'a, Stepped> {
-        Box::pin(self.steps.get_or_init(|| Steps::start(|| self.lane())).step(at, id, what))
+        Box::pin(self.steps.step(at, id, what))
     }
 
     fn unreached<'a>(&'a self, session: SessionId, unreached: &'a [u16]) -> Answer<'a, Unreached> {

@@ -251,8 +251,7 @@ impl Store for Tiered {
             let Some(journaled) = &self.journaled else { return of_strict };
             // One that fails keeps the other from nothing.
             let of_journal = journaled.store.sweep(limit, waits).await?;
-            let Swept { removed, more } = of_strict?;
-            Ok(Swept { removed: removed + of_journal.removed, more: more || of_journal.more })
+            Ok(of_strict? + of_journal)
         })
     }
 
