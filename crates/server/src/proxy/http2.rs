@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::connector::UpstreamSocket;
 use super::frames::Wire;
-use super::pool::{ANSWER_BUFFER_BYTES, Pool, lock};
+use super::pool::{self, ANSWER_BUFFER_BYTES, Pool, lock};
 use super::upstream::UpstreamError;
 
 /// Requests at a time on one connection, whatever more the upstream would take.
@@ -237,16 +237,16 @@ where
                         state.open.push(Connection { number, sender, wire, ended, streams: 0, since: Instant::now() });
                         None
                     }
-                    Connected::Http1(sender) => {
+                    Connected::Http1(connection) => {
                         state.http1_until = Some(Instant::now() + HTTP1_FOR);
-                        Some(sender)
+                        Some(connection)
                     }
                 })
             };
             pool.sweep_later();
             let opened = opened.map(|http1| {
-                if let Some(sender) = http1 {
-                    pool.put(sender);
+                if let Some(connection) = http1 {
+                    pool.put(connection);
                 }
             });
             opened.map_err(|cause| OpenError(cause.into()))
@@ -267,7 +267,7 @@ where
 /// A connection that came about.
 enum Connected<B> {
     Http2(SendRequest<B>, Arc<Wire>, CancellationToken),
-    Http1(hyper::client::conn::http1::SendRequest<B>),
+    Http1(pool::Connection<B>),
 }
 
 /// Begins HTTP/2 on a connection and waits for the upstream to do so too.

@@ -4,6 +4,7 @@
 //! for each answer), and it holds the rule on retries itself: see [`Pool::exchange`].
 
 use std::error::Error as StdError;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::connector::{Connector, UpstreamSocket};
@@ -48,15 +50,28 @@ pub(super) struct Pool<B> {
 
 #[derive(Debug)]
 struct Idle<B> {
-    sender: SendRequest<B>,
+    connection: Connection<B>,
     since: Instant,
+}
+
+/// A connection of HTTP/1.1. It ends when this is dropped and its last exchange is over.
+#[derive(Debug)]
+pub(super) struct Connection<B> {
+    sender: SendRequest<B>,
+    /// Over once the library has done with it.
+    running: JoinHandle<()>,
 }
 
 /// A connection on which an exchange is not at its end; is free for another by [`Used::finish`]. When it is dropped
 /// before, the exchange ends, and a connection of HTTP/1.1 with it.
 #[derive(Debug)]
 pub(super) enum Used<B> {
-    Http1 { pool: Arc<Pool<B>>, sender: SendRequest<B> },
+    Http1 {
+        pool: Arc<Pool<B>>,
+        connection: Connection<B>,
+    },
+    /// It ended with its answer.
+    Over,
     Http2(#[expect(dead_code, reason = "held until the stream is at its end")] Place<B>),
 }
 
@@ -119,12 +134,30 @@ where
             }
             form(&mut request);
             loop {
-                let (mut sender, kept) = match self.take() {
-                    Some(sender) => (sender, true),
+                let (mut connection, kept) = match self.take() {
+                    Some(connection) => (connection, true),
                     None => (Box::pin(self.connect()).await?, false),
                 };
-                match sender.try_send_request(request).await {
-                    Ok(response) => return Ok((response, Used::Http1 { pool: self, sender })),
+                let mut answer = pin!(connection.sender.try_send_request(request));
+                let early = tokio::select! {
+                    biased;
+                    answer = &mut answer => Some(answer),
+                    _ended = &mut connection.running => None,
+                };
+                let (answer, connection) = match early {
+                    Some(answer) => (answer, Some(connection)),
+                    None => {
+                        // A request that came just as the connection ended lies in its channel, where nobody looks, until
+                        // its sender is gone. Then it is given back, as is the error of any other.
+                        drop(connection);
+                        (answer.await, None)
+                    }
+                };
+                match answer {
+                    Ok(response) => {
+                        let used = connection.map_or(Used::Over, |connection| Used::Http1 { pool: self, connection });
+                        return Ok((response, used));
+                    }
                     Err(mut error) => match error.take_message() {
                         Some(whole) if kept => request = whole,
                         Some(_) => {
@@ -137,52 +170,51 @@ where
         }
     }
 
-    async fn connect(&self) -> Result<SendRequest<B>, UpstreamError> {
+    async fn connect(&self) -> Result<Connection<B>, UpstreamError> {
         let not_sent = |source| UpstreamError::NotSent { source };
         let socket = self.connector.open(&self.target, false).await.map_err(not_sent)?;
         self.begin_http1(socket).await.map_err(|error| not_sent(error.into()))
     }
 
     /// Begins HTTP/1.1 on a connection.
-    pub(super) async fn begin_http1(&self, socket: UpstreamSocket) -> hyper::Result<SendRequest<B>> {
+    pub(super) async fn begin_http1(&self, socket: UpstreamSocket) -> hyper::Result<Connection<B>> {
         let (sender, connection) =
             http1::Builder::new().max_buf_size(ANSWER_BUFFER_BYTES).handshake(TokioIo::new(socket)).await?;
-        // Ends when its sender is dropped and its last exchange is over.
-        tokio::spawn(async move {
+        let running = tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "a connection to the upstream ended early");
             }
         });
-        Ok(sender)
+        Ok(Connection { sender, running })
     }
 }
 
 impl<B: Send + 'static> Pool<B> {
     /// A connection that is open and waits, as far as can be known.
-    fn take(&self) -> Option<SendRequest<B>> {
+    fn take(&self) -> Option<Connection<B>> {
         let mut idle = lock(&self.idle);
         let now = Instant::now();
         let mut at = idle.len();
         while at > 0 {
             at -= 1;
             let kept = idle.get(at)?;
-            if kept.sender.is_closed() || now - kept.since >= self.options.pool_idle {
+            if kept.connection.sender.is_closed() || now - kept.since >= self.options.pool_idle {
                 idle.swap_remove(at);
-            } else if kept.sender.is_ready() {
-                return Some(idle.swap_remove(at).sender);
+            } else if kept.connection.sender.is_ready() {
+                return Some(idle.swap_remove(at).connection);
             }
             // One that is neither is about to finish its last exchange.
         }
         None
     }
 
-    pub(super) fn put(self: Arc<Self>, sender: SendRequest<B>) {
-        if sender.is_closed() || self.options.pool_idle.is_zero() {
+    pub(super) fn put(self: Arc<Self>, connection: Connection<B>) {
+        if connection.sender.is_closed() || self.options.pool_idle.is_zero() {
             return;
         }
         let mut idle = lock(&self.idle);
         if idle.len() < IDLE_MAX {
-            idle.push(Idle { sender, since: Instant::now() });
+            idle.push(Idle { connection, since: Instant::now() });
             drop(idle);
             self.sweep_later();
         }
@@ -200,9 +232,9 @@ impl<B: Send + 'static> Used<B> {
     /// The answer is at its end: the connection may be used again.
     pub(super) fn finish(self) {
         match self {
-            Self::Http1 { pool, sender } => pool.put(sender),
+            Self::Http1 { pool, connection } => pool.put(connection),
             // Its place is free when it is dropped.
-            Self::Http2(_) => {}
+            Self::Http2(_) | Self::Over => {}
         }
     }
 }
@@ -234,7 +266,7 @@ async fn sweep<B: Send + 'static>(pool: Weak<Pool<B>>, idle_timeout: Duration) {
         let none_of_http2 = pool.http2.sweep(idle_timeout);
         let mut idle = lock(&pool.idle);
         let now = Instant::now();
-        idle.retain(|kept| !kept.sender.is_closed() && now - kept.since < idle_timeout);
+        idle.retain(|kept| !kept.connection.sender.is_closed() && now - kept.since < idle_timeout);
         if idle.is_empty() && none_of_http2 {
             // Under the lock: whoever puts the next one in sees it.
             pool.swept.store(false, Ordering::Release);
