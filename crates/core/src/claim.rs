@@ -361,6 +361,12 @@ impl Claim {
         (!known).then_some(policy)
     }
 
+    /// Whether others may run or settle the key once its lease is over.
+    #[must_use]
+    pub fn others_go_on(&self) -> bool {
+        self.policy.on_unknown.first().is_some_and(|step| *step != Step::Hold)
+    }
+
     /// The request's fingerprint under the rules that records name by `policy`.
     pub fn knows(&mut self, policy: u32, fingerprint: [u8; 32]) {
         self.others.push((policy, fingerprint));

@@ -34,7 +34,7 @@ use crate::{
     quota::Over,
     replay::UNRECORDED,
     request::again::Again,
-    wait::{News, NoSeat, Owner, Seat, Turn},
+    wait::{News, NoSeat, Owner, Seat, Turn, Unrecorded},
 };
 
 /// How long the background goes on trying to record an answer.
@@ -144,8 +144,9 @@ pub(crate) async fn obtain(
     loop {
         let event = match action {
             Action::Insert(facts) => {
-                if let Some(record) = shared.flights.unrecorded(&id) {
-                    Event::Existing { now: record.stored.written_at, record: Box::new(Record::clone(&record)) }
+                let kept = shared.flights.unrecorded(&id);
+                if let Some(Unrecorded { record, .. }) = kept.as_ref().filter(|kept| kept.may_be_told()) {
+                    Event::Existing { now: record.stored.written_at, record: Box::new(Record::clone(record)) }
                 } else {
                     // What it repeats has had its turn.
                     if terms.takes_turns && !must_finish.load(Ordering::Relaxed) && !in_turn(engine).await {
@@ -160,7 +161,7 @@ pub(crate) async fn obtain(
                     } else {
                         Err(Obtained::Overloaded)
                     };
-                    match may_claim {
+                    let mut event = match may_claim {
                         Ok(claiming) => {
                             must_finish.store(true, Ordering::Relaxed);
                             failpoint::hit(failpoint::CLAIM_BEGIN).await;
@@ -187,7 +188,11 @@ pub(crate) async fn obtain(
                                 return instead;
                             }
                         },
+                    };
+                    if let Some(kept) = &kept {
+                        is_still_recorded(kept, &mut event);
                     }
+                    event
                 }
             }
             Action::Replace(write)
@@ -262,7 +267,7 @@ pub(crate) async fn obtain(
             }
             Action::Execute { fence, attempt } => {
                 let owner = shared.flights.own(id, turn.take());
-                owner.leased(clock.said.plus(terms.lease));
+                owner.leased(clock.said, clock.at, terms.lease);
                 return Obtained::Granted(Grant { owner, fence, attempt, clock, permit });
             }
             Action::Replay(record) => {
@@ -306,6 +311,16 @@ pub(crate) async fn obtain(
         if let Some(by) = claim.settled() {
             engine.count_settled(&claim.facts().route, by);
         }
+    }
+}
+
+/// A claim of this process whose answer is still to be recorded is in flight, although its lease is over by the store.
+fn is_still_recorded(kept: &Unrecorded, event: &mut Event) {
+    if let Event::Existing { record, .. } = event
+        && record.facts.state == State::InFlight
+        && record.stored.fence == kept.record.stored.fence
+    {
+        record.stored.lease_until = Micros(u64::MAX);
     }
 }
 
@@ -474,9 +489,10 @@ pub(crate) async fn still_holds(
     if clock.at.elapsed() < lease - lease / 100 {
         return true;
     }
+    let asked_at = Instant::now();
     let renewed = engine.0.store.extend(id, claim.fence(), lease).await;
     if let Ok(Write::Applied { now, .. }) = renewed {
-        owner.leased(now.plus(lease));
+        owner.leased(now, asked_at, lease);
         return true;
     }
     tracing::warn!(record = %id.short(), "a claim was lost before anything was sent under it");
@@ -648,7 +664,7 @@ fn keep_unrecorded(engine: &Engine, owner: &Owner, write: &Transition, claim: &C
     engine.0.metrics.unrecorded.increment(1);
     let Transition::Replace(write) = write else { return };
     let Some(record) = settled_record(write, claim.fence(), UNRECORDED, write.facts.settled_at) else { return };
-    let gone = owner.settle_unrecorded(record, engine.0.limits().unrecorded_bytes);
+    let gone = owner.settle_unrecorded(record, claim.others_go_on(), engine.0.limits().unrecorded_bytes);
     engine.0.metrics.unrecorded_dropped.increment(gone as u64);
 }
 
@@ -679,8 +695,9 @@ pub(crate) async fn renew(engine: &Engine, id: RecordId, claim: &Claim, lease: D
         let result = engine.0.store.extend(id, fence, lease).await;
         engine.0.metrics.store_operation(StoreVerb::Extend, result_of(&result), started.elapsed());
         match result {
-            Ok(Write::Applied { now, .. }) => owner.leased(now.plus(lease)),
+            Ok(Write::Applied { now, .. }) => owner.leased(now, started, lease),
             Ok(Write::Lost { record, .. }) => {
+                let asked_at = Instant::now();
                 let anew = match record {
                     None => Box::pin(anew::claim(&*engine.0.store, id, claim.facts(), lease)).await,
                     Some(_) => Ok(None),
@@ -688,7 +705,7 @@ pub(crate) async fn renew(engine: &Engine, id: RecordId, claim: &Claim, lease: D
                 match anew {
                     Ok(Some(Insert::Inserted { fence: next, now })) => {
                         fence = next;
-                        owner.leased(now.plus(lease));
+                        owner.leased(now, asked_at, lease);
                     }
                     // The next try finds out.
                     Err(error) => tracing::warn!(record = %id.short(), %error, "a claim could not be made anew"),

@@ -394,7 +394,7 @@ async fn obtain_earlier(
     let engine = again.engine;
     let all = engine.0.earlier.load_full();
     for name in names {
-        let settled_here = engine.0.flights.unrecorded(&name.id).is_some();
+        let settled_here = engine.0.flights.unrecorded(&name.id).is_some_and(|kept| kept.may_be_told());
         if !settled_here && matches!(engine.store().get(name.id).await, Ok(Read { record: None, .. })) {
             continue;
         }

@@ -7,13 +7,16 @@
 use std::{
     collections::{HashMap, VecDeque},
     hash::{BuildHasherDefault, Hasher},
+    // A time, on which nothing waits.
+    sync::atomic::AtomicU64 as Plain,
+    time::Duration,
 };
 
 use onceward_core::{
     key::RecordId,
     record::{Micros, Record},
 };
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 
 use crate::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
@@ -53,9 +56,23 @@ type Shard = HashMap<RecordId, Flight, BuildHasherDefault<IdHasher>>;
 struct Flight {
     /// Who executes it, or has the turn to look again: whoever had it before was overtaken.
     holder: u64,
-    /// The record, while the store has not confirmed it.
-    unrecorded: Option<Arc<Record>>,
+    unrecorded: Option<Unrecorded>,
     waiters: VecDeque<oneshot::Sender<News>>,
+}
+
+/// The record of a key, while the store has not confirmed it.
+#[derive(Clone, Debug)]
+pub(crate) struct Unrecorded {
+    pub(crate) record: Arc<Record>,
+    /// From when on others may run or settle the key, where they may: theirs is then perhaps the key's answer.
+    until: Option<Instant>,
+}
+
+impl Unrecorded {
+    /// Whether it is the key's answer for certain.
+    pub(crate) fn may_be_told(&self) -> bool {
+        self.until.is_none_or(|until| Instant::now() < until)
+    }
 }
 
 /// Record ids are keyed hashes already: their first bytes serve.
@@ -86,6 +103,10 @@ pub(crate) struct Owner {
     holder: u64,
     /// Until when the claim was last renewed, in store time: beyond it others see an unknown outcome.
     leased_until: AtomicU64,
+    began: Instant,
+    /// The same in microseconds since it began, by this process's clock: from before the store was asked, and a hundredth
+    /// shorter than the store's, since clocks differ in rate.
+    leased_us: Plain,
 }
 
 /// The right to look again, after the owner let go.
@@ -137,7 +158,8 @@ impl Flights {
 
     fn owner(self: &Arc<Self>, id: RecordId) -> Owner {
         let holder = self.holders.fetch_add(1, Ordering::Relaxed) + 1;
-        Owner { flights: Arc::clone(self), id, live: true, holder, leased_until: AtomicU64::new(0) }
+        let (leased_until, leased_us) = (AtomicU64::new(0), Plain::new(0));
+        Owner { flights: Arc::clone(self), id, live: true, holder, leased_until, began: Instant::now(), leased_us }
     }
 
     /// A place among those who wait for `id`.
@@ -149,7 +171,7 @@ impl Flights {
     ) -> Result<Seat, NoSeat> {
         let mut shard = self.shard(id);
         let Some(flight) = shard.get_mut(id) else { return Err(NoSeat::NotHere) };
-        if let Some(record) = &flight.unrecorded {
+        if let Some(Unrecorded { record, .. }) = flight.unrecorded.as_ref().filter(|kept| kept.may_be_told()) {
             return Err(NoSeat::Settled(Arc::clone(record)));
         }
         if flight.waiters.len() >= per_key_max {
@@ -200,7 +222,7 @@ impl Flights {
     }
 
     /// The record of `id`, where it is settled here and the store has not confirmed it.
-    pub(crate) fn unrecorded(&self, id: &RecordId) -> Option<Arc<Record>> {
+    pub(crate) fn unrecorded(&self, id: &RecordId) -> Option<Unrecorded> {
         if self.unrecorded.load(Ordering::Relaxed) == 0 {
             return None;
         }
@@ -264,9 +286,11 @@ impl Flights {
 }
 
 impl Owner {
-    /// The claim holds until then, as far as is known.
-    pub(crate) fn leased(&self, until: Micros) {
-        self.leased_until.store(until.0, Ordering::Relaxed);
+    /// The claim holds for `lease` from `now` in store time, as far as is known; the store was asked at `asked_at`.
+    pub(crate) fn leased(&self, now: Micros, asked_at: Instant, lease: Duration) {
+        let here = (asked_at + (lease - lease / 100)).saturating_duration_since(self.began);
+        self.leased_us.store(u64::try_from(here.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.leased_until.store(now.plus(lease).0, Ordering::Relaxed);
     }
 
     /// Whether the outcome was unknown at this store time.
@@ -284,20 +308,21 @@ impl Owner {
     }
 
     /// The key has its record, and the store does not confirm it: waiters and later repeats are
-    /// answered from memory until it does, or until `bytes_max` of newer ones need its room. Returns
-    /// how many older ones had to go. The answer of an owner that was overtaken is perhaps not the
-    /// key's, and answers nobody.
-    pub(crate) fn settle_unrecorded(&self, record: Record, bytes_max: usize) -> usize {
+    /// answered from memory until it does, or until `bytes_max` of newer ones need its room, and no longer than the
+    /// claim holds where `others_go_on` from there. Returns how many older ones had to go. The answer of an owner
+    /// that was overtaken is perhaps not the key's, and answers nobody.
+    pub(crate) fn settle_unrecorded(&self, record: Record, others_go_on: bool, bytes_max: usize) -> usize {
         const OVERHEAD_BYTES: usize = 1024;
         let bytes = record.facts.outcome.as_ref().map_or(0, |outcome| outcome.body.len()) + OVERHEAD_BYTES;
-        let record = Arc::new(record);
+        let until = others_go_on.then(|| self.began + Duration::from_micros(self.leased_us.load(Ordering::Relaxed)));
+        let kept = Unrecorded { record: Arc::new(record), until };
         let waiters = {
             let mut shard = self.flights.shard(&self.id);
             let Some(flight) = shard.get_mut(&self.id).filter(|flight| flight.holder == self.holder) else { return 0 };
-            flight.unrecorded = Some(Arc::clone(&record));
-            std::mem::take(&mut flight.waiters)
+            flight.unrecorded = Some(kept.clone());
+            if kept.may_be_told() { std::mem::take(&mut flight.waiters) } else { VecDeque::new() }
         };
-        tell(waiters, &record);
+        tell(waiters, &kept.record);
         self.flights.keep(self.id, bytes, bytes_max)
     }
 
@@ -429,7 +454,7 @@ mod tests {
         drop(faster);
         let Some(News::YourTurn(turn)) = waiting.news().await else { panic!("no turn") };
         let faster = flights.own(ID, None);
-        faster.settle_unrecorded(record(), 1 << 20);
+        faster.settle_unrecorded(record(), false, 1 << 20);
         drop(turn);
         assert!(flights.unrecorded(&ID).is_some(), "another's answer is forgotten");
         drop(faster);
@@ -449,11 +474,29 @@ mod tests {
     fn an_unrecorded_answer_serves_later_repeats_until_it_is_forgotten() {
         let flights = Arc::new(Flights::default());
         let owner = flights.own(ID, None);
-        assert_eq!(owner.settle_unrecorded(record(), 1 << 20), 0);
+        assert_eq!(owner.settle_unrecorded(record(), false, 1 << 20), 0);
         assert!(matches!(flights.join(&ID, 10, 10), Err(NoSeat::Settled(_))));
         assert!(flights.unrecorded(&ID).is_some());
         drop(owner);
         assert!(flights.unrecorded(&ID).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unrecorded_answer_is_told_for_as_long_as_the_claim_holds_where_others_go_on_from_there() {
+        const LEASE: Duration = Duration::from_secs(6);
+        let flights = Arc::new(Flights::default());
+        let owner = flights.own(ID, None);
+        owner.leased(Micros(1), Instant::now(), LEASE);
+        owner.settle_unrecorded(record(), true, 1 << 20);
+        let told = || flights.unrecorded(&ID).unwrap().may_be_told();
+        assert!(told() && matches!(flights.join(&ID, 10, 10), Err(NoSeat::Settled(_))));
+        tokio::time::advance(LEASE).await;
+        assert!(!told());
+        let mut waits = flights.join(&ID, 10, 10).unwrap();
+        owner.settle_unrecorded(record(), true, 1 << 20);
+        assert!(waits.news.try_recv().is_err(), "another's may be the key's");
+        owner.settle(record());
+        assert!(matches!(waits.news().await, Some(News::Settled(_))));
     }
 
     #[test]
@@ -462,10 +505,10 @@ mod tests {
         let overtaken = flights.own(ID, None);
         let owner = flights.own(ID, None);
         let seat = flights.join(&ID, 10, 10).unwrap();
-        assert_eq!(overtaken.settle_unrecorded(record(), 1 << 20), 0);
+        assert_eq!(overtaken.settle_unrecorded(record(), false, 1 << 20), 0);
         assert!(flights.unrecorded(&ID).is_none());
         owner.settle(record());
-        assert_eq!(overtaken.settle_unrecorded(record(), 1 << 20), 0);
+        assert_eq!(overtaken.settle_unrecorded(record(), false, 1 << 20), 0);
         assert!(flights.unrecorded(&ID).is_none() && matches!(flights.join(&ID, 10, 10), Err(NoSeat::NotHere)));
         drop(seat);
     }
@@ -476,7 +519,7 @@ mod tests {
         let ids: Vec<RecordId> = (0..4).map(|n| RecordId([n; 32])).collect();
         let owners: Vec<Owner> = ids.iter().map(|id| flights.own(*id, None)).collect();
         // Each takes a little over a KiB: three fit.
-        let gone: usize = owners.iter().map(|owner| owner.settle_unrecorded(record(), 3 * 1024)).sum();
+        let gone: usize = owners.iter().map(|owner| owner.settle_unrecorded(record(), false, 3 * 1024)).sum();
         assert_eq!(gone, 1);
         let kept: Vec<bool> = ids.iter().map(|id| flights.unrecorded(id).is_some()).collect();
         assert_eq!(kept, [false, true, true, true]);

@@ -255,3 +255,30 @@ async fn an_attempt_in_doubt_settles_the_outcome_by_policy_once_it_is_answered()
     assert_eq!(again(&works).await.unwrap(), (201, "of the upstream".into(), false));
     assert_eq!((counts.settled("policy"), counts.settled("late")), (1, 0));
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_not_recorded_is_told_no_more_once_others_may_have_run_the_key_again() {
+    let (memory, clock) = store();
+    let books = Gated::answering(StatusCode::OK);
+    let (slow, quick) = (Gated::answering(StatusCode::CREATED), Gated::answering(StatusCode::OK));
+    quick.open();
+    let one = Process::over(&memory, &[Step::Retry], &books, &slow);
+    let first = one.post();
+    slow.arrived.notified().await;
+    memory.set_replica(true);
+    slow.open();
+    assert_eq!(first.await.unwrap(), (201, "of the upstream".into(), false));
+    assert_eq!(one.post().await.unwrap(), (201, "of the upstream".into(), true));
+    lose_the_lease(&clock);
+    tokio::time::advance(Policy::default().lease).await;
+    // Its tries that are due by now fail, and the next one is later.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(one.post().await.unwrap().0, 503, "whose answer it is the store has to say");
+    memory.set_replica(false);
+    let other = Process::over(&memory, &[Step::Retry], &books, &quick);
+    assert_eq!(other.post().await.unwrap(), (200, "of the upstream".into(), false));
+    assert_eq!(one.post().await.unwrap(), (200, "of the upstream".into(), true), "the key's answer is the other one");
+    assert_eq!((slow.calls(), quick.calls()), (1, 1));
+}
