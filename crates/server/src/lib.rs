@@ -24,6 +24,7 @@ pub mod demo;
 mod folder;
 pub mod identity;
 pub mod journaling;
+mod late;
 mod maintenance;
 pub mod opened;
 pub mod proxy;

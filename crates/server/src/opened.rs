@@ -27,7 +27,7 @@ use crate::{
         secret::{InstallSecret, Secret},
     },
     journaling::Journaling,
-    proxy,
+    late, proxy,
     start::StartError,
 };
 
@@ -157,7 +157,8 @@ impl Opened {
 pub async fn open(config: &Config, accept_loss: bool) -> Result<(Opened, Vec<String>), StartError> {
     let opened = match (&config.store.postgres, &config.store.redis) {
         (Some(said), Some(and)) => {
-            let (postgres, redis) = (database(config, said, "store.postgres").await?, redis(config, and).await?);
+            let postgres = database(config, said, "store.postgres").await?;
+            let redis = in_front(config, and, &postgres).await?;
             let journaling = match &config.store.journal {
                 Some(said) => Some(Journaling::open(config, said, &postgres, &redis).await?),
                 None => None,
@@ -315,11 +316,36 @@ async fn database(config: &Config, said: &PostgresStore, section: &'static str) 
     Ok(store)
 }
 
-async fn redis(config: &Config, said: &RedisStore) -> Result<Arc<Redis>, StartError> {
-    let address = redis_address(said)?;
+/// A Redis in front of a database, without which a process can begin: then it is used once it is there, and has been
+/// looked at.
+async fn in_front(config: &Config, said: &RedisStore, postgres: &Arc<Postgres>) -> Result<Arc<Redis>, StartError> {
+    match redis(config, said).await {
+        Err(StartError::Redis { address, source }) if source.is_away() => {
+            tracing::error!(%address, error = %source, "Redis is not there: this process begins without it, and uses it once it is");
+            let store =
+                Redis::shut(redis_options(config, said)?).map_err(|source| StartError::Redis { address, source })?;
+            let store = Arc::new(store);
+            tokio::spawn(late::admit(Arc::downgrade(&store), Arc::downgrade(postgres), config.clone(), said.clone()));
+            Ok(store)
+        }
+        opened => opened,
+    }
+}
+
+/// Opens it, and holds it to the install secret.
+pub(crate) async fn redis(config: &Config, said: &RedisStore) -> Result<Arc<Redis>, StartError> {
+    let options = redis_options(config, said)?;
     let folder = &config.store.path;
     fs::create_dir_all(folder).map_err(|source| StartError::System { what: "make the data folder", source })?;
-    let shown = address.to_string();
+    let address = options.address.to_string();
+    let store = Redis::open(options).await.map_err(|source| StartError::Redis { address, source })?;
+    let store = Arc::new(store);
+    bind(config, Remembers::Redis(&store)).await?;
+    Ok(store)
+}
+
+fn redis_options(config: &Config, said: &RedisStore) -> Result<redis::Options, StartError> {
+    let address = redis_address(said)?;
     let mut options = redis::Options::new(address);
     options.strategy = said.strategy;
     options.evictions = said.evictions;
@@ -327,10 +353,7 @@ async fn redis(config: &Config, said: &RedisStore) -> Result<Arc<Redis>, StartEr
     options.deadline = options.deadline.max(config.store.deadline);
     // Counting reads every record now and then, and only quotas ask for it.
     options.usage = config.quotas != Quotas::default();
-    let store = Redis::open(options).await.map_err(|source| StartError::Redis { address: shown, source })?;
-    let store = Arc::new(store);
-    bind(config, Remembers::Redis(&store)).await?;
-    Ok(store)
+    Ok(options)
 }
 
 /// Where the Redis of the configuration is, and how a connection to it is made; certificates are read.

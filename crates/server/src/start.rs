@@ -191,6 +191,18 @@ impl StartError {
             _ => 1,
         }
     }
+
+    /// With all that is underneath, in one line.
+    #[must_use]
+    pub fn in_words(&self) -> String {
+        let mut words = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            words = format!("{words}: {error}");
+            cause = error.source();
+        }
+        words
+    }
 }
 
 /// What fails on purpose, where that is asked for.

@@ -50,13 +50,7 @@ impl From<ConfigError> for Failure {
 impl From<start::StartError> for Failure {
     fn from(error: start::StartError) -> Self {
         let code = error.exit_code();
-        let mut message = error.to_string();
-        let mut cause = std::error::Error::source(&error);
-        while let Some(error) = cause {
-            message = format!("{message}: {error}");
-            cause = error.source();
-        }
-        Self { code, message }
+        Self { code, message: error.in_words() }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use servers::{Postgres, Redis, postgres::PASSWORD};
+use servers::{Postgres, Redis, Relay, postgres::PASSWORD};
 
 use super::{
     load::Load,
@@ -227,6 +227,46 @@ async fn while_nobody_reaches_redis_journaled_keys_are_claimed_in_the_database_b
     let once = |text: &str| assert_eq!(told.matches(text).count(), 1, "{text}: {told}");
     once("nobody reaches Redis: these partitions' claims go to the database");
     once("claims go to Redis again");
+}
+
+#[tokio::test]
+async fn a_gateway_begins_without_redis_and_uses_it_once_it_is_there_and_the_right_one() {
+    let (postgres, redis, upstream) =
+        (database_with(&[("fsync", "on")]).await, Redis::start(&[]).unwrap(), Upstream::charging().await);
+    let relay = Relay::start().unwrap();
+    let text = config(&postgres, &redis).replace(&format!(":{}", redis.port()), &format!(":{}", relay.port()));
+    let gateway = Start::before(&upstream).config(&text).start().await;
+    let in_view =
+        async |view: &str| metric(&gateway.metrics().await, &format!("onceward_journal_partitions{{view=\"{view}\"}}"));
+    until("views on the database", async || in_view("database").await == 256.0).await;
+    for path in ["/pay", "/book"] {
+        assert_eq!(gateway.post(path, &path[1..], "{}").await.status, 201);
+        assert!(gateway.post(path, &path[1..], "{}").await.is_replay(), "{path}");
+    }
+    assert_eq!(gateway.post("/search", "search", "{}").await.slug(), "store-unavailable");
+    let ready = async || gateway.admin("GET", "/readyz", &[], "").await;
+    assert_eq!(ready().await.status, 200);
+    until("word of it", async || ready().await.text().contains("Redis does not answer")).await;
+
+    // Another installation's.
+    let journal = ["HSET", "idemp:v1:meta", "journal", "another"];
+    redis.command(&journal).unwrap();
+    relay.leads_to(redis.port());
+    until("word of it", async || ready().await.text().contains("stands in front of another journal")).await;
+    assert_eq!(gateway.post("/search", "search", "{}").await.slug(), "store-unavailable");
+    assert_eq!(gateway.post("/pay", "meanwhile", "{}").await.status, 201);
+    assert_eq!(redis.command(&["KEYS", "idemp:v1:{*}*:v"]).unwrap().trim(), "", "no view is there");
+
+    redis.command(&["HDEL", "idemp:v1:meta", "journal"]).unwrap();
+    until("warm views on Redis", async || in_view("redis").await == 256.0).await;
+    for path in ["/pay", "/book"] {
+        assert!(gateway.post(path, &path[1..], "{}").await.is_replay(), "{path}");
+    }
+    assert!(gateway.post("/pay", "meanwhile", "{}").await.is_replay());
+    until("routes in the cache", async || gateway.post("/search", "search", "{}").await.status == 201).await;
+    for key in ["pay", "book", "search", "meanwhile"] {
+        assert_eq!(upstream.effects(key), 1, "{key}");
+    }
 }
 
 #[tokio::test]

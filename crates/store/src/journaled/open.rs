@@ -65,6 +65,8 @@ pub enum OpenError {
 impl JournaledStore {
     /// Begins the first session over servers that fit each other. `spool` and `left` are what [`LogSpool::open`] gave.
     ///
+    /// A Redis that is not [admitted](Redis::admit) yet is not looked at: whoever admits it [looks](Self::pair) before.
+    ///
     /// # Errors
     /// [`OpenError`]: what the protocol takes for granted is not so, and with which of the three, and how that is mended.
     pub async fn open(
@@ -78,16 +80,18 @@ impl JournaledStore {
         let journal = database.journal(journal);
         journal.check().await?;
         let front = redis.front();
-        front.check().await?;
+        let is_there = redis.is_admitted();
+        if is_there {
+            front.check().await?;
+        }
         let ours = database.remember(JOURNAL, &drawn()?).await.map_err(OpenError::Failed)?;
         let failed = |source| OpenError::Spool { folder: spool.folder().to_owned(), source };
         let theirs = spool.journal().map_err(failed)?;
         if let Some(theirs) = theirs.filter(|theirs| *theirs != ours && !left.is_empty()) {
             return Err(OpenError::OtherSpool { folder: spool.folder().to_owned(), theirs, ours });
         }
-        let theirs = redis.remember(JOURNAL, &ours).await.map_err(OpenError::Failed)?;
-        if theirs != ours {
-            return Err(OpenError::OtherJournal { redis: format!("{redis:?}"), theirs, ours });
+        if is_there {
+            stands_before(redis, ours.clone()).await?;
         }
         // Before the first fact for it.
         spool.belongs_to(&ours).map_err(failed)?;
@@ -95,6 +99,22 @@ impl JournaledStore {
         Self::start(options, Arc::new(front), Arc::new(journal), spool, left, redis, database)
             .map_err(OpenError::Failed)
     }
+
+    /// Whether this Redis may stand in front of the journal in this database; what [`open`](Self::open) looks at.
+    ///
+    /// # Errors
+    /// [`OpenError`]
+    pub async fn pair(redis: &Redis, database: &Postgres) -> Result<(), OpenError> {
+        redis.front().check().await?;
+        let ours = database.remember(JOURNAL, &drawn()?).await.map_err(OpenError::Failed)?;
+        stands_before(redis, ours).await
+    }
+}
+
+/// Whether it stands in front of no other journal; from then on it does in front of this one.
+async fn stands_before(redis: &Redis, ours: String) -> Result<(), OpenError> {
+    let theirs = redis.remember(JOURNAL, &ours).await.map_err(OpenError::Failed)?;
+    if theirs == ours { Ok(()) } else { Err(OpenError::OtherJournal { redis: format!("{redis:?}"), theirs, ours }) }
 }
 
 fn drawn() -> Result<String, OpenError> {

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
+use tokio::time::error::Elapsed;
 
 use crate::{Kind, StoreError};
 
@@ -130,6 +131,19 @@ pub(super) fn ends_connection(error: &RedisError) -> bool {
             | ErrorKind::AuthenticationFailed
             | ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading)
     ) || error.is_unrecoverable_error()
+}
+
+/// Whether nobody answers, or the servers are not ready yet.
+pub(super) fn is_away(failed: &StoreError) -> bool {
+    let Some(source) = &failed.source else { return false };
+    let of_library = source.downcast_ref::<Failure>().and_then(|failure| failure.source.as_ref());
+    source.is::<Elapsed>()
+        || of_library.is_some_and(|error| {
+            error.is_connection_dropped()
+                || error.is_connection_refusal()
+                || error.is_timeout()
+                || matches!(error.code(), Some("LOADING" | "CLUSTERDOWN"))
+        })
 }
 
 /// Whether the script has to be sent whole.

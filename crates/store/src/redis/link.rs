@@ -23,6 +23,7 @@ use tokio::{
 
 use super::{
     address::{Address, CONNECT_TIMEOUT, Heard, Opening, handed_on},
+    admission::Admission,
     error::{Failure, ends_connection, is_missing_script, read_failed, step_failed},
     info::Info,
     key::{FORGOTTEN, Keys},
@@ -41,6 +42,8 @@ pub(super) struct Link {
     address: Address,
     deadline: Duration,
     heard: Option<Heard>,
+    /// Where the servers are not to be asked before they were looked at.
+    admission: Option<Arc<Admission>>,
     live: RwLock<Option<Live>>,
     opening: Mutex<Opener>,
     made: AtomicU64,
@@ -148,10 +151,16 @@ impl Link {
             address: address.clone(),
             deadline,
             heard,
+            admission: None,
             live: RwLock::new(None),
             opening: Mutex::new(Opener { opening: None, failed_at: None }),
             made: AtomicU64::new(0),
         }
+    }
+
+    /// The same, refused for as long as that is shut.
+    pub(super) fn behind(self, admission: &Arc<Admission>) -> Self {
+        Self { admission: Some(Arc::clone(admission)), ..self }
     }
 
     pub(super) fn address(&self) -> &Address {
@@ -282,6 +291,9 @@ impl Link {
     }
 
     async fn live(&self) -> Result<Live, StoreError> {
+        if let Some(admission) = &self.admission {
+            admission.check()?;
+        }
         if let Some(live) = self.living() {
             return Ok(live);
         }

@@ -18,12 +18,13 @@
 //!
 //! # Layout
 //!
-//! [`address`] where the servers are, `link` a connection to them, `info` what they say of themselves; `key` names,
+//! [`address`] where the servers are, `link` a connection to them, `admission` whether they are asked at all, `info` what they say of themselves; `key` names,
 //! `value` a record's bytes; `step` what a step is, `script` and `watch` the two ways to take it; `incarnation` markers
 //! and losses, `upkeep` what goes on beside, `replicas` writes that are waited for there, `waiting` waiters, [`doctor`]
 //! whether the servers are fit, `foreign` keys of others, `hints` what another store says, `front` what stands before a journal, `scan` lists, `shared` what processes remember together.
 
 pub mod address;
+mod admission;
 #[cfg(any(test, feature = "conformance"))]
 mod behind;
 pub mod doctor;
@@ -69,6 +70,7 @@ use tokio::{
 
 use self::{
     address::Address,
+    admission::Admission,
     foreign::Foreign,
     incarnation::{Incarnations, Mark, Marked},
     key::Keys,
@@ -172,6 +174,14 @@ impl Options {
 #[error("Redis cannot be used as a store: {}", .0.in_words())]
 pub struct OpenError(StoreError);
 
+impl OpenError {
+    /// Whether nobody answers there, or not yet: no sign that the address is wrong, or that the servers are.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        error::is_away(&self.0)
+    }
+}
+
 /// A store in Redis. What it does in the background ends with it.
 pub struct Redis {
     shared: Arc<Shared>,
@@ -193,6 +203,7 @@ struct Shared {
     /// The latest time that any answer had.
     seen_until: AtomicU64,
     steps: Steps,
+    admission: Arc<Admission>,
     /// For steps.
     link: Link,
     /// For all else, so that a long list holds up no claim.
@@ -276,6 +287,16 @@ impl Redis {
     /// # Errors
     /// [`OpenError`]: no server can be reached, it refuses the user, is too old, or is a replica.
     pub async fn open(options: Options) -> Result<Self, OpenError> {
+        let store = Self::shut(options)?;
+        store.admit().await?;
+        Ok(store)
+    }
+
+    /// The store before its servers are there: each call is refused until [`admit`](Self::admit) has succeeded.
+    ///
+    /// # Errors
+    /// [`OpenError`]: the options do not fit each other.
+    pub fn shut(options: Options) -> Result<Self, OpenError> {
         if options.strategy == Strategy::Watch {
             let said = match options.evictions {
                 _ if options.address.is_cluster() => {
@@ -294,7 +315,8 @@ impl Redis {
         let (gone, forgotten) = (Arc::new(Notify::new()), Forgotten::default());
         let heard = waiting::heard(watchers.clone(), forgotten.clone(), Arc::clone(&gone));
         let listening = Link::new(&options.address, options.deadline, Some(heard));
-        let link = || Link::new(&options.address, options.deadline, None);
+        let admission = Arc::new(Admission::default());
+        let link = || Link::new(&options.address, options.deadline, None).behind(&admission);
         let shared = Arc::new(Shared {
             seen_until: AtomicU64::new(0),
             steps: match options.strategy {
@@ -307,6 +329,7 @@ impl Redis {
             },
             link: link(),
             side: link(),
+            admission,
             replicas: options.wait.map(|wait| Replicas::new(wait, &options.address, options.deadline)),
             incarnations: Incarnations::default(),
             watchers,
@@ -317,13 +340,37 @@ impl Redis {
             remembered: shared::Remembered::default(),
             options,
         });
-        upkeep::start(&shared).await.map_err(OpenError)?;
         let mut tasks = JoinSet::new();
         let (waited, from) = mpsc::channel(WAITED_MAX);
         tasks.spawn(waiting::listen(Arc::clone(&shared), listening, from, gone));
         tasks.spawn(upkeep::tick(Arc::clone(&shared)));
         tasks.spawn(upkeep::count(Arc::clone(&shared)));
         Ok(Self { shared, waited, _tasks: tasks })
+    }
+
+    /// Looks at the servers, gives every partition its marker, and lets calls through from then on.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); then calls are refused, as before.
+    pub async fn admit(&self) -> Result<(), OpenError> {
+        // Whoever meets a marker meanwhile waits until it is known: it tells of no loss.
+        let _looking = self.shared.incarnations.looking.lock().await;
+        self.shared.admission.open();
+        upkeep::start(&self.shared).await.map_err(|error| {
+            self.shared.admission.shut(error.in_words());
+            OpenError(error)
+        })
+    }
+
+    /// Whether calls are let through.
+    #[must_use]
+    pub fn is_admitted(&self) -> bool {
+        self.shared.admission.is_open()
+    }
+
+    /// Says why they are not, to those who ask how the store is.
+    pub fn refuse(&self, why: String) {
+        self.shared.admission.shut(why);
     }
 
     /// Keeps `value` under `name` for every process of the store, unless there is one; returns what is kept. After a
