@@ -9,7 +9,7 @@
 //!
 //! [`rows`] what is measured against what, [`gateways`] that on Redis and beside other libraries, [`load`] one round of wrk, [`process`] the processes and
 //! their CPU time, [`servers`] the upstream and the plain proxy; [`inside`] what needs no process, [`growth`] a store of
-//! ten million records, [`mod@postgres`] claims in PostgreSQL, [`returning`] what comes when Redis is back, [`outage`] what comes while it is gone, [`soak`] half an hour of them all; [`report`] what is
+//! ten million records, [`mod@postgres`] claims in PostgreSQL, [`returning`] what comes when Redis is back, [`outage`] what comes while it is gone, [`journaled`] routes of that kind while all is well, [`soak`] half an hour of them all; [`report`] what is
 //! printed.
 //!
 //! A figure that misses its aim is printed and is no error; a row that cannot be measured is.
@@ -17,6 +17,7 @@
 mod gateways;
 mod growth;
 mod inside;
+mod journaled;
 mod load;
 mod outage;
 mod postgres;

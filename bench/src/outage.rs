@@ -4,7 +4,6 @@
 //! counted and not sent again. Redis is killed (SIGKILL), is away for a while, and is started again without its data.
 
 use std::path::Path;
-use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,14 +14,11 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
-use onceward_store::postgres::address::Address;
-use onceward_store::postgres::migrate::{MIGRATIONS, migrate};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep_until};
 
-use crate::process::Server;
+use crate::journaled;
 use crate::report::{Line, aim, percentile};
-use crate::rows::binaries;
 
 pub(crate) const NAME: &str = "P16";
 /// Operations that begin in a second, on each of the routes.
@@ -33,7 +29,8 @@ const AWAY: Duration = Duration::from_secs(12);
 /// From when on the database has the claims.
 const SETTLED: Duration = Duration::from_secs(3);
 const AFTER: Duration = Duration::from_secs(8);
-const DATABASE: &str = "keys";
+const JOURNALED: &str =
+    "[[route]]\nname = \"journaled\"\nmatch = { path = \"/journaled\" }\ndurability = \"journaled\"\n";
 const ROUTES: [&str; 2] = ["/journaled", "/strict"];
 const AIM: f64 = 2.0;
 
@@ -51,13 +48,11 @@ struct Told {
 /// # Errors
 /// Where a server is missing or does not start, or an answer is neither one nor a refusal.
 pub(crate) async fn measure(folder: &Path) -> anyhow::Result<Line> {
-    let postgres = servers::Postgres::start(&[("fsync", "on"), ("max_wal_size", "4GB")])?;
-    postgres.create_database(DATABASE)?;
-    migrate(&Address::new(&postgres.url(DATABASE), None, None)?, MIGRATIONS, false).await?;
+    let postgres = journaled::database().await?;
     let mut redis = servers::Redis::start(&[])?;
     let upstream = upstream().await?;
-    let gateway = |name: &str| gateway(name, &upstream, &postgres, &redis, folder);
-    let both = [gateway("one")?, gateway("two")?];
+    let gateway = |name: &str| journaled::gateway(name, &upstream, &postgres, &redis.url(), JOURNALED, folder);
+    let both = [gateway("one-16")?, gateway("two-16")?];
     let began = Instant::now();
     let kill = began + WARM_UP + BEFORE;
     let (back, end) = (kill + AWAY, kill + AWAY + AFTER);
@@ -75,7 +70,7 @@ pub(crate) async fn measure(folder: &Path) -> anyhow::Result<Line> {
         percentile(&mut answered.map(|told| told.took.as_secs_f64() * 1e3).collect::<Vec<_>>(), 0.99)
     };
     let without = (kill + SETTLED, back);
-    let [journaled, strict] = [0, 1].map(|route| p99(route, without.0, without.1));
+    let [ours, theirs] = [0, 1].map(|route| p99(route, without.0, without.1));
     let before = [0, 1].map(|route| p99(route, began + WARM_UP, kill));
     // From the first refusal to the last one, for each of the two changes.
     let pause = |from, to| {
@@ -87,11 +82,11 @@ pub(crate) async fn measure(folder: &Path) -> anyhow::Result<Line> {
     let ((away, away_ms), (again, again_ms)) = (pause(kill, back), pause(back, end));
     let slowest = told.iter().map(|told| told.took).max().unwrap_or_default().as_secs_f64() * 1e3;
     let refused_strict = of(1, began, end).filter(|told| !told.is_answered).count();
-    let ratio = journaled / strict;
+    let ratio = ours / theirs;
     Ok(Line {
         name: NAME,
         text: format!(
-            "without Redis, journaled / strict, p99: {ratio:.2}x{} ({journaled:.1} / {strict:.1} ms; before {:.1} / {:.1} ms); \
+            "without Redis, journaled / strict, p99: {ratio:.2}x{} ({ours:.1} / {theirs:.1} ms; before {:.1} / {:.1} ms); \
              {} a second on each; refused {away} within {away_ms:.0} ms of its end, {again} within {again_ms:.0} ms of its \
              return, {refused_strict} of the strict; the slowest of all {slowest:.0} ms",
             aim("at most", AIM, ratio <= AIM),
@@ -101,8 +96,8 @@ pub(crate) async fn measure(folder: &Path) -> anyhow::Result<Line> {
         ),
         figures: vec![
             ("p99", ratio),
-            ("journaled_p99_ms", journaled),
-            ("strict_p99_ms", strict),
+            ("journaled_p99_ms", ours),
+            ("strict_p99_ms", theirs),
             ("pause_ms", away_ms),
             ("pause_at_return_ms", again_ms),
             ("slowest_ms", slowest),
@@ -117,33 +112,6 @@ async fn upstream() -> anyhow::Result<String> {
     let router = ROUTES.iter().fold(axum::Router::new(), |router, path| router.route(path, post(answer)));
     tokio::spawn(async move { axum::serve(listener, router).await });
     Ok(url)
-}
-
-fn gateway(
-    name: &str,
-    upstream: &str,
-    postgres: &servers::Postgres,
-    redis: &servers::Redis,
-    folder: &Path,
-) -> anyhow::Result<Server> {
-    let (file, data) = (folder.join(format!("{name}-16.toml")), folder.join(format!("{name}-16-data")));
-    let password = servers::postgres::PASSWORD;
-    let said = format!(
-        "[identity]\nsecret = \"{}=\"\n[store]\nkind = \"tiered\"\npath = {:?}\n\
-         postgres = {{ url = \"{}\", password = \"{password}\", tls = \"off\" }}\n\
-         redis = {{ url = \"{}\" }}\njournal = {{ failover = \"none\" }}\n\
-         [defaults]\ndurability = \"strict\"\nscope = {{ env = \"fixed:bench\" }}\n\
-         [[route]]\nname = \"journaled\"\nmatch = {{ path = \"/journaled\" }}\ndurability = \"journaled\"\n\
-         [[upstream]]\nname = \"api\"\nurl = \"{upstream}\"\n",
-        "A".repeat(43),
-        data.display().to_string(),
-        postgres.url(DATABASE).replace(&format!(":{password}@"), "@"),
-        redis.url(),
-    );
-    std::fs::write(&file, said)?;
-    let mut command = Command::new(binaries()?.join("onceward"));
-    command.args(["proxy", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--config"]).arg(&file);
-    Server::start(&mut command)
 }
 
 /// Begins operations until the end, by turns on both routes of both gateways, and waits for them all.

@@ -33,14 +33,17 @@ const ONE_TABLE: &str = "CREATE TABLE one (id bytea PRIMARY KEY, fence bigint NO
 const ONE_INSERT: &str = "INSERT INTO one VALUES ($1, $2, $3, 1, $4, $5, $6, $7, clock_timestamp())
     ON CONFLICT (id) DO NOTHING RETURNING fence";
 
-struct Place {
+pub(crate) struct Place {
     server: servers::Postgres,
     address: Address,
 }
 
 impl Place {
     /// A server that syncs each commit, as one does that is relied on.
-    async fn new() -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// Where it is missing.
+    pub(crate) async fn new() -> anyhow::Result<Self> {
         let server = servers::Postgres::start(&[("fsync", "on"), ("max_wal_size", "4GB")])?;
         server.create_database(DATABASE)?;
         let address = Address::new(&server.url(DATABASE), None, None)?;
@@ -56,17 +59,19 @@ impl Place {
         Ok(client)
     }
 
-    async fn store(&self) -> anyhow::Result<Arc<Postgres>> {
+    /// # Errors
+    /// Where it does not answer.
+    pub(crate) async fn store(&self) -> anyhow::Result<Arc<Postgres>> {
         Ok(Arc::new(Postgres::open(Options::new(self.address.clone())).await?))
     }
 }
 
 /// Ids that nobody had before, spread as hashes are.
 #[derive(Debug, Default)]
-struct Ids(AtomicU64);
+pub(crate) struct Ids(AtomicU64);
 
 impl Ids {
-    fn next(&self) -> RecordId {
+    pub(crate) fn next(&self) -> RecordId {
         let number = self.0.fetch_add(1, Ordering::Relaxed);
         let mut id = [0; 32];
         for (part, at) in id.chunks_exact_mut(8).zip(1_u64..) {
@@ -80,13 +85,21 @@ impl Ids {
 }
 
 /// How many a second, and how long each took.
-struct Rate {
-    a_second: f64,
+pub(crate) struct Rate {
+    pub(crate) a_second: f64,
     took: Vec<f64>,
 }
 
 /// Claims of `callers` at a time for `span`.
-async fn claimed(store: &Arc<Postgres>, ids: &Arc<Ids>, callers: u32, span: Duration) -> anyhow::Result<Rate> {
+///
+/// # Errors
+/// Where the store does not answer.
+pub(crate) async fn claimed<S: Store>(
+    store: &Arc<S>,
+    ids: &Arc<Ids>,
+    callers: u32,
+    span: Duration,
+) -> anyhow::Result<Rate> {
     let (start, facts) = (Instant::now(), Arc::new(payment()));
     let mut running = Vec::new();
     for _ in 0..callers {
@@ -106,7 +119,10 @@ async fn claimed(store: &Arc<Postgres>, ids: &Arc<Ids>, callers: u32, span: Dura
 }
 
 /// The same by one INSERT each, on a connection for each caller.
-async fn inserted(place: &Place, ids: &Arc<Ids>, callers: u32, span: Duration) -> anyhow::Result<Rate> {
+///
+/// # Errors
+/// Where the server does not answer.
+pub(crate) async fn inserted(place: &Place, ids: &Arc<Ids>, callers: u32, span: Duration) -> anyhow::Result<Rate> {
     let facts: Arc<Facts> = Arc::new(payment());
     let mut clients = Vec::new();
     for _ in 0..callers {

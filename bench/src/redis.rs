@@ -70,7 +70,11 @@ impl Place {
         self.server.resume()
     }
 
-    async fn store(&self) -> anyhow::Result<Arc<Redis>> {
+    /// A store on it.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub(crate) async fn store(&self) -> anyhow::Result<Arc<Redis>> {
         let address = Address::new(&self.server.url(), Credentials::default(), Credentials::default(), None)?;
         Ok(Arc::new(Redis::open(Options { usage: false, ..Options::new(address) }).await?))
     }

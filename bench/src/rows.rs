@@ -9,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 use crate::load::{self, Figures, Keys, Round};
 use crate::process::Server;
 use crate::report::{Line, aim, median};
-use crate::{gateways, growth, inside, outage, postgres, redis, report, returning, soak};
+use crate::{gateways, growth, inside, journaled, outage, postgres, redis, report, returning, soak};
 
 /// How long, and how often.
 #[derive(Clone, Copy, Debug)]
@@ -98,6 +98,8 @@ const OTHERS: &[&str] = &[
     "P14-sweep",
     returning::NAME,
     outage::NAME,
+    journaled::P10,
+    journaled::P11,
 ];
 
 /// Durable claims beside a bare log, which the store's own example measures.
@@ -177,6 +179,12 @@ pub(crate) fn run(names: &[&str], rounds: Rounds, json: Option<&Path>) -> anyhow
     }
     if wanted("P14-sweep") {
         tell(runtime.block_on(postgres::sweep(rounds)).context("P14-sweep")?);
+    }
+    if wanted(journaled::P10) {
+        tell(journaled::routes(&runtime, rounds, &folder.0).context(journaled::P10)?);
+    }
+    if wanted(journaled::P11) {
+        tell(runtime.block_on(journaled::shipping(rounds, &folder.0)).context(journaled::P11)?);
     }
     if wanted(outage::NAME) {
         tell(runtime.block_on(outage::measure(&folder.0)).context(outage::NAME)?);
