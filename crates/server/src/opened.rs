@@ -6,6 +6,7 @@ use onceward::{
     Quotas, SecretId,
     store::{
         Store, StoreError,
+        circuit::Breaker,
         embedded::{self, Embedded},
         fallback::Fallback,
         guarded::Guarded,
@@ -37,6 +38,8 @@ const EMBEDDED_SWEPT_MAX: usize = 10_000;
 const SHARED_SWEPT_MAX: usize = 1_000;
 /// For so long of each second a database is swept, where there is more: so more records can go than come.
 const SHARED_GOES_ON: Duration = Duration::from_millis(500);
+/// The circuit before journaled keys is open no longer.
+const JOURNALED_OPEN: Duration = Duration::from_millis(200);
 /// The name under which a store of several processes knows the hash of its install secret.
 pub(crate) const SECRET_ID: &str = "secret_id";
 
@@ -286,7 +289,10 @@ pub async fn stack(
         let mut tiered = Tiered::new(Arc::clone(&first), Arc::clone(&cache), Arc::clone(redis), breaker);
         let mut guards = vec![first, cache];
         if let Some(journaling) = journaling {
-            let journaled = guard(wrap(Arc::clone(&journaling.store) as _));
+            // Its claims find another place by themselves, within a second mostly.
+            let breaker = Breaker { open: breaker.open.min(JOURNALED_OPEN), ..breaker };
+            let journaled = Guarded::new(wrap(Arc::clone(&journaling.store) as _), config.store.deadline, breaker);
+            let journaled = Arc::new(journaled);
             guards.push(Arc::clone(&journaled));
             tiered = tiered.with_journaled(journaled);
         }

@@ -22,6 +22,8 @@ use crate::StoreError;
 const GONE_AFTER: Duration = Duration::from_millis(300);
 /// And one that was reached for so long to be back.
 const BACK_AFTER: Duration = Duration::from_secs(1);
+/// For so long it is looked often at one that is missed: by then others have said whether they miss it, too.
+const LOOKED_FOR: Duration = Duration::from_secs(3);
 
 /// What this process saw of the servers itself, and what all said.
 #[derive(Debug, Default)]
@@ -61,6 +63,12 @@ impl Reach {
     /// Whether there are servers that this process did not reach when it looked last.
     pub(super) fn misses_some(&self) -> bool {
         self.misses_some.load(Ordering::Relaxed)
+    }
+
+    /// Whether there are servers that this process has begun to miss.
+    pub(super) fn begins_to_miss(&self) -> bool {
+        let is_new = |(seen, since): &(Option<Incarnation>, Instant)| seen.is_none() && since.elapsed() < LOOKED_FOR;
+        self.misses_some() && self.inner().since.values().any(is_new)
     }
 
     /// Whether this process did not reach the partition's server when it looked last.

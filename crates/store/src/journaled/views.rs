@@ -64,7 +64,7 @@ pub(super) struct Part {
     acknowledged: HashMap<u16, View>,
     /// The view that it was let into, of each partition.
     admitted: HashMap<u16, View>,
-    /// Whether a view waits, or one is about to be opened.
+    /// Whether a view waits, or one may be about to be opened.
     is_changing: bool,
 }
 
@@ -160,7 +160,7 @@ async fn turn(shared: &Arc<Shared>, part: &mut Part) -> Result<(), StoreError> {
         sights.insert(row.partition, Sight::of_database(row));
     }
     let is_changing = |row: &ViewRow| row.view.number > 0 && (!row.is_active || !part.is_in(row));
-    part.is_changing = seen.views.iter().any(is_changing);
+    part.is_changing = seen.views.iter().any(is_changing) || shared.reach.begins_to_miss();
     shared.standing.note(part, &seen, &sights);
     let steps: Vec<(&ViewRow, Step)> = seen
         .views
