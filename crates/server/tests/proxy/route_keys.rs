@@ -226,7 +226,9 @@ retention_max = "4s"
     let most = std::cell::Cell::new(first);
     until("the end of the retention", async || {
         most.set(record().await.map_or(most.get(), |record| most.get().max(seconds_kept(&record))));
-        !gateway.post("/sliding", "k-2", "{}").await.is_replay()
+        let answer = gateway.post("/sliding", "k-2", "{}").await;
+        assert!([201, 409, 503].contains(&answer.status), "{answer:?}");
+        answer.status == 201 && !answer.is_replay()
     })
     .await;
     assert!(most.get() > 2.5 && most.get() < 4.1, "{most:?}");
