@@ -113,7 +113,7 @@ impl<T> Keeper<T> {
         Self { shared, retry_at: None }
     }
 
-    /// Works until the log is closed.
+    /// Works until the writer is gone.
     pub(crate) fn run(&mut self) {
         loop {
             let step = self.step();

@@ -100,11 +100,10 @@ impl<T> Shared<T> {
         Ok(())
     }
 
+    /// Takes no more frames. The writer ends once it has written what is queued, and the keeper after it.
     pub(crate) fn close(&self) {
         lock(&self.queue).closed = true;
-        lock(&self.slots).closed = true;
         self.wake.notify_all();
-        self.slots_changed.notify_all();
     }
 
     pub(crate) fn has_space(&self) -> bool {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use super::batch::{BATCH_HEADER, FRAME_HEADER};
 use super::forgetful::{Crash, Forgetful, Random};
 use super::keeper::{Keeper, Step};
 use super::segment::HEADER_ROOM;
@@ -615,9 +616,38 @@ fn a_log_with_threads_on_a_real_folder_keeps_what_it_acknowledged() {
         }
     }
     log.close();
-    assert!(matches!(receiver.try_iter().last().unwrap().outcome, Outcome::Durable { .. }));
+    let last = receiver.try_iter().last().unwrap().outcome;
+    assert!(matches!(last, Outcome::Durable { .. }), "{last:?}");
     drop(log);
     let mut shown = 0;
     drop(Log::<u64>::open(disk, options, &mut |_| shown += 1).unwrap());
     assert_eq!(shown, 2000);
+}
+
+#[test]
+fn what_was_queued_before_a_log_was_closed_is_written_also_where_it_needs_further_segments() {
+    let disk = Forgetful::new(1);
+    let Bench { log, mut writer, mut keeper, done, .. } = open(&disk).unwrap();
+    writer.waits_for_spares(true);
+    // Two of them fill a batch, and two batches no longer fit a segment.
+    let payload = vec![7; (SEGMENT - 2 * HEADER_ROOM) as usize / 4 - BATCH_HEADER / 2 - FRAME_HEADER];
+    let append = |key| {
+        let frame = Frame { kind: Kind::Put, id: &id(key), keep_until_s: 9, payload: &payload };
+        while let Err(error) = log.append(&frame, key) {
+            assert!(matches!(error, AppendError::QueueFull), "{error}");
+            std::thread::yield_now();
+        }
+    };
+    (0..2).for_each(append);
+    writer.turn(false);
+    (2..4).for_each(append);
+    std::thread::scope(|scope| {
+        scope.spawn(move || writer.run());
+        (4..6).for_each(append);
+        log.close();
+        keeper.run();
+    });
+    let done = lock(&done);
+    assert!(done.iter().all(|batch| matches!(batch.outcome, Outcome::Durable { .. })), "{done:?}");
+    assert_eq!(done.iter().map(|batch| batch.placed.len()).collect::<Vec<_>>(), [2, 2, 2]);
 }

@@ -411,3 +411,12 @@ impl<T> Writer<T> {
         spare
     }
 }
+
+/// Nobody needs a segment any more. Until then the keeper goes on: what was queued before the log was closed may need
+/// another one.
+impl<T> Drop for Writer<T> {
+    fn drop(&mut self) {
+        lock(&self.shared.slots).closed = true;
+        self.shared.slots_changed.notify_all();
+    }
+}
