@@ -100,7 +100,7 @@ pub(crate) fn measure(
     let own = std::env::current_exe()?;
     let upstream = Server::start(Command::new(&own).arg("upstream"))?;
     let place = Place::new()?;
-    let onceward = gateway("redis", &upstream.url, &place, folder)?;
+    let onceward = gateway("redis", &upstream.url, &on_redis(&place), folder)?;
     for (row, series) in rows.into_iter().zip(0..) {
         let theirs = Place::new()?;
         let baseline = match row.peer {
@@ -156,9 +156,8 @@ impl Asked {
 }
 
 fn line(row: &Row, ours: &Asked, theirs: &Asked) -> Line {
-    let pairs = || ours.figures.iter().zip(&theirs.figures);
-    let cpu = median(pairs().map(|(own, other)| own.cpu_us / other.cpu_us).collect());
-    let rate = median(pairs().map(|(own, other)| own.per_second / other.per_second).collect());
+    let ratio = |of| load::ratio(&ours.figures, &theirs.figures, of);
+    let (cpu, rate) = (ratio(|figures| figures.cpu_us), ratio(|figures| figures.per_second));
     let rate_aim = row.rate_min.map_or(String::new(), |min| aim("at least", min, rate >= min));
     Line {
         name: row.name,
@@ -173,21 +172,25 @@ fn line(row: &Row, ours: &Asked, theirs: &Asked) -> Line {
     }
 }
 
-/// A gateway on Redis, by its name.
+/// The store and the defaults of a gateway on Redis alone.
+pub(crate) fn on_redis(place: &Place) -> String {
+    let url = place.url();
+    format!(
+        "kind = \"redis\"\nredis = {{ url = \"{url}\" }}\n[defaults]\ndurability = \"cache\"\n\
+         scope = {{ env = \"fixed:bench\" }}\n"
+    )
+}
+
+/// A gateway by its name; `store` is what its file says from its `[store]` on.
 ///
 /// # Errors
 /// Where it does not start.
-pub(crate) fn gateway(name: &str, upstream: &str, place: &Place, folder: &Path) -> anyhow::Result<Server> {
-    let file = folder.join(format!("{name}.toml"));
-    let data = folder.join(format!("{name}-data"));
+pub(crate) fn gateway(name: &str, upstream: &str, store: &str, folder: &Path) -> anyhow::Result<Server> {
+    let (file, data) = (folder.join(format!("{name}.toml")), folder.join(format!("{name}-data")));
     let said = format!(
-        "[identity]\nsecret = \"{}=\"\n[store]\nkind = \"redis\"\npath = {:?}\n[store.redis]\nurl = \"{}\"\n\
-         [defaults]\ndurability = \"cache\"\nscope = {{ env = \"fixed:bench\" }}\n\
-         [[upstream]]\nname = \"api\"\nurl = \"{}\"\n",
+        "[identity]\nsecret = \"{}=\"\n[store]\npath = {:?}\n{store}[[upstream]]\nname = \"api\"\nurl = \"{upstream}\"\n",
         "A".repeat(43),
         data.display().to_string(),
-        place.url(),
-        upstream
     );
     std::fs::write(&file, said)?;
     let mut command = Command::new(binaries()?.join("onceward"));

@@ -22,12 +22,11 @@ use crate::postgres::{self, Ids};
 use crate::process::Server;
 use crate::redis;
 use crate::report::{Line, aim, median, percentile};
-use crate::rows::{Rounds, binaries};
+use crate::rows::Rounds;
 
 pub(crate) const P10: &str = "P10";
 pub(crate) const P11: &str = "P11";
 
-const DATABASE: &str = "keys";
 const LEASE: Duration = Duration::from_secs(30);
 /// As many facts as a process puts into one shipment.
 const SHIPMENT: usize = 256;
@@ -35,47 +34,15 @@ const CALLERS: u32 = 64;
 const LOOK: Duration = Duration::from_millis(5);
 const SETTLES_WITHIN: Duration = Duration::from_secs(60);
 
-/// A gateway on PostgreSQL and Redis whose routes are strict but for what `routes` says.
-///
-/// # Errors
-/// Where it does not start.
-pub(crate) fn gateway(
-    name: &str,
-    upstream: &str,
-    postgres: &servers::Postgres,
-    redis_url: &str,
-    routes: &str,
-    folder: &Path,
-) -> anyhow::Result<Server> {
-    let (file, data) = (folder.join(format!("{name}.toml")), folder.join(format!("{name}-data")));
+/// The store and the defaults of a gateway on PostgreSQL and Redis, and `routes`; all others are strict.
+pub(crate) fn in_front(postgres: &postgres::Place, redis_url: &str, routes: &str) -> String {
     let password = servers::postgres::PASSWORD;
-    let said = format!(
-        "[identity]\nsecret = \"{}=\"\n[store]\nkind = \"tiered\"\npath = {:?}\n\
-         postgres = {{ url = \"{}\", password = \"{password}\", tls = \"off\" }}\n\
+    let url = postgres.url().replace(&format!(":{password}@"), "@");
+    format!(
+        "kind = \"tiered\"\npostgres = {{ url = \"{url}\", password = \"{password}\", tls = \"off\" }}\n\
          redis = {{ url = \"{redis_url}\" }}\njournal = {{ failover = \"none\" }}\n\
-         [defaults]\ndurability = \"strict\"\nscope = {{ env = \"fixed:bench\" }}\n{routes}\
-         [[upstream]]\nname = \"api\"\nurl = \"{upstream}\"\n",
-        "A".repeat(43),
-        data.display().to_string(),
-        postgres.url(DATABASE).replace(&format!(":{password}@"), "@"),
-    );
-    std::fs::write(&file, said)?;
-    let mut command = Command::new(binaries()?.join("onceward"));
-    command.args(["proxy", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--config"]).arg(&file);
-    Server::start(&mut command)
-}
-
-/// A PostgreSQL server that syncs each commit, with our schema in [`DATABASE`].
-///
-/// # Errors
-/// Where it is missing.
-pub(crate) async fn database() -> anyhow::Result<servers::Postgres> {
-    use onceward_store::postgres::address::Address;
-    use onceward_store::postgres::migrate::{MIGRATIONS, migrate};
-    let postgres = servers::Postgres::start(&[("fsync", "on"), ("max_wal_size", "4GB")])?;
-    postgres.create_database(DATABASE)?;
-    migrate(&Address::new(&postgres.url(DATABASE), None, None)?, MIGRATIONS, false).await?;
-    Ok(postgres)
+         [defaults]\ndurability = \"strict\"\nscope = {{ env = \"fixed:bench\" }}\n{routes}"
+    )
 }
 
 /// P10: fresh keys, journaled beside in the cache, each gateway with a Redis of its own.
@@ -87,10 +54,12 @@ pub(crate) fn routes(runtime: &tokio::runtime::Runtime, rounds: Rounds, folder: 
     const P99_MAX: f64 = 1.3;
     let own = std::env::current_exe()?;
     let upstream = Server::start(Command::new(&own).arg("upstream"))?;
-    let (postgres, front, cache) = (runtime.block_on(database())?, redis::Place::new()?, redis::Place::new()?);
+    let (postgres, front, cache) =
+        (runtime.block_on(postgres::Place::new())?, redis::Place::new()?, redis::Place::new()?);
     let all = "[[route]]\nname = \"all\"\nmatch = { path = \"/**\" }\ndurability = \"journaled\"\n";
-    let journaled = gateway("journaled-10", &upstream.url, &postgres, &front.url(), all, folder)?;
-    let cached = gateways::gateway("cache-10", &upstream.url, &cache, folder)?;
+    let journaled = in_front(&postgres, &front.url(), all);
+    let journaled = gateways::gateway("journaled-10", &upstream.url, &journaled, folder)?;
+    let cached = gateways::gateway("cache-10", &upstream.url, &gateways::on_redis(&cache), folder)?;
     let round = |number, span| Round { keys: Keys::Fresh, connections: CALLERS, span, number, folder };
     let warm_up = round(0, Duration::from_secs(1));
     load::warm_up(&cached, warm_up).context("cache")?;
@@ -103,23 +72,11 @@ pub(crate) fn routes(runtime: &tokio::runtime::Runtime, rounds: Rounds, folder: 
         // What is shipped later is no load of the other's round.
         behind.push(shipped(&postgres)?.as_secs_f64() * 1e3);
     }
-    let ratio = |of: fn(&load::Figures) -> f64| {
-        median(ours.iter().zip(&theirs).map(|(own, other)| of(own) / of(other)).collect())
-    };
+    let ratio = |of| load::ratio(&ours, &theirs, of);
     let rate = ratio(|figures| figures.per_second);
     let p99 = ratio(|figures| figures.p99_us);
     let cpu = ratio(|figures| figures.cpu_us);
     let behind = median(behind);
-    let shown = |figures: &[load::Figures]| {
-        let of = |part: fn(&load::Figures) -> f64| median(figures.iter().map(part).collect());
-        format!(
-            "{:.1} us CPU, {:.0}/s, p50 {:.0} us, p99 {:.0} us",
-            of(|figures| figures.cpu_us),
-            of(|figures| figures.per_second),
-            of(|figures| figures.p50_us),
-            of(|figures| figures.p99_us)
-        )
-    };
     Ok(Line {
         name: P10,
         text: format!(
@@ -127,19 +84,18 @@ pub(crate) fn routes(runtime: &tokio::runtime::Runtime, rounds: Rounds, folder: 
              {behind:.0} ms after a round",
             aim("at least", RATE_MIN, rate >= RATE_MIN),
             aim("at most", P99_MAX, p99 <= P99_MAX),
-            shown(&ours),
-            shown(&theirs),
+            load::shown(&ours),
+            load::shown(&theirs),
         ),
         figures: vec![("rate", rate), ("p99", p99), ("cpu", cpu), ("behind_ms", behind)],
     })
 }
 
 /// Waits until the journal has an outcome of each claim and grows no more: how long that took.
-fn shipped(postgres: &servers::Postgres) -> anyhow::Result<Duration> {
+fn shipped(postgres: &postgres::Place) -> anyhow::Result<Duration> {
     const STILL: Duration = Duration::from_millis(300);
     let count = || -> anyhow::Result<(u64, u64)> {
-        let said =
-            postgres.psql(DATABASE, "SELECT count(*), count(*) FILTER (WHERE rank < 3) FROM onceward.journal")?;
+        let said = postgres.psql("SELECT count(*), count(*) FILTER (WHERE rank < 3) FROM onceward.journal")?;
         let (all, open) = said.trim().split_once('|').context("two counts")?;
         Ok((all.trim().parse()?, open.trim().parse()?))
     };
@@ -175,9 +131,9 @@ pub(crate) async fn shipping(rounds: Rounds, folder: &Path) -> anyhow::Result<Li
         ours.push(many);
         theirs.push(one);
     }
-    let (claims, lag) = lag(&place, &ids, rounds.span, folder).await?;
+    let (claims, mut lag) = lag(&place, &ids, rounds.span, folder).await?;
     let ratio = median(ratios);
-    let [p50, p99] = [0.5, 0.99].map(|part| percentile(&mut lag.clone(), part));
+    let [p50, p99] = [0.5, 0.99].map(|part| percentile(&mut lag, part));
     Ok(Line {
         name: P11,
         text: format!(
@@ -253,7 +209,7 @@ async fn lag(
         }
     }
     while let Some(claimed) = running.join_next().await {
-        claimed??;
+        ensure!(matches!(claimed??, Insert::Inserted { .. }), "a fresh key is taken");
     }
     store.leave(SETTLES_WITHIN).await;
     Ok((claims, waited))

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 
 use crate::process::Server;
+use crate::report::median;
 
 /// What keys the requests have.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +30,25 @@ pub(crate) struct Figures {
     pub(crate) p99_us: f64,
     /// Requests that failed, a small part of all.
     pub(crate) failed: f64,
+}
+
+/// The median of the rounds' ratios.
+pub(crate) fn ratio(ours: &[Figures], theirs: &[Figures], of: fn(&Figures) -> f64) -> f64 {
+    median(ours.iter().zip(theirs).map(|(own, other)| of(own) / of(other)).collect())
+}
+
+/// The medians, in words.
+pub(crate) fn shown(figures: &[Figures]) -> String {
+    let of = |part: fn(&Figures) -> f64| median(figures.iter().map(part).collect());
+    let failed: f64 = figures.iter().map(|figures| figures.failed).sum();
+    let failed = if failed > 0.0 { format!(", {failed:.0} FAILED") } else { String::new() };
+    format!(
+        "{:.1} us CPU, {:.0}/s, p50 {:.0} us, p99 {:.0} us{failed}",
+        of(|figures| figures.cpu_us),
+        of(|figures| figures.per_second),
+        of(|figures| figures.p50_us),
+        of(|figures| figures.p99_us)
+    )
 }
 
 /// Above so large a part of failed requests, a round measured something else.

@@ -17,8 +17,8 @@ use hyper_util::rt::TokioExecutor;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep_until};
 
-use crate::journaled;
 use crate::report::{Line, aim, percentile};
+use crate::{gateways, journaled, postgres};
 
 pub(crate) const NAME: &str = "P16";
 /// Operations that begin in a second, on each of the routes.
@@ -48,10 +48,11 @@ struct Told {
 /// # Errors
 /// Where a server is missing or does not start, or an answer is neither one nor a refusal.
 pub(crate) async fn measure(folder: &Path) -> anyhow::Result<Line> {
-    let postgres = journaled::database().await?;
+    let postgres = postgres::Place::new().await?;
     let mut redis = servers::Redis::start(&[])?;
     let upstream = upstream().await?;
-    let gateway = |name: &str| journaled::gateway(name, &upstream, &postgres, &redis.url(), JOURNALED, folder);
+    let store = journaled::in_front(&postgres, &redis.url(), JOURNALED);
+    let gateway = |name: &str| gateways::gateway(name, &upstream, &store, folder);
     let both = [gateway("one-16")?, gateway("two-16")?];
     let began = Instant::now();
     let kill = began + WARM_UP + BEFORE;

@@ -52,6 +52,18 @@ impl Place {
         Ok(Self { server, address })
     }
 
+    pub(crate) fn url(&self) -> String {
+        self.server.url(DATABASE)
+    }
+
+    /// What the server answers.
+    ///
+    /// # Errors
+    /// Where it refuses.
+    pub(crate) fn psql(&self, sql: &str) -> anyhow::Result<String> {
+        self.server.psql(DATABASE, sql)
+    }
+
     /// A connection of its own.
     async fn client(&self) -> anyhow::Result<Client> {
         let (client, connection) = tokio_postgres::connect(&self.server.url(DATABASE), NoTls).await?;
@@ -59,6 +71,8 @@ impl Place {
         Ok(client)
     }
 
+    /// A store on it.
+    ///
     /// # Errors
     /// Where it does not answer.
     pub(crate) async fn store(&self) -> anyhow::Result<Arc<Postgres>> {

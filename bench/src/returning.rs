@@ -53,7 +53,7 @@ struct Seen {
 pub(crate) async fn measure(folder: &Path) -> anyhow::Result<Line> {
     let (place, seen) = (Place::new()?, Arc::new(Seen::default()));
     let upstream = upstream(Arc::clone(&seen)).await?;
-    let gateway = |name: &str| gateways::gateway(name, &upstream, &place, folder);
+    let gateway = |name: &str| gateways::gateway(name, &upstream, &gateways::on_redis(&place), folder);
     let both = [gateway("one")?, gateway("two")?];
     let watching = tokio::spawn(watch(place.raw().await?, Arc::clone(&seen)));
     let (began, stopping) = (Instant::now(), WARM_UP + BEFORE);

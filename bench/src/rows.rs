@@ -269,23 +269,10 @@ fn measure(row: &Row, servers: &Servers, rounds: Rounds, folder: &Path) -> anyho
 
 /// A row's line: its ratios with their aims, then the figures that they come from.
 fn line(row: &Row, ours: &[Figures], theirs: &[Figures]) -> Line {
-    let ratio =
-        |of: fn(&Figures) -> f64| median(ours.iter().zip(theirs).map(|(own, other)| of(own) / of(other)).collect());
-    let (cpu, rate) = (ratio(|figures| figures.cpu_us), ratio(|figures| figures.per_second));
+    let (cpu, rate) =
+        (load::ratio(ours, theirs, |figures| figures.cpu_us), load::ratio(ours, theirs, |figures| figures.per_second));
     let cpu_aim = row.cpu_max.map_or(String::new(), |max| aim("at most", max, cpu <= max));
     let rate_aim = row.rate_min.map_or(String::new(), |min| aim("at least", min, rate >= min));
-    let shown = |figures: &[Figures]| {
-        let of = |part: fn(&Figures) -> f64| median(figures.iter().map(part).collect());
-        let failed: f64 = figures.iter().map(|figures| figures.failed).sum();
-        let failed = if failed > 0.0 { format!(", {failed:.0} FAILED") } else { String::new() };
-        format!(
-            "{:.1} us CPU, {:.0}/s, p50 {:.0} us, p99 {:.0} us{failed}",
-            of(|figures| figures.cpu_us),
-            of(|figures| figures.per_second),
-            of(|figures| figures.p50_us),
-            of(|figures| figures.p99_us)
-        )
-    };
     let (ours_cpu, p99) =
         (median(ours.iter().map(|own| own.cpu_us).collect()), median(ours.iter().map(|own| own.p99_us).collect()));
     Line {
@@ -293,8 +280,8 @@ fn line(row: &Row, ours: &[Figures], theirs: &[Figures]) -> Line {
         text: format!(
             "{}: CPU {cpu:.2}x{cpu_aim}, rate {rate:.2}x{rate_aim}; {} / {}",
             row.what,
-            shown(ours),
-            shown(theirs)
+            load::shown(ours),
+            load::shown(theirs)
         ),
         figures: vec![("cpu", cpu), ("rate", rate), ("cpu_us", ours_cpu), ("p99_us", p99)],
     }

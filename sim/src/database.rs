@@ -63,6 +63,13 @@ pub struct Database {
 }
 
 impl Database {
+    /// Who is a member, and how.
+    #[must_use]
+    pub fn is_of_same_members(&self, other: &Self) -> bool {
+        let all = |of: &Self| of.members.iter().map(|(session, row)| (*session, row.status)).collect::<Vec<_>>();
+        all(self) == all(other)
+    }
+
     /// An empty one, of so many partitions.
     #[must_use]
     pub fn new(partitions: u16, timeline: Timeline) -> Self {

@@ -74,7 +74,9 @@ impl Fault {
                 sleep(lasts).await;
                 let inner = &mut *world.lock();
                 inner.redis_is_down = false;
-                inner.history.redis_was_gone.push((from, world.elapsed()));
+                if let Some(since) = inner.members_kept_since() {
+                    inner.history.redis_was_gone.push((from.max(since), world.elapsed()));
+                }
             }
             // One that is gone already comes back only once: two processes never have one disk.
             Self::Crash if fleet.crash(world, who) => {
@@ -154,7 +156,8 @@ pub(crate) async fn replicate(world: Arc<World>) {
                 inner.servers[1] = inner.servers[0].replica();
             }
         } else if inner.database.timeline == inner.standby.timeline || inner.rng.u32(..4) == 0 {
-            inner.replicate_database();
+            let now = world.elapsed();
+            inner.replicate_database(now);
         }
     }
 }

@@ -71,7 +71,7 @@ pub(crate) struct History {
     pub(crate) asked_again: BTreeMap<Key, Told>,
     /// Whether somebody is gone whose word nobody can give.
     pub(crate) is_blocked: bool,
-    /// From when to when nobody reached Redis, where that was all that happened.
+    /// From when to when nobody reached Redis, and all might have claimed elsewhere.
     pub(crate) redis_was_gone: Vec<(Duration, Duration)>,
     /// Whether something was written in a view on the database.
     pub(crate) is_database_used: bool,

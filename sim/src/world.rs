@@ -59,6 +59,8 @@ pub(crate) struct Inner {
     pub(crate) database: Database,
     /// Takes over, as far as it has got.
     pub(crate) standby: Database,
+    /// When it was last told of other members.
+    pub(crate) members_kept_at: Duration,
     pub(crate) database_is_down: bool,
     pub(crate) redis_is_down: bool,
     pub(crate) gateways: Vec<Gateway>,
@@ -78,8 +80,16 @@ pub(crate) struct Inner {
 
 impl Inner {
     /// Copies what the standby has not got.
-    pub(crate) fn replicate_database(&mut self) {
+    pub(crate) fn replicate_database(&mut self, now: Duration) {
+        if !self.standby.is_of_same_members(&self.database) {
+            self.members_kept_at = now;
+        }
         self.standby = self.database.clone();
+    }
+
+    /// Since when all who are members are so past losing; `None` while one is not: it may claim nothing.
+    pub(crate) fn members_kept_since(&self) -> Option<Duration> {
+        self.standby.is_of_same_members(&self.database).then_some(self.members_kept_at)
     }
 
     /// What is on the standby too.
@@ -109,6 +119,7 @@ impl World {
             servers: [true, false].map(|is_primary| Server::new(incarnation(1), is_primary, PARTITIONS)),
             database: Database::new(PARTITIONS, FIRST),
             standby: Database::new(PARTITIONS, FIRST),
+            members_kept_at: Duration::ZERO,
             database_is_down: false,
             redis_is_down: false,
             gateways: vec![Gateway::default(); gateways],

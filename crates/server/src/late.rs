@@ -16,20 +16,22 @@ use crate::{
 
 /// How often it is looked for.
 const EVERY: Duration = Duration::from_secs(1);
+/// And looked at, where it is there and not the right one.
+const WRONG_EVERY: Duration = Duration::from_secs(5);
 
 /// Looks for it until it is used, or nobody would use it any more.
 pub(crate) async fn admit(redis: Weak<Redis>, database: Weak<Postgres>, config: Config, said: RedisStore) {
-    let mut told = String::new();
+    let (mut told, mut every) = (String::new(), EVERY);
     loop {
-        sleep(EVERY).await;
+        sleep(every).await;
         let (Some(redis), Some(database)) = (redis.upgrade(), database.upgrade()) else { return };
         match look(&redis, &database, &config, &said).await {
             Ok(()) => return tracing::warn!("Redis is there, and used from now on"),
             Err(error) => {
                 let why = error.in_words();
                 redis.refuse(why.clone());
-                let is_away = matches!(&error, StartError::Redis { source, .. } if source.is_away());
-                if !is_away && why != told {
+                every = if error.is_redis_away() { EVERY } else { WRONG_EVERY };
+                if !error.is_redis_away() && why != told {
                     tracing::error!("Redis is there, and not used: {why}");
                     told = why;
                 }

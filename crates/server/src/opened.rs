@@ -282,7 +282,8 @@ pub async fn stack(
     wrap: fn(Arc<dyn Store>) -> Arc<dyn Store>,
 ) -> Result<Stack, StartError> {
     let breaker = config.store.breaker;
-    let guard = |store| Arc::new(Guarded::new(store, config.store.deadline, breaker));
+    let guarded = |store, breaker| Arc::new(Guarded::new(store, config.store.deadline, breaker));
+    let guard = |store| guarded(store, breaker);
     let first = guard(wrap(opened.store()));
     if let Opened::Tiered(_, redis, journaling) = opened {
         let cache = guard(Arc::clone(redis) as _);
@@ -291,8 +292,7 @@ pub async fn stack(
         if let Some(journaling) = journaling {
             // Its claims find another place by themselves, within a second mostly.
             let breaker = Breaker { open: breaker.open.min(JOURNALED_OPEN), ..breaker };
-            let journaled = Guarded::new(wrap(Arc::clone(&journaling.store) as _), config.store.deadline, breaker);
-            let journaled = Arc::new(journaled);
+            let journaled = guarded(wrap(Arc::clone(&journaling.store) as _), breaker);
             guards.push(Arc::clone(&journaled));
             tiered = tiered.with_journaled(journaled);
         }
@@ -326,10 +326,11 @@ async fn database(config: &Config, said: &PostgresStore, section: &'static str) 
 /// looked at.
 async fn in_front(config: &Config, said: &RedisStore, postgres: &Arc<Postgres>) -> Result<Arc<Redis>, StartError> {
     match redis(config, said).await {
-        Err(StartError::Redis { address, source }) if source.is_away() => {
-            tracing::error!(%address, error = %source, "Redis is not there: this process begins without it, and uses it once it is");
-            let store =
-                Redis::shut(redis_options(config, said)?).map_err(|source| StartError::Redis { address, source })?;
+        Err(away) if away.is_redis_away() => {
+            tracing::error!("this process begins without Redis, and uses it once it is there: {}", away.in_words());
+            let options = redis_options(config, said)?;
+            let address = options.address.to_string();
+            let store = Redis::shut(options).map_err(|source| StartError::Redis { address, source })?;
             let store = Arc::new(store);
             tokio::spawn(late::admit(Arc::downgrade(&store), Arc::downgrade(postgres), config.clone(), said.clone()));
             Ok(store)

@@ -192,6 +192,11 @@ impl StartError {
         }
     }
 
+    /// Whether a Redis does not answer, or not yet: no sign that anything is wrong with it or its address.
+    pub(crate) fn is_redis_away(&self) -> bool {
+        matches!(self, Self::Redis { source, .. } if source.is_away())
+    }
+
     /// With all that is underneath, in one line.
     #[must_use]
     pub fn in_words(&self) -> String {

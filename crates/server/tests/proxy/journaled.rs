@@ -233,6 +233,12 @@ async fn while_nobody_reaches_redis_journaled_keys_are_claimed_in_the_database_b
 async fn a_gateway_begins_without_redis_and_uses_it_once_it_is_there_and_the_right_one() {
     let (postgres, redis, upstream) =
         (database_with(&[("fsync", "on")]).await, Redis::start(&[]).unwrap(), Upstream::charging().await);
+    // What is wrong at once stops a start all the same.
+    let replica = redis.replica().unwrap();
+    let wrong = config(&postgres, &redis).replace(&format!(":{}", redis.port()), &format!(":{}", replica.port()));
+    let (code, said) = Start::before(&upstream).config(&wrong).refused().await;
+    assert!(code == 1 && said.contains("replica"), "{code} {said}");
+
     let relay = Relay::start().unwrap();
     let text = config(&postgres, &redis).replace(&format!(":{}", redis.port()), &format!(":{}", relay.port()));
     let gateway = Start::before(&upstream).config(&text).start().await;
@@ -246,7 +252,7 @@ async fn a_gateway_begins_without_redis_and_uses_it_once_it_is_there_and_the_rig
     assert_eq!(gateway.post("/search", "search", "{}").await.slug(), "store-unavailable");
     let ready = async || gateway.admin("GET", "/readyz", &[], "").await;
     assert_eq!(ready().await.status, 200);
-    until("word of it", async || ready().await.text().contains("Redis does not answer")).await;
+    until("word of it", async || ready().await.text().contains("Redis is not used")).await;
 
     // Another installation's.
     let journal = ["HSET", "idemp:v1:meta", "journal", "another"];

@@ -8,30 +8,53 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use tokio::sync::SetOnce;
+
 use super::error::Failure;
 use crate::{Kind, StoreError};
 
 /// Shut at first.
 #[derive(Debug)]
 pub(super) struct Admission {
+    /// From the first look on, which asks like all else.
     is_open: AtomicBool,
+    /// What that found is well: once, for good.
+    is_well: SetOnce<()>,
     why: Mutex<String>,
 }
 
 impl Default for Admission {
     fn default() -> Self {
         let why = "it was not there when this process began, and is used once it has been looked at";
-        Self { is_open: AtomicBool::new(false), why: Mutex::new(why.to_owned()) }
+        Self { is_open: AtomicBool::new(false), is_well: SetOnce::new(), why: Mutex::new(why.to_owned()) }
     }
 }
 
 impl Admission {
-    pub(super) fn is_open(&self) -> bool {
-        self.is_open.load(Ordering::Acquire)
-    }
-
     pub(super) fn open(&self) {
         self.is_open.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_well(&self) {
+        let _once = self.is_well.set(());
+    }
+
+    pub(super) fn is_granted(&self) -> bool {
+        self.is_well.initialized()
+    }
+
+    /// Until it is.
+    pub(super) async fn granted(&self) {
+        self.is_well.wait().await;
+    }
+
+    /// Why it is not.
+    pub(super) fn concern(&self) -> Option<String> {
+        (!self.is_granted()).then(|| format!("Redis is not used: {}", self.why()))
+    }
+
+    fn why(&self) -> String {
+        self.why.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// From here on calls are refused, with these words.
@@ -42,10 +65,9 @@ impl Admission {
 
     /// Nothing, or what a call is refused with.
     pub(super) fn check(&self) -> Result<(), StoreError> {
-        if self.is_open() {
+        if self.is_open.load(Ordering::Acquire) {
             return Ok(());
         }
-        let why = self.why.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Err(StoreError::not_applied(Kind::Unavailable).because(Failure::said(why)))
+        Err(StoreError::not_applied(Kind::Unavailable).because(Failure::said(self.why())))
     }
 }

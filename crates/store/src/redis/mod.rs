@@ -57,6 +57,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use onceward_core::{
     cas::{Expect, Replacement},
     key::RecordId,
@@ -342,9 +343,16 @@ impl Redis {
         });
         let mut tasks = JoinSet::new();
         let (waited, from) = mpsc::channel(WAITED_MAX);
-        tasks.spawn(waiting::listen(Arc::clone(&shared), listening, from, gone));
-        tasks.spawn(upkeep::tick(Arc::clone(&shared)));
-        tasks.spawn(upkeep::count(Arc::clone(&shared)));
+        let after = |task: BoxFuture<'static, ()>| {
+            let shared = Arc::clone(&shared);
+            async move {
+                shared.admission.granted().await;
+                task.await;
+            }
+        };
+        tasks.spawn(after(Box::pin(waiting::listen(Arc::clone(&shared), listening, from, gone))));
+        tasks.spawn(after(Box::pin(upkeep::tick(Arc::clone(&shared)))));
+        tasks.spawn(after(Box::pin(upkeep::count(Arc::clone(&shared)))));
         Ok(Self { shared, waited, _tasks: tasks })
     }
 
@@ -353,19 +361,26 @@ impl Redis {
     /// # Errors
     /// As [`open`](Self::open); then calls are refused, as before.
     pub async fn admit(&self) -> Result<(), OpenError> {
+        let Shared { admission, incarnations, .. } = &*self.shared;
         // Whoever meets a marker meanwhile waits until it is known: it tells of no loss.
-        let _looking = self.shared.incarnations.looking.lock().await;
-        self.shared.admission.open();
-        upkeep::start(&self.shared).await.map_err(|error| {
-            self.shared.admission.shut(error.in_words());
-            OpenError(error)
-        })
+        let _looking = incarnations.looking.lock().await;
+        admission.open();
+        match upkeep::start(&self.shared).await {
+            Ok(()) => {
+                admission.is_well();
+                Ok(())
+            }
+            Err(error) => {
+                admission.shut(error.in_words());
+                Err(OpenError(error))
+            }
+        }
     }
 
     /// Whether calls are let through.
     #[must_use]
     pub fn is_admitted(&self) -> bool {
-        self.shared.admission.is_open()
+        self.shared.admission.is_granted()
     }
 
     /// Says why they are not, to those who ask how the store is.
@@ -503,6 +518,9 @@ impl Store for Redis {
 
     fn stats(&self) -> Stats {
         let (figures, mut concerns) = self.shared.health.shown();
+        if let Some(why) = self.shared.admission.concern() {
+            concerns = vec![why];
+        }
         concerns.extend(self.shared.foreign.concern());
         let (losses, last) = self.shared.incarnations.shown();
         let counted = self.shared.figures.total().unwrap_or(Usage { records: figures.keys, bytes: figures.memory });
