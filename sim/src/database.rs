@@ -364,6 +364,69 @@ impl Database {
         true
     }
 
+    /// Has the views that wait for a session go on without it (A12), where it was not heard of within `silence`: whose
+    /// partitions that is, and a fence that it was granted none above. No clock has reached `above`. Views of another
+    /// timeline that no member is there to follow up are opened anew; `tag` draws each one's.
+    pub fn force(
+        &mut self,
+        session: SessionId,
+        now: Duration,
+        silence: Duration,
+        above: Fence,
+        mut tag: impl FnMut(u16) -> u64,
+    ) -> Option<(Vec<u16>, Fence)> {
+        let row = self.members.get(&session).filter(|row| row.status != Status::Retired)?;
+        let is_heard_of = |row: &MemberRow| row.status != Status::Retired && row.heard_at + silence > now;
+        let is_old = |row: &ViewRow| row.view.number > 0 && row.timeline != self.timeline;
+        let has_old = self.views.iter().any(|view| is_old(&view.row));
+        if is_heard_of(row) || has_old && self.members.values().any(is_heard_of) {
+            return None;
+        }
+        let waits = |of: &ViewRow| {
+            let is_given = row.acknowledged.get(&of.partition) == Some(&of.view);
+            is_old(of) || of.view.number > 0 && !of.is_active && !is_given
+        };
+        let partitions: Vec<u16> =
+            self.views.iter().filter(|view| waits(&view.row)).map(|view| view.row.partition).collect();
+        if partitions.is_empty() {
+            return None;
+        }
+        let timeline = self.timeline;
+        for ViewState { row, .. } in self.views.iter_mut().filter(|view| view.row.view.number > 0) {
+            if row.timeline != timeline {
+                let view = View { number: row.view.number + 1, tag: tag(row.partition) };
+                *row = ViewRow { view, timeline, is_active: false, is_agreed: false, ..*row };
+            }
+        }
+        let waiting: Vec<(u16, View)> =
+            partitions.iter().map(|partition| (*partition, self.view(*partition).row.view)).collect();
+        let of_rows = self.rows.iter().filter(|(id, _)| partitions.contains(&self.partition_of(id)));
+        let highest = of_rows.map(|(_, record)| record.stored.fence).fold(above, Fence::max);
+        let of_marks =
+            |partition: &u16| self.marks.get(partition).copied().unwrap_or_default().max(self.horizon(*partition));
+        let mark = partitions.iter().map(of_marks).fold(highest, Fence::max);
+        if !mutant::is(Mutant::ForceKeepsTheMark) {
+            self.marks.extend(partitions.iter().map(|partition| (*partition, mark)));
+        }
+        let since = self.commit();
+        if let Some(row) = self.members.get_mut(&session) {
+            row.acknowledged.extend(waiting);
+            if row.status == Status::Live {
+                (row.status, row.since) = (Status::Retiring, since);
+            }
+        }
+        Some((partitions, mark))
+    }
+
+    /// Keys of a partition whose row has a fence above `mark`, and was not released.
+    pub fn granted_above(&self, partition: u16, mark: Fence) -> impl Iterator<Item = RecordId> {
+        let of = self.rows.iter().filter(move |(id, record)| {
+            let is_above = record.stored.fence > mark && record.facts.state != State::NotExecuted;
+            is_above && self.partition_of(id) == partition
+        });
+        of.map(|(id, _)| *id)
+    }
+
     /// Begins to retire `target`.
     pub fn retire(&mut self, by: SessionId, target: SessionId, timeline: Timeline) -> Option<Vec<LastActive>> {
         let helps = self.is_live(by) && self.timeline == timeline;

@@ -194,7 +194,7 @@ impl Gateway {
     /// Begins a session, of a process that owes what its earlier ones left.
     pub(crate) fn start(world: &Arc<World>, who: usize, owed: Arc<Owed>) -> Self {
         let life = world.lock().gateways[who].life;
-        let session = world.new_session();
+        let session = world.new_session(who);
         let front = SimFront { world: Arc::clone(world), who, life };
         let journal = SimJournal { world: Arc::clone(world), who, life };
         let spool = SimSpool { world: Arc::clone(world), who, life };

@@ -7,6 +7,10 @@ use std::{
     time::Duration,
 };
 
+use onceward_core::{key::RecordId, record::Fence};
+
+use crate::{gateway::record_id, world::PARTITIONS};
+
 /// Nobody reaches Redis for so long, and claims go to the database.
 const FALLS_BACK: Duration = Duration::from_millis(2_500);
 
@@ -46,6 +50,14 @@ pub(crate) struct Call {
     pub(crate) told: Told,
 }
 
+/// That views went on without a session.
+#[derive(Clone, Debug)]
+pub(crate) struct Forced {
+    pub(crate) partitions: Vec<u16>,
+    /// It was granted nothing above that.
+    pub(crate) mark: Fence,
+}
+
 /// All that happened.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct History {
@@ -75,6 +87,11 @@ pub(crate) struct History {
     pub(crate) redis_was_gone: Vec<(Duration, Duration)>,
     /// Whether something was written in a view on the database.
     pub(crate) is_database_used: bool,
+    /// Whether there is somebody who has views go on without those who are gone.
+    pub(crate) has_operator: bool,
+    pub(crate) forced: Vec<Forced>,
+    /// What is listed for it at the end.
+    pub(crate) at_risk: BTreeSet<RecordId>,
     /// Whether a gateway crashed with its disk: else there is nobody whose word nobody can give.
     pub(crate) is_disk_lost: bool,
 }
@@ -116,13 +133,36 @@ impl History {
         self.calls.iter().filter(by_others).map(|call| call.key).collect()
     }
 
+    /// Whether a key that was run twice is at risk since views went on without a session: it was granted before and after,
+    /// which its fences tell. It is in the list, but where it has left the journal since, or what was granted after is lost
+    /// with another gateway.
+    fn is_listed(&self, one: &Effect, next: &Effect) -> bool {
+        let id = record_id(one.key);
+        let is_of = |forced: &&Forced| {
+            let is_after = |effect: &Effect| Fence(effect.fence) > forced.mark;
+            forced.partitions.contains(&(id.partition() % PARTITIONS)) && is_after(one) != is_after(next)
+        };
+        let crashes = self.faults.iter().filter(|(_, fault)| fault.starts_with("Crash")).count();
+        self.forced.iter().any(|forced| is_of(&forced)) && (self.has_ends || crashes > 1 || self.at_risk.contains(&id))
+    }
+
+    /// Whether the last that was known of a key may be lost with a session that views went on without: that was in the
+    /// journal, too, but for a failover that lost it.
+    fn may_be_set_back(&self, key: Key) -> bool {
+        let partition = record_id(key).partition() % PARTITIONS;
+        let is_forced = self.forced.iter().any(|forced| forced.partitions.contains(&partition));
+        is_forced && self.faults.iter().any(|(_, fault)| fault.starts_with("DatabaseFailsOver"))
+    }
+
     /// The promise that was broken first, if one was.
     pub(crate) fn broken(&self) -> Option<String> {
         let mut effects: BTreeMap<Key, Vec<&Effect>> = BTreeMap::new();
         self.effects.iter().for_each(|effect| effects.entry(effect.key).or_default().push(effect));
         for (key, of) in &effects {
             // Whoever runs it again has to wait until an answer that was given at once has ended.
-            let again = of.iter().zip(of.iter().skip(1)).find(|(one, next)| next.at < one.at + self.retention);
+            let is_broken =
+                |(one, next): &(&&Effect, &&Effect)| next.at < one.at + self.retention && !self.is_listed(one, next);
+            let again = of.iter().zip(of.iter().skip(1)).find(is_broken);
             if let Some((one, next)) = again {
                 return Some(format!(
                     "S1: key {key} took effect at {:?} by fence {} and at {:?} by fence {}",
@@ -138,12 +178,12 @@ impl History {
             };
             // Whoever joins the execution itself is told by it, also where it has not heard that its answer was recorded, and
             // has ended or was erased since.
-            let is_its_own = shown.who == *who;
-            if !is_its_own && of_key.iter().any(|effect| effect.at > shown.at && effect.at < *asked_at) {
+            let may_show_it = shown.who == *who || self.may_be_set_back(*key);
+            if !may_show_it && of_key.iter().any(|effect| effect.at > shown.at && effect.at < *asked_at) {
                 return Some(format!("S3: key {key} was run again, and at {told_at:?} the answer before was shown"));
             }
             let erased = self.erased.get(key).filter(|erased| shown.at < **erased && **erased < *asked_at);
-            if erased.is_some() && !is_its_own {
+            if erased.is_some() && !may_show_it {
                 return Some(format!("S11: key {key} was erased, and shown at {told_at:?}"));
             }
         }
@@ -164,7 +204,7 @@ impl History {
                 return Some(format!("L4: Redis was gone from {from:?} to {to:?}, and the database did not serve"));
             }
         }
-        let is_excused = self.is_blocked && self.is_disk_lost;
+        let is_excused = self.is_blocked && self.is_disk_lost && !self.has_operator;
         if !is_excused && !self.serves.iter().all(|serves| *serves) {
             return Some(format!("L1: everything is well again, and {:?} serve", self.serves));
         }

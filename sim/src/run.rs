@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use onceward_core::record::Fence;
 use onceward_store::journaled::Owed;
 use tokio::{
     task::JoinSet,
@@ -15,7 +16,7 @@ use tokio::{
 use crate::{
     faults::{Fault, replicate},
     gateway::{Disk, Gateway},
-    history::{History, Told},
+    history::{Forced, History, Told},
     journal::SILENT,
     world::World,
 };
@@ -24,6 +25,8 @@ use crate::{
 const BUSY: Duration = Duration::from_secs(12);
 /// For so long everything is well, before it is looked at who serves.
 const CALM: Duration = Duration::from_secs(20);
+/// No clock of a server is further off than that.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(10);
 
 /// The gateways that live.
 pub(crate) struct Fleet(Mutex<Vec<Option<Gateway>>>);
@@ -100,6 +103,10 @@ async fn play(seed: u64) -> History {
             fault.happen(&world, &fleet).await;
         });
     }
+    if rng.bool() {
+        world.lock().history.has_operator = true;
+        tasks.spawn(operate(Arc::clone(&world)));
+    }
     sleep(BUSY).await;
     while faults.join_next().await.is_some() {}
     world.lock().loss_in_a_thousand = 0;
@@ -116,6 +123,10 @@ async fn play(seed: u64) -> History {
         }
     }
     let inner = &mut *world.lock();
+    for Forced { partitions, mark, .. } in &inner.history.forced {
+        let of = partitions.iter().flat_map(|partition| inner.database.granted_above(*partition, *mark));
+        inner.history.at_risk.extend(of);
+    }
     inner.history.asked_again = asked_again;
     inner.history.serves = serves;
     inner.history.is_blocked = inner.database.is_waiting_for_somebody(world.elapsed(), SILENT);
@@ -169,6 +180,26 @@ async fn start_again(world: Arc<World>, fleet: Arc<Fleet>, gateways: usize) {
                 // It leaves in order beside the new one, as far as it can.
                 fleet.go_on(&world, who, Arc::clone(&gateway.owed));
                 tokio::spawn(async move { gateway.journaled.leave(Duration::from_secs(30)).await });
+            }
+        }
+    }
+}
+
+/// An operator has views go on without gateways that are gone: he knows which are.
+async fn operate(world: Arc<World>) {
+    loop {
+        sleep(Duration::from_secs(1)).await;
+        let inner = &mut *world.lock();
+        if inner.database_is_down {
+            continue;
+        }
+        let (now, above) = (world.elapsed(), Fence(world.clock(CLOCKS_DIFFER).0));
+        let gone = inner.lives.iter().filter(|(_, who, life)| inner.gateways[*who].life != *life);
+        for (session, ..) in gone {
+            if let Some((partitions, mark)) = inner.database.force(*session, now, SILENT, above, |_| inner.rng.u64(..))
+            {
+                tracing::debug!(at = ?now, ?session, ?partitions, ?mark, "views go on without it");
+                inner.history.forced.push(Forced { partitions, mark });
             }
         }
     }

@@ -65,6 +65,8 @@ pub(crate) struct Inner {
     pub(crate) redis_is_down: bool,
     pub(crate) gateways: Vec<Gateway>,
     pub(crate) sessions: u64,
+    /// Whose each session is, and in which life of that gateway it began.
+    pub(crate) lives: Vec<(SessionId, usize, u32)>,
     pub(crate) incarnations: u64,
     pub(crate) loss_in_a_thousand: u32,
     /// Whether jobs are claimed first and marked as sent later.
@@ -124,6 +126,7 @@ impl World {
             redis_is_down: false,
             gateways: vec![Gateway::default(); gateways],
             sessions: 0,
+            lives: Vec::new(),
             incarnations: 1,
             loss_in_a_thousand,
             has_two_phases,
@@ -149,12 +152,14 @@ impl World {
         Micros(START_US).plus(self.elapsed()).plus(off)
     }
 
-    pub(crate) fn new_session(&self) -> SessionId {
+    pub(crate) fn new_session(&self, who: usize) -> SessionId {
         let mut inner = self.lock();
         inner.sessions += 1;
         tracing::debug!(at = ?self.elapsed(), "session {} begins", inner.sessions);
         let mut id = [0; 16];
         id[8..].copy_from_slice(&inner.sessions.to_be_bytes());
+        let life = inner.gateways[who].life;
+        inner.lives.push((SessionId(id), who, life));
         SessionId(id)
     }
 

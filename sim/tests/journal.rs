@@ -2,7 +2,11 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use fastrand::Rng;
 use onceward_core::{
@@ -22,6 +26,7 @@ use onceward_store::{
     postgres::{
         Failover, JournalOptions, Options, Postgres, PostgresJournal,
         address::Address,
+        forced::{AtRisk, Forced, Said, Wish},
         migrate::{MIGRATIONS, migrate},
     },
 };
@@ -44,6 +49,7 @@ struct Both {
     rng: Rng,
     server: Server,
     journals: Vec<PostgresJournal>,
+    forced: Forced,
     rules: Database,
     now: Duration,
     /// Sessions that there ever were; the last few are those that do something.
@@ -63,6 +69,7 @@ impl Both {
         server.create_database("shop").unwrap();
         let address = Address::new(&server.url("shop"), None, None).unwrap();
         migrate(&address, MIGRATIONS, false).await.unwrap();
+        let forced = Forced::connect(&address).await.unwrap();
         let store = Postgres::open(Options::new(address)).await.unwrap();
         let options = JournalOptions { failover: Failover::None, silence: SILENCE, heard_within: HEARD_WITHIN };
         let journals: Vec<_> = (0..CONNECTIONS).map(|_| store.journal(options.clone())).collect();
@@ -70,6 +77,7 @@ impl Both {
         Self {
             rng: Rng::with_seed(seed),
             server,
+            forced,
             rules: Database::new(256, seen.timeline),
             journals,
             now: Duration::ZERO,
@@ -245,7 +253,15 @@ impl Both {
                 self.count("retired", said);
             }
             88..=90 => self.sweep(timeline).await,
-            91..=92 => self.unreached(who).await,
+            91 => self.unreached(who).await,
+            92 => {
+                self.open(who, timeline).await;
+                self.look(who).await;
+                for _ in 0..3 {
+                    let gone = self.session();
+                    self.force(gone).await;
+                }
+            }
             93 => {
                 self.now += STEP;
                 let step = STEP.as_micros();
@@ -263,6 +279,7 @@ impl Both {
                     let who = self.session();
                     self.step(who).await;
                 }
+                self.at_risk().await;
             }
         }
         let who = self.session();
@@ -390,6 +407,51 @@ impl Both {
             assert_eq!(said, expected, "unreached {partitions:?}");
             self.count("unreached by all", !said.by_all.is_empty());
             self.count("unreached by some", said.by_some.len() > said.by_all.len());
+        }
+    }
+
+    /// Views go on without somebody.
+    async fn force(&mut self, gone: SessionId) {
+        let silence = if self.rng.u32(..3) == 0 { SILENCE } else { Duration::ZERO };
+        let wish = Wish { session: gone, silence, keeps: STEP, clocks_differ: Duration::ZERO, is_try: false };
+        let said = self.forced.without(&wish).await.unwrap();
+        // Tags, and the mark from its clock, are drawn by the database.
+        let drawn = self.journal().look(session(0)).await.unwrap();
+        let tag = |partition: u16| drawn.views[usize::from(partition)].view.tag;
+        let mark = self.mark();
+        let expected = self.rules.force(gone, self.now, silence, mark, tag).map(|(partitions, _)| partitions);
+        let partitions = match &said {
+            Said::Done { partitions, .. } => Some(partitions.clone()),
+            _ => None,
+        };
+        assert_eq!(partitions, expected, "force {said:?}");
+        self.count("force", expected.is_some());
+    }
+
+    /// Of the last time.
+    fn mark(&self) -> Fence {
+        let mark = "SELECT coalesce((SELECT mark FROM onceward.journal_force ORDER BY number DESC LIMIT 1), 0)";
+        Fence(self.server.psql("shop", mark).unwrap().trim().parse().unwrap())
+    }
+
+    /// What was granted since.
+    async fn at_risk(&mut self) {
+        let mark = self.mark();
+        if let Some(decision) = self.forced.decisions().await.unwrap().last() {
+            let mut listed: Vec<AtRisk> = Vec::new();
+            loop {
+                let keys = self.forced.at_risk(decision, listed.last()).await.unwrap();
+                if keys.is_empty() {
+                    break;
+                }
+                listed.extend(keys);
+            }
+            let listed: BTreeSet<RecordId> = listed.iter().map(|key| key.fact.id).collect();
+            let of = decision.partitions.iter();
+            let expected: BTreeSet<RecordId> =
+                of.flat_map(|partition| self.rules.granted_above(*partition, mark)).collect();
+            assert_eq!(listed, expected, "at risk");
+            self.count("something is at risk", !listed.is_empty());
         }
     }
 

@@ -92,6 +92,8 @@ pub enum Mutant {
     DeadClaimWins,
     /// And is put into the journal over it.
     DeadClaimDrained,
+    /// Where views go on without a session, fences do not begin anew above what it can have been granted.
+    ForceKeepsTheMark,
 }
 
 impl Mutant {
@@ -112,7 +114,7 @@ impl Mutant {
     ];
 
     /// Those of the journaled store's protocol, which the simulator looks for.
-    pub const OF_VIEWS: [Self; 28] = [
+    pub const OF_VIEWS: [Self; 29] = [
         Self::GuardEndsEarly,
         Self::AckInsideGuard,
         Self::AckBeforeDrain,
@@ -141,6 +143,7 @@ impl Mutant {
         Self::DatabaseNotSpooled,
         Self::DeadClaimWins,
         Self::DeadClaimDrained,
+        Self::ForceKeepsTheMark,
     ];
 
     /// As `ONCEWARD_MUTANT` spells it.
@@ -187,6 +190,7 @@ impl Mutant {
             Self::DatabaseNotSpooled => "database-not-spooled",
             Self::DeadClaimWins => "dead-claim-wins",
             Self::DeadClaimDrained => "dead-claim-drained",
+            Self::ForceKeepsTheMark => "force-keeps-the-mark",
         }
     }
 

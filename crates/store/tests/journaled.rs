@@ -1,6 +1,6 @@
 //! Redis in front of a journal, over real servers: whatever becomes of one of them, no key is granted again, and service
 //! resumes by itself.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod journaled_place;
 mod postgres_place;
@@ -19,6 +19,11 @@ use onceward_store::{
     circuit::Breaker,
     conformance::{Database, MOVABLE_CLOCK, OnJournaled, OnJournaledAlone, Servers, run_all},
     guarded::Guarded,
+    postgres::{
+        Failover,
+        forced::{AtRisk, Forced, Said, Wish},
+        standing,
+    },
     redis,
 };
 
@@ -378,6 +383,94 @@ async fn a_gateway_that_was_idle_when_it_was_killed_and_comes_back_holds_up_nobo
     let names = std::fs::read_dir(place.spools.path().join("idle")).unwrap().map(|entry| entry.unwrap().file_name());
     let sessions: Vec<_> = names.filter(|name| name.to_str().unwrap().contains("session")).collect();
     assert_eq!(sessions, Vec::<std::ffi::OsString>::new(), "one that has left is not looked for again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn views_go_on_without_a_gateway_that_is_gone_with_its_redis_once_an_operator_says_so_and_what_runs_twice_is_listed()
+ {
+    let (mut place, redis, _relay) = place().await;
+    let (one, other) = (place.gateway("one").await, place.gateway("other").await);
+    let load = Load::start(&place, &[&one, &other]);
+    place.granted(200).await;
+    load.end().await;
+    until("warm views", async || is_warm(&redis)).await;
+    // What the journal does not get of it, and what is lost of it with its disk and with Redis.
+    place.postgres.kill().unwrap();
+    let lost = u64::MAX;
+    place.ask(&other, lost).await;
+    let sent = |key| place.seen.sent.lock().unwrap().get(&key).copied();
+    assert_eq!(sent(lost), Some(1));
+    let (disk, found) = (place.spools.path().join("other"), place.spools.path().join("found"));
+    std::fs::create_dir(&found).unwrap();
+    for file in std::fs::read_dir(&disk).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), found.join(file.file_name())).unwrap();
+    }
+    drop(other);
+    std::fs::remove_dir_all(disk).unwrap();
+    redis.command(&["FLUSHALL"]).unwrap();
+    place.postgres.start_again().unwrap();
+
+    let address = place.address();
+    let waited_for = async || {
+        let views = standing::look(&address, &Failover::None).await.unwrap().views;
+        let waiting: Vec<_> = views.into_iter().filter(|view| !view.serves).map(|view| view.waits_for).collect();
+        if waiting.len() == 256 && waiting.iter().all(|all| *all == waiting[0]) { waiting[0].clone() } else { vec![] }
+    };
+    until("views that wait for it alone", async || waited_for().await.len() == 1).await;
+    let gone = waited_for().await[0];
+    let forced = Forced::connect(&address).await.unwrap();
+    let without = async |session, silence, is_try| {
+        let clocks_differ = Duration::from_secs(10);
+        forced.without(&Wish { session, silence, keeps: DAY, clocks_differ, is_try }).await.unwrap()
+    };
+    assert!(matches!(without(gone, DAY, false).await, Said::HeardOf { .. }));
+    assert_eq!(without(SessionId([9; 16]), Duration::ZERO, false).await, Said::NoMember);
+    let Said::Done { partitions, .. } = without(gone, Duration::ZERO, true).await else { panic!("they wait for it") };
+    assert_eq!((partitions.len(), waited_for().await), (256, vec![gone]), "nothing was changed");
+    assert_eq!(forced.decisions().await.unwrap(), []);
+    assert!(matches!(without(gone, Duration::ZERO, false).await, Said::Done { .. }));
+    until("an answer", async || {
+        place.ask(&one, lost).await;
+        sent(lost) == Some(2)
+    })
+    .await;
+    assert!(matches!(without(gone, Duration::ZERO, false).await, Said::NotWaitedFor | Said::NoMember));
+
+    let decision = async || forced.decisions().await.unwrap().pop().unwrap();
+    let listed = async || {
+        let (decision, mut all) = (decision().await, Vec::<AtRisk>::new());
+        loop {
+            let keys = forced.at_risk(&decision, all.last()).await.unwrap();
+            if keys.is_empty() {
+                return all;
+            }
+            all.extend(keys);
+        }
+    };
+    // Once it is shipped.
+    until("keys at risk", async || !listed().await.is_empty()).await;
+    let keys = listed().await;
+    assert_eq!(keys.iter().map(|key| key.fact.id).collect::<Vec<_>>(), [id(lost)], "and none that was granted before");
+    assert_eq!((keys[0].first, decision().await.twice), (None, 0), "nobody knows of it");
+    let known = place.seen.sent.lock().unwrap().len();
+    let load = Load::start(&place, &[&one]);
+    place.granted(100).await;
+    load.end().await;
+    let granted = place.seen.sent.lock().unwrap().len() - known;
+    until("all of those that were granted since", async || listed().await.len() == 1 + granted).await;
+
+    // Its disk is found.
+    let _found = place.gateway("found").await;
+    until("what it left", async || decision().await.twice == 1).await;
+    let keys = listed().await;
+    let twice: Vec<_> = keys.iter().filter(|key| key.first.is_some()).collect();
+    assert_eq!(twice.iter().map(|key| key.fact.id).collect::<Vec<_>>(), [id(lost)]);
+    assert!(twice[0].is_executed && twice[0].first.unwrap() < twice[0].fact.record.stored.fence);
+    // All others ran once.
+    place.seen.sent.lock().unwrap().remove(&lost);
+    place.seen.broken.lock().unwrap().retain(|what| !what.contains(&lost.to_string()));
+    place.judge(300);
 }
 
 #[tokio::test(flavor = "multi_thread")]

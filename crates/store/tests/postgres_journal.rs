@@ -17,10 +17,11 @@ use onceward_core::{
 };
 use onceward_store::{
     Applied, Kind,
-    journaled::{Fact, Incarnation, Journal, LastActive, Member, Opening, Snapshot, View, ViewRow},
+    journaled::{Fact, Incarnation, Install, Journal, LastActive, Member, Opening, Snapshot, View, ViewRow},
     postgres::{
         Failover, JournalOptions, Options, Postgres, PostgresJournal,
         address::Address,
+        forced::{Forced, Said, Wish},
         migrate::{MIGRATIONS, migrate},
     },
 };
@@ -170,6 +171,57 @@ async fn what_a_standby_has_not_got_is_not_kept_and_once_it_takes_over_the_old_t
     assert_eq!(row(3).await.unwrap(), Some(None), "nobody shipped it on this timeline");
     assert!(new.join(two, there.timeline).await.unwrap());
     assert_eq!(new.retire(two, one, there.timeline).await.unwrap().unwrap().len(), 256);
+}
+
+/// Nobody is left who could open the next views, or who would let others join.
+#[tokio::test]
+async fn after_a_failover_that_no_member_outlived_an_operators_word_opens_the_next_views() {
+    let primary = served().await;
+    let standby = primary.standby("second").unwrap();
+    let journal = journal(&primary, Failover::None).await;
+    let (one, other, new) = (session(1), session(2), session(3));
+    let before = journal.look(one).await.unwrap();
+    for who in [one, other] {
+        assert!(journal.join(who, before.timeline).await.unwrap());
+    }
+    let opened = journal.open(one, before.timeline, &openings(&before.views)).await.unwrap();
+    assert_eq!(opened, 256);
+    let silent = |who: u8| {
+        format!(
+            "UPDATE onceward.journal_member SET heard_at = heard_at - 3600000000 WHERE session = decode(repeat('0{who}', 16), 'hex')"
+        )
+    };
+    primary.psql("shop", &silent(1)).unwrap();
+    primary.wait_for_standby("second").unwrap();
+    cut(&standby, &primary).await;
+    standby.promote().unwrap();
+
+    let journal = journal_at(&standby.url("shop"), Failover::None).await;
+    let seen = journal.look(new).await.unwrap();
+    assert_ne!(seen.timeline, before.timeline);
+    assert!(!journal.join(new, seen.timeline).await.unwrap());
+    assert_eq!(journal.open(new, seen.timeline, &openings(&seen.views)).await.unwrap(), 0);
+    let forced = Forced::connect(&address(&standby.url("shop"))).await.unwrap();
+    let without = async |session| {
+        let silence = Duration::from_secs(1_800);
+        let (keeps, clocks_differ) = (Duration::from_secs(3_600), Duration::from_secs(10));
+        forced.without(&Wish { session, silence, keeps, clocks_differ, is_try: false }).await.unwrap()
+    };
+    assert_eq!(without(one).await, Said::OfAnotherLife, "the other one may open them");
+    standby.psql("shop", &silent(2)).unwrap();
+    for gone in [one, other] {
+        let said = without(gone).await;
+        assert!(matches!(&said, Said::Done { partitions, .. } if partitions.len() == 256), "{said:?}");
+        assert_eq!(without(gone).await, Said::NotWaitedFor);
+    }
+    assert!(journal.join(new, seen.timeline).await.unwrap());
+    let seen = journal.look(new).await.unwrap();
+    assert!(seen.views.iter().all(|row| row.is_agreed && row.timeline == seen.timeline));
+    let installs = journal.agreed(seen.timeline, &views(&seen)).await.unwrap();
+    assert_eq!(installs.len(), 256);
+    let above = |install: &Install| install.mark > Fence(1_700_000_000_000_000);
+    assert!(installs.iter().all(|(_, install)| install.admitted == [new] && above(install)));
+    assert_eq!(forced.decisions().await.unwrap().len(), 2);
 }
 
 #[tokio::test]

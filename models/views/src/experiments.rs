@@ -40,7 +40,6 @@ const BASE: Settings = Settings {
     upstream_checks: false,
     joins: false,
     forces: false,
-    look_past_fences: false,
     restarts: true,
     flushes: true,
     promotes: true,
@@ -231,8 +230,8 @@ pub(crate) const EXPERIMENTS: &[Experiment] = &[
     Experiment {
         name: "force/2",
         shows: "each duplicate is in the list",
-        settings: Settings { forces: true, look_past_fences: true, ..BASE },
-        mutants: &[&[TextForceUnfenced]],
+        settings: Settings { forces: true, ..BASE },
+        mutants: &[&[TextForceUnfenced], &[ForceKeepsTheMark]],
         ..PLAIN
     },
     Experiment {

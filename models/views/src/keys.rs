@@ -191,10 +191,14 @@ impl Model {
         truth.lost.remove(fence);
         truth.ambiguous.remove(fence);
         truth.from_books.remove(fence);
+        truth.at_risk.remove(fence);
+        if next.forced.is_some_and(|forced| fence > forced.mark) {
+            truth.at_risk.add(fence);
+        }
         if is_ambiguous {
             truth.ambiguous.add(fence);
         }
-        if fence <= truth.used.highest() && !self.settings.look_past_fences {
+        if fence <= truth.used.highest() {
             next.broken = Some(Rule::FencesRise);
         }
         next
@@ -210,7 +214,7 @@ impl Model {
             Step::Granted | Step::Resolving => {
                 self.keep(who, key, Fact::new(Kind::InFlight, fence));
                 who.attempt.step = if step == Step::Granted { Step::Spooled } else { Step::Asking };
-                if truth.used.has(fence) && !self.settings.look_past_fences {
+                if truth.used.has(fence) {
                     next.broken = Some(Rule::AFenceIsUsedOnce);
                 }
                 truth.used.add(fence);
@@ -335,7 +339,7 @@ impl Model {
             None
         };
         // What force promises is that each duplicate is in its list.
-        let is_listed = now.forced.is_some() && (earlier.intersects(truth.at_risk) || truth.at_risk.has(fence));
+        let is_listed = earlier.intersects(truth.at_risk) || truth.at_risk.has(fence);
         next.broken = rule.filter(|_| !is_listed);
         if fence > truth.past {
             truth.sent.add(fence);

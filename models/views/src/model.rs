@@ -36,8 +36,6 @@ pub(crate) struct Settings {
     /// The last gateway is no member at first; sessions join and leave.
     pub(crate) joins: bool,
     pub(crate) forces: bool,
-    /// A forced view may give a fence once more, since the model's clock does not help; what follows is looked at.
-    pub(crate) look_past_fences: bool,
     pub(crate) restarts: bool,
     pub(crate) flushes: bool,
     pub(crate) promotes: bool,
@@ -103,7 +101,7 @@ pub(crate) enum Action {
     Ack(GatewayId),
     Adopt(GatewayId),
     Activate(ServerId),
-    Force(ServerId),
+    Force,
     FenceOff(GatewayId),
     Join(GatewayId),
     Allow(GatewayId, ServerId),
@@ -197,9 +195,9 @@ impl Model {
             }
         }
         for s in ServerId::ALL {
-            all.extend([Action::Activate(s), Action::Force(s), Action::Restart(s), Action::Flush(s)]);
+            all.extend([Action::Activate(s), Action::Restart(s), Action::Flush(s)]);
         }
-        all.extend([Action::RetireGiveUp, Action::RetireDrain, Action::RetireEnd]);
+        all.extend([Action::Force, Action::RetireGiveUp, Action::RetireDrain, Action::RetireEnd]);
         all.extend([Action::Replicate, Action::StandbyCatchesUp, Action::Promote, Action::PostgresFailsOver]);
         let is_idle_here = |action: &Action| match action {
             Action::Complete(..) => !self.settings.completes,
@@ -274,7 +272,7 @@ impl Model {
             Action::Ack(g) => self.ack(now, g),
             Action::Adopt(g) => self.adopt(now, g),
             Action::Activate(s) => self.activate(now, s),
-            Action::Force(s) => self.force(now, s),
+            Action::Force => self.force(now),
             Action::FenceOff(g) => self.fence_off(now, g),
             Action::Join(g) => self.join(now, g),
             Action::Allow(g, s) => self.allow(now, g, s),

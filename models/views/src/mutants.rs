@@ -100,6 +100,8 @@ mutants! {
     SweepLowersHwm
     // Force (A12).
     TextForceUnfenced
+    /// Fences do not begin anew above what the session can have been granted.
+    ForceKeepsTheMark
     // Joining and leaving.
     /// A session is allowed to claim before it has a member row.
     JoinWithoutARow

@@ -137,6 +137,8 @@ impl State {
         if let Some(retirement) = &mut self.retirement {
             (retirement.target, retirement.by) = (renamed(retirement.target), renamed(retirement.by));
         }
-        self.forced = self.forced.map(renamed);
+        if let Some(forced) = &mut self.forced {
+            forced.gateway = renamed(forced.gateway);
+        }
     }
 }

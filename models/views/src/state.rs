@@ -409,6 +409,13 @@ pub(crate) struct Retirement {
     pub(crate) timeline: u8,
 }
 
+/// That views go on without a session, and a fence that it was granted none above.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct Forced {
+    pub(crate) gateway: GatewayId,
+    pub(crate) mark: u8,
+}
+
 /// What is so of a key, for the properties only.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub(crate) struct Truth {
@@ -436,7 +443,7 @@ pub(crate) struct Truth {
     /// The fence that the upstream keeps, and its effects in this lifetime of the key.
     pub(crate) upstream_fence: u8,
     pub(crate) effects: u8,
-    /// In the list of what a forced view puts at risk (A12).
+    /// Granted after a view went on without a session: in the list of what may be executed twice (A12).
     pub(crate) at_risk: Fences,
 }
 
@@ -451,8 +458,8 @@ pub(crate) struct State {
     pub(crate) timeline: u8,
     pub(crate) retirement: Option<Retirement>,
     pub(crate) truth: PerKey<Truth>,
-    /// Forced out by the operator.
-    pub(crate) forced: Option<GatewayId>,
+    /// The operator's word that views go on without a session.
+    pub(crate) forced: Option<Forced>,
     /// Faults that may still happen.
     pub(crate) faults_left: u8,
     /// Views that may still be opened on the database.

@@ -3,7 +3,7 @@
 
 use crate::model::Model;
 use crate::mutants::Mutant;
-use crate::state::{DATABASE, FENCES_MAX, Fact};
+use crate::state::{DATABASE, FENCES_MAX, Fact, Forced};
 use crate::state::{Gateway, GatewayId, Gateways, Key, Kind, Life, Record, Rule, Server, ServerId, State, Step, Truth};
 
 impl State {
@@ -265,29 +265,28 @@ impl Model {
         }
     }
 
-    /// The operator activates without the acknowledgement of one session (2.6, A12). Refused until that session is dead
-    /// or fenced off for certain; what it may hold is listed as at risk.
-    pub(crate) fn force(&self, now: &State, server: ServerId) -> Option<State> {
-        let gateway = Self::missing(now).only().filter(|_| self.settings.forces && now.forced.is_none())?;
-        if !self.may_be_activated(now, server) {
-            return None;
-        }
+    /// The operator has a view go on without the word of one session (2.6, A12), which counts as given, and as being
+    /// retired, so that the session is let into none. Refused until it is dead or fenced off for certain. Whatever is
+    /// granted from then on is at risk, and is told by its fence: above the mark, which no clock of before has reached.
+    pub(crate) fn force(&self, now: &State) -> Option<State> {
+        let view = &now.postgres;
+        let is_waiting = !view.is_active && (view.timeline == now.timeline || self.is(Mutant::TextTimeline));
+        let may = self.settings.forces && now.forced.is_none() && is_waiting;
+        let gateway = Self::missing(now).only().filter(|_| may)?;
         let who = &now.gateways[gateway];
         let is_off = who.life == Life::Crashed || who.is_fenced_off;
         if !is_off && !self.is(Mutant::TextForceUnfenced) {
             return None;
         }
         let mut next = now.clone();
-        next.forced = Some(gateway);
-        next.postgres.retired.add(gateway);
-        for key in Key::ALL {
-            let truth = &mut next.truth[key];
-            truth.at_risk = truth.used;
-            if who.attempt.step == Step::Granted && who.attempt.key == Some(key) {
-                truth.at_risk.add(who.attempt.fence);
-            }
+        next.postgres.acked.add(gateway);
+        next.postgres.retiring.add(gateway);
+        let used = |key: Key| now.truth[key].used.highest().max(now.postgres.journal[key].fence);
+        let mark = Key::ALL.into_iter().map(used).fold(view.hwm.max(who.attempt.fence), u8::max);
+        if !self.is(Mutant::ForceKeepsTheMark) {
+            next.postgres.hwm = mark;
         }
-        self.install(&mut next, server);
+        next.forced = Some(Forced { gateway, mark });
         Some(next)
     }
 

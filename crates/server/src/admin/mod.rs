@@ -23,6 +23,7 @@ use onceward_core::record::Micros;
 use serde_json::json;
 
 pub use reconcile::Look;
+pub(crate) use records::record_as_it_stands;
 pub use records::{Answer, Find, ForgetQuery, ListQuery, Resolve, Settle};
 
 use crate::{config::secret::Secret, reconcile::Reconciler};

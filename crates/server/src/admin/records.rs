@@ -321,6 +321,12 @@ fn acknowledged() -> Outcome {
     Outcome { status: 200, ..Outcome::default() }
 }
 
+/// A record as PROTOCOL section 2 shows it, with its state by this machine's clock.
+pub(crate) fn record_as_it_stands(id: &RecordId, record: &Record) -> Value {
+    let now = u64::try_from(jiff::Timestamp::now().as_microsecond()).unwrap_or_default();
+    shown(id, record, Micros(now))
+}
+
 /// A record as PROTOCOL section 2 shows it.
 fn shown(id: &RecordId, record: &Record, now: Micros) -> Value {
     let facts = &record.facts;

@@ -4,6 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
+use onceward_core::record::SessionId;
+
 use super::prove::ProveArgs;
 use crate::config::{Flags, secret::Secret, units};
 
@@ -420,6 +422,43 @@ pub enum ViewCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Have the views that wait for a session go on without it, where its gateway is gone with its disk
+    ///
+    /// What it was granted last may then run a second time, so this asks first: without --accept-risk it changes nothing.
+    /// Exit code 1 where the session lives, or nothing waits for it.
+    #[command(
+        after_help = "Example:\n  onceward view force --config onceward.toml --without 0f5d3c2b1a69788796a5b4c3d2e1f001 --accept-risk"
+    )]
+    Force(ForceArgs),
+    /// List the keys that may have been executed twice since views went on without a session
+    ///
+    /// Changes nothing. Exit code 1 where some are known to have been granted twice.
+    #[command(after_help = "Example:\n  onceward view at-risk --config onceward.toml --json")]
+    AtRisk {
+        /// The configuration whose [store.journal] is meant
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// How to print
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+}
+
+/// `onceward view force`
+#[derive(Args, Clone, Debug)]
+pub struct ForceArgs {
+    /// The configuration whose [store.journal] is meant
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// The session, as `view status` shows it
+    #[arg(long, value_name = "SESSION", value_parser = session)]
+    pub without: SessionId,
+    /// Its process has ended for certain, and that keys may run twice is accepted
+    #[arg(long)]
+    pub accept_risk: bool,
+    /// How to print
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 /// `onceward key`
@@ -487,6 +526,13 @@ pub enum Since {
     Ago(Duration),
     /// Then.
     At(jiff::Timestamp),
+}
+
+/// 32 hexadecimal digits.
+fn session(text: &str) -> Result<SessionId, String> {
+    let wrong = || "a session is 32 hexadecimal digits: `onceward view status` shows them".to_owned();
+    let number = u128::from_str_radix(text, 16).ok().filter(|_| text.len() == 32 && !text.starts_with('+'));
+    number.map(|number| SessionId(number.to_be_bytes())).ok_or_else(wrong)
 }
 
 fn since(text: &str) -> Result<Since, String> {

@@ -15,6 +15,7 @@ pub mod args;
 mod audit;
 mod doctor;
 mod explain;
+mod force;
 mod keys;
 mod log;
 mod migrate;
@@ -123,6 +124,8 @@ async fn command(command: Command) -> Result<(), Failure> {
         }
         Command::Doctor { config, output } => doctor::run(&config, output.json).await,
         Command::View(ViewCommand::Status { config, output }) => view::status(&config, output.json).await,
+        Command::View(ViewCommand::Force(args)) => force::force(&args).await,
+        Command::View(ViewCommand::AtRisk { config, output }) => force::at_risk(&config, output.json).await,
         Command::Reconcile(args) => reconcile::run(&args).await,
         Command::Migrate(args) => migrate::run(&args).await,
         Command::Prove(args) => prove::run(&args).await,

@@ -2,13 +2,16 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use onceward::store::postgres::standing::{self, JournalStanding};
+use onceward::store::postgres::{
+    forced::{Decision, Forced},
+    standing::{self, JournalStanding},
+};
 use onceward_core::record::SessionId;
 use serde_json::json;
 
-use super::Failure;
+use super::{Failure, force};
 use crate::{
-    config::{Config, Environment, Flags},
+    config::{Config, Environment, Flags, Journal, PostgresStore},
     opened,
 };
 
@@ -18,15 +21,14 @@ use crate::{
 /// Exit code 1 where keys of some partitions are refused, 2 where the configuration has no journal.
 pub(super) async fn status(file: &Path, is_json: bool) -> Result<(), Failure> {
     let config = Config::load(Some(file), &Flags::default(), &Environment::of_process())?;
-    let (Some(journal), Some(database)) = (&config.store.journal, &config.store.postgres) else {
-        let why = "views are of durability = \"journaled\", and there is no [store.journal]";
-        return Err(Failure::usage(format!("{}: {why}", file.display())));
-    };
-    let standing = standing::look(&opened::addresses(database, "store.postgres")?.0, &journal.failover).await?;
+    let (journal, database) = journal(&config, file)?;
+    let address = opened::addresses(database, "store.postgres")?.0;
+    let standing = standing::look(&address, &journal.failover).await?;
+    let decisions = Forced::connect(&address).await?.decisions().await?;
     let refused = standing.views.iter().filter(|view| !view.serves).count();
     let held_up = standing.members.iter().filter(|member| member.may_be_lost).count();
     if is_json {
-        println!("{}", json(&standing));
+        println!("{}", json(&standing, &decisions));
     } else {
         println!("{} partitions: {} in force, {refused} not", standing.views.len(), standing.views.len() - refused);
         let on_database = standing.views.iter().filter(|view| view.serves && view.is_on_database).count();
@@ -52,12 +54,25 @@ pub(super) async fn status(file: &Path, is_json: bool) -> Result<(), Failure> {
         for (what, partitions) in waiting(&standing) {
             println!("{partitions} partitions {what}");
         }
+        for decision in &decisions {
+            println!("{}", force::shown(decision));
+        }
     }
     match (refused, held_up) {
         (0, 0) => Ok(()),
         (0, _) => Err(Failure::not_well(format!("{held_up} gateways refuse journaled keys"))),
         _ => Err(Failure::not_well(format!("journaled keys of {refused} partitions are refused"))),
     }
+}
+
+/// What the configuration says of the journal, and where that is.
+///
+/// # Errors
+/// Where it has none: exit code 2.
+pub(super) fn journal<'a>(config: &'a Config, file: &Path) -> Result<(&'a Journal, &'a PostgresStore), Failure> {
+    let why = "views are of durability = \"journaled\", and there is no [store.journal]";
+    let both = config.store.journal.as_ref().zip(config.store.postgres.as_ref());
+    both.ok_or_else(|| Failure::usage(format!("{}: {why}", file.display())))
 }
 
 /// What partitions wait for whose views do not serve, and how many do.
@@ -82,7 +97,7 @@ fn waiting(standing: &JournalStanding) -> BTreeMap<String, usize> {
     waiting
 }
 
-fn json(standing: &JournalStanding) -> serde_json::Value {
+fn json(standing: &JournalStanding, decisions: &[Decision]) -> serde_json::Value {
     let views = standing.views.iter().map(|view| {
         let waits_for: Vec<String> = view.waits_for.iter().map(shown).collect();
         json!({ "partition": view.partition, "number": view.number, "in_force": view.serves, "on_database": view.is_on_database, "of_another_life": view.is_of_another_life, "waits_for": waits_for })
@@ -96,7 +111,17 @@ fn json(standing: &JournalStanding) -> serde_json::Value {
             "unreached": member.unreached,
         })
     });
-    json!({ "partitions": views.collect::<Vec<_>>(), "members": members.collect::<Vec<_>>() })
+    let forced = decisions.iter().map(|decision| {
+        json!({
+            "without": shown(&decision.session),
+            "partitions": decision.partitions,
+            "seconds_ago": decision.ago.as_secs_f64(),
+            "ends_in_seconds": decision.ends_in.as_secs_f64(),
+            "granted_twice": decision.twice,
+        })
+    });
+    let (views, members, forced): (Vec<_>, Vec<_>, Vec<_>) = (views.collect(), members.collect(), forced.collect());
+    json!({ "partitions": views, "members": members, "forced": forced })
 }
 
 fn shown(session: &SessionId) -> String {

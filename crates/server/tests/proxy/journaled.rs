@@ -63,8 +63,13 @@ async fn judged(load: Load<String>, upstream: &Upstream) -> usize {
 
 /// What `onceward view status` says of the gateway's database.
 async fn views(gateway: &Gateway, more: &[&str]) -> (Option<i32>, String) {
+    view(gateway, "status", more).await
+}
+
+/// What a command of `onceward view` says.
+async fn view(gateway: &Gateway, name: &str, more: &[&str]) -> (Option<i32>, String) {
     let mut command = onceward();
-    command.args(["view", "status", "--config"]).arg(gateway.start.config_file()).args(more);
+    command.args(["view", name, "--config"]).arg(gateway.start.config_file()).args(more);
     let done = output(command).await;
     (done.status.code(), String::from_utf8(done.stdout).unwrap() + &String::from_utf8(done.stderr).unwrap())
 }
@@ -172,6 +177,58 @@ async fn redis_the_database_and_a_gateway_are_killed_under_load_and_no_journaled
     both.more(50).await;
     assert!(judged(load, &upstream).await >= 300);
     assert!(judged(both, &upstream).await >= 50);
+}
+
+#[tokio::test]
+async fn an_operator_has_views_go_on_without_a_gateway_that_is_gone_with_its_redis_and_sees_what_is_at_risk() {
+    let (postgres, redis, upstream) =
+        (database_with(&[("fsync", "on")]).await, Redis::start(&[]).unwrap(), Upstream::charging().await);
+    let start = async || Start::before(&upstream).config(&config(&postgres, &redis)).start().await;
+    let (stays, mut goes) = (start().await, start().await);
+    for (gateway, key) in [(&stays, "before"), (&goes, "of-both")] {
+        answer(gateway, key).await;
+    }
+    let shipped = "SELECT count(*) FROM onceward.journal WHERE rank > 2";
+    until("shipments", async || postgres.psql("keys", shipped).unwrap().trim() == "2").await;
+    goes.kill().await;
+    redis.command(&["FLUSHALL"]).unwrap();
+    let waited_for = async || {
+        let (_, said) = views(&stays, &["--json"]).await;
+        let said: serde_json::Value = serde_json::from_str(said.lines().next().unwrap()).unwrap();
+        let of = said["partitions"].as_array().unwrap().iter().flat_map(|view| view["waits_for"].as_array().unwrap());
+        let mut all: Vec<_> = of.map(|session| session.as_str().unwrap().to_owned()).collect();
+        all.sort();
+        all.dedup();
+        (all.len() == 1).then(|| all.remove(0))
+    };
+    until("views that wait", async || waited_for().await.is_some()).await;
+    let gone = waited_for().await.unwrap();
+    let force =
+        async |session: &str, more: &[&str]| view(&stays, "force", &[&["--without", session], more].concat()).await;
+    until("silence", async || !force(&gone, &[]).await.1.contains("was heard of")).await;
+    let (code, said) = force(&gone, &[]).await;
+    assert!(code == Some(1) && said.contains("nothing was changed. 256 partitions wait for"), "{code:?} {said}");
+    let (code, said) = force("gone", &[]).await;
+    assert!(code == Some(2) && said.contains("32 hexadecimal digits"), "{code:?} {said}");
+    let (code, said) = force(&"0".repeat(32), &["--accept-risk"]).await;
+    assert!(code == Some(1) && said.contains("no such session"), "{code:?} {said}");
+    assert_eq!(stays.post("/pay", "fresh", "{}").await.slug(), "store-unavailable");
+    assert_eq!(waited_for().await, Some(gone.clone()));
+
+    let (code, said) = force(&gone, &["--accept-risk"]).await;
+    assert!(code == Some(0) && said.contains("256 partitions go on without"), "{code:?} {said}");
+    answer(&stays, "fresh").await;
+    assert!(stays.post("/pay", "of-both", "{}").await.is_replay(), "the journal has what was shipped");
+    assert_eq!(upstream.effects("of-both"), 1);
+    let (_, said) = views(&stays, &[]).await;
+    assert!(said.contains("256 in force, 0 not") && said.contains("256 partitions went on without"), "{said}");
+    let listed = async |more: &[&str]| view(&stays, "at-risk", more).await;
+    until("the key at risk", async || listed(&[]).await.1.matches("  completed  ").count() == 1).await;
+    let (code, said) = listed(&["--json"]).await;
+    let key: serde_json::Value = serde_json::from_str(said.lines().next().unwrap()).unwrap();
+    assert!(code == Some(0) && key["without"] == gone.as_str() && key["before"] == "not known", "{said}");
+    let named = stays.records().await.into_iter().any(|record| record["record_id"] == key["record_id"]);
+    assert!(named, "{said}");
 }
 
 // contract: route.on_store_outage

@@ -55,6 +55,7 @@ pub const MIGRATIONS: &[Migration] = migrations![
     15 "journal_status" "0015_journal_status.sql",
     16 "journal_sweep" "0016_journal_sweep.sql",
     17 "journal_database" "0017_journal_database.sql",
+    18 "journal_force" "0018_journal_force.sql",
 ];
 
 /// Why the schema is not what is needed.

@@ -31,6 +31,7 @@ mod durable;
 mod effects;
 mod error;
 mod fact;
+pub mod forced;
 mod in_journal;
 mod journal;
 mod lane;

@@ -111,6 +111,16 @@ impl Place {
         Ok(Gateway { store: Arc::new(store), redis, _database: database })
     }
 
+    /// The database's.
+    pub(crate) fn address(&self) -> postgres::address::Address {
+        address(&self.postgres, "onceward")
+    }
+
+    /// One request.
+    pub(crate) async fn ask(&self, gateway: &Gateway, key: u64) {
+        ask(&self.seen, &gateway.store, key, ClaimId(std::array::from_fn(|_| fastrand::u8(..)))).await;
+    }
+
     /// Until `more` further keys were granted.
     pub(crate) async fn granted(&self, more: u64) {
         let before = self.seen.granted.load(Ordering::SeqCst);
