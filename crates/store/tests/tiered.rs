@@ -270,11 +270,12 @@ async fn a_hint_that_comes_in_during_an_erasure_ends_with_it() {
     tokio::spawn(connection);
     client.batch_execute("BEGIN; SELECT 1 FROM onceward.record FOR UPDATE").await.unwrap();
     let erasing = async {
-        // A row that somebody holds is waited for half a second: until then it fails, not applied.
+        // A row that somebody holds is waited for half a second: until then it fails. Where that is told late, it is not
+        // known whether it was applied, and asking again finds it done.
         loop {
             match place.forget(&settled).await {
                 Ok(written) => break written,
-                Err(error) => assert_eq!(error.applied, Applied::No, "{error:?}"),
+                Err(error) => assert!(matches!(error.applied, Applied::No | Applied::Unknown), "{error:?}"),
             }
         }
     };
@@ -290,7 +291,11 @@ async fn a_hint_that_comes_in_during_an_erasure_ends_with_it() {
         client.batch_execute("COMMIT").await.unwrap();
     };
     let (written, ()) = tokio::join!(erasing, meanwhile);
-    assert!(matches!(written, Write::Applied { .. }), "{written:?}");
+    let is_erased = |written: &Write| match written {
+        Write::Applied { .. } => true,
+        Write::Lost { record, .. } => record.as_ref().is_some_and(|record| record.facts.state == State::Erased),
+    };
+    assert!(is_erased(&written), "{written:?}");
     assert_eq!(hints.hint(id(1)).await.unwrap(), None);
     assert_eq!(existing(&place.other, 1).await.facts.state, State::Erased);
 }
