@@ -173,6 +173,23 @@ async fn sent(place: &postgres::Place, ids: &Ids, span: Duration) -> anyhow::Res
     Ok(a_second)
 }
 
+/// What a gateway has of the journal, with a spool of its own.
+///
+/// # Errors
+/// Where a server does not answer, or the spool cannot be opened.
+pub(crate) async fn gateway(
+    place: &postgres::Place,
+    front: &redis::Place,
+    spool: &Path,
+    segment_bytes: u32,
+) -> anyhow::Result<Arc<JournaledStore>> {
+    let (spool, left) = LogSpool::open(spool, &SpoolOptions { segment_bytes, segments_max: 64 })?;
+    let session = Options { session: SessionId::default(), partitions: PARTITIONS, deadline: Duration::from_secs(2) };
+    let journal = JournalOptions::new(Failover::None);
+    let (redis, database) = (front.store().await?, place.store().await?);
+    Ok(Arc::new(JournaledStore::open(session, &redis, &database, journal, Arc::new(spool), left).await?))
+}
+
 /// Claims a second of one process, and at half of that since when the first waits that the journal does not have, in
 /// milliseconds, each [`LOOK`].
 async fn lag(
@@ -182,12 +199,7 @@ async fn lag(
     folder: &Path,
 ) -> anyhow::Result<(f64, Vec<f64>)> {
     let front = redis::Place::new()?;
-    let (spool, left) =
-        LogSpool::open(&folder.join("spool-11"), &SpoolOptions { segment_bytes: 16 << 20, segments_max: 64 })?;
-    let session = Options { session: SessionId::default(), partitions: PARTITIONS, deadline: Duration::from_secs(2) };
-    let journal = JournalOptions::new(Failover::None);
-    let (redis, database) = (front.store().await?, place.store().await?);
-    let store = Arc::new(JournaledStore::open(session, &redis, &database, journal, Arc::new(spool), left).await?);
+    let store = gateway(place, &front, &folder.join("spool-11"), 16 << 20).await?;
     ensure!(store.is_ready(Duration::from_secs(10)).await, "no views");
     let claims = postgres::claimed(&store, ids, CALLERS, span).await?.a_second;
     while store.backlog().0 > 0 {

@@ -9,7 +9,7 @@
 //!
 //! [`rows`] what is measured against what, [`gateways`] that on Redis and beside other libraries, [`load`] one round of wrk, [`process`] the processes and
 //! their CPU time, [`servers`] the upstream and the plain proxy; [`inside`] what needs no process, [`growth`] a store of
-//! ten million records, [`mod@postgres`] claims in PostgreSQL, [`returning`] what comes when Redis is back, [`outage`] what comes while it is gone, [`journaled`] routes of that kind while all is well, [`soak`] half an hour of them all; [`report`] what is
+//! ten million records, [`mod@postgres`] claims in PostgreSQL, [`returning`] what comes when Redis is back, [`outage`] what comes while it is gone, [`view`] until it is another, [`journaled`] routes of that kind while all is well, [`soak`] half an hour of them all; [`report`] what is
 //! printed.
 //!
 //! A figure that misses its aim is printed and is no error; a row that cannot be measured is.
@@ -28,6 +28,7 @@ mod returning;
 mod rows;
 mod servers;
 mod soak;
+mod view;
 mod waiters;
 
 use std::path::Path;

@@ -44,7 +44,16 @@ impl Place {
     /// # Errors
     /// Where it is missing.
     pub(crate) async fn new() -> anyhow::Result<Self> {
-        let server = servers::Postgres::start(&[("fsync", "on"), ("max_wal_size", "4GB")])?;
+        Self::with(&[]).await
+    }
+
+    /// The same with these settings more.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub(crate) async fn with(settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let durable = [("fsync", "on"), ("max_wal_size", "4GB")];
+        let server = servers::Postgres::start(&[&durable, settings].concat())?;
         server.create_database(DATABASE)?;
         let address = Address::new(&server.url(DATABASE), None, None)?;
         migrate(&address, MIGRATIONS, false).await?;

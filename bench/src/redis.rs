@@ -40,9 +40,7 @@ impl Place {
     /// Where Redis is missing.
     pub(crate) fn new() -> anyhow::Result<Self> {
         let server = servers::Redis::start(&[])?;
-        let info = server.command(&["INFO", "server"])?;
-        let process = info.lines().find_map(|line| line.trim().strip_prefix("process_id:"));
-        Ok(Self { process: process.context("no process")?.parse()?, server })
+        Ok(Self { process: process_of(&server)?, server })
     }
 
     pub(crate) fn url(&self) -> String {
@@ -70,6 +68,17 @@ impl Place {
         self.server.resume()
     }
 
+    /// Kills it, and starts it again without its data.
+    ///
+    /// # Errors
+    /// Where it does not start.
+    pub(crate) fn start_again(&mut self) -> anyhow::Result<()> {
+        self.server.kill()?;
+        self.server.start_again()?;
+        self.process = process_of(&self.server)?;
+        Ok(())
+    }
+
     /// A store on it.
     ///
     /// # Errors
@@ -89,6 +98,12 @@ impl Place {
         let used = info.lines().find_map(|line| line.trim().strip_prefix("used_memory:"));
         Ok(used.context("no used_memory")?.parse()?)
     }
+}
+
+fn process_of(server: &servers::Redis) -> anyhow::Result<u32> {
+    let info = server.command(&["INFO", "server"])?;
+    let process = info.lines().find_map(|line| line.trim().strip_prefix("process_id:"));
+    Ok(process.context("no process")?.parse()?)
 }
 
 /// Spread as hashes are.

@@ -9,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 use crate::load::{self, Figures, Keys, Round};
 use crate::process::Server;
 use crate::report::{Line, aim, median};
-use crate::{gateways, growth, inside, journaled, outage, postgres, redis, report, returning, soak};
+use crate::{gateways, growth, inside, journaled, outage, postgres, redis, report, returning, soak, view};
 
 /// How long, and how often.
 #[derive(Clone, Copy, Debug)]
@@ -100,6 +100,10 @@ const OTHERS: &[&str] = &[
     outage::NAME,
     journaled::P10,
     journaled::P11,
+    view::AT[0].0,
+    view::AT[1].0,
+    view::AT[2].0,
+    view::AT[3].0,
 ];
 
 /// Durable claims beside a bare log, which the store's own example measures.
@@ -188,6 +192,9 @@ pub(crate) fn run(names: &[&str], rounds: Rounds, json: Option<&Path>) -> anyhow
     }
     if wanted(outage::NAME) {
         tell(runtime.block_on(outage::measure(&folder.0)).context(outage::NAME)?);
+    }
+    if view::AT.iter().any(|(name, _)| wanted(name)) {
+        runtime.block_on(view::measure(rounds, &folder.0, wanted, &mut tell)).context(view::NAME)?;
     }
     if wanted(returning::NAME) {
         tell(runtime.block_on(returning::measure(&folder.0)).context(returning::NAME)?);

@@ -37,7 +37,7 @@ usage: cargo xtask TASK
   contract [--store embedded|postgres|redis]
                          each row of docs/protocol.md with the tests that show it, and their result
   conformance --list     where each case of the conformance list runs; fails where one runs nowhere
-  bench [--quick] [ROW…] the measurements, P1 to P16, each beside its baseline;
+  bench [--quick] [ROW…] the measurements, P1 to P16, P-return and P-view, each beside a baseline or an aim;
                          --json=FILE writes the figures too
   bench soak [--minutes=30]
                          mixed requests at 70 % of the highest rate: p99 and memory must stay flat
