@@ -3,7 +3,6 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
-
 use onceward_core::record::SessionId;
 
 use super::prove::ProveArgs;

@@ -3,10 +3,7 @@
 
 use std::{path::Path, time::Duration};
 
-use onceward::store::{
-    Durability,
-    postgres::forced::{AtRisk, Decision, Forced, Said, Wish},
-};
+use onceward::store::postgres::forced::{AtRisk, Decision, Forced, Said, Wish};
 use serde_json::{Value, json};
 
 use super::{Failure, args::ForceArgs, view};
@@ -81,12 +78,11 @@ fn why(said: &Said, silence: Duration) -> String {
     }
 }
 
-/// How long a key may come back that the session was granted.
+/// How long a key may come back that the session was granted: of any route, since one that is not journaled now may have been
+/// when it was granted.
 fn kept_for(config: &Config) -> Duration {
     let all = config.routes.iter().chain([&config.default_route]);
-    let journaled = all.filter(|route| route.durability == Durability::Journaled);
-    journaled
-        .map(|route| if route.sliding { route.retention_max } else { route.retention } + route.execution_max)
+    all.map(|route| if route.sliding { route.retention_max } else { route.retention } + route.execution_max)
         .max()
         .unwrap_or_default()
 }

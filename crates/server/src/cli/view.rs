@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use onceward::store::postgres::{
-    forced::{Decision, Forced},
-    standing::{self, JournalStanding},
-};
+use onceward::store::postgres::standing::{self, JournalStanding};
 use onceward_core::record::SessionId;
 use serde_json::json;
 
@@ -22,13 +19,11 @@ use crate::{
 pub(super) async fn status(file: &Path, is_json: bool) -> Result<(), Failure> {
     let config = Config::load(Some(file), &Flags::default(), &Environment::of_process())?;
     let (journal, database) = journal(&config, file)?;
-    let address = opened::addresses(database, "store.postgres")?.0;
-    let standing = standing::look(&address, &journal.failover).await?;
-    let decisions = Forced::connect(&address).await?.decisions().await?;
+    let standing = standing::look(&opened::addresses(database, "store.postgres")?.0, &journal.failover).await?;
     let refused = standing.views.iter().filter(|view| !view.serves).count();
     let held_up = standing.members.iter().filter(|member| member.may_be_lost).count();
     if is_json {
-        println!("{}", json(&standing, &decisions));
+        println!("{}", json(&standing));
     } else {
         println!("{} partitions: {} in force, {refused} not", standing.views.len(), standing.views.len() - refused);
         let on_database = standing.views.iter().filter(|view| view.serves && view.is_on_database).count();
@@ -54,7 +49,7 @@ pub(super) async fn status(file: &Path, is_json: bool) -> Result<(), Failure> {
         for (what, partitions) in waiting(&standing) {
             println!("{partitions} partitions {what}");
         }
-        for decision in &decisions {
+        for decision in &standing.forced {
             println!("{}", force::shown(decision));
         }
     }
@@ -97,7 +92,7 @@ fn waiting(standing: &JournalStanding) -> BTreeMap<String, usize> {
     waiting
 }
 
-fn json(standing: &JournalStanding, decisions: &[Decision]) -> serde_json::Value {
+fn json(standing: &JournalStanding) -> serde_json::Value {
     let views = standing.views.iter().map(|view| {
         let waits_for: Vec<String> = view.waits_for.iter().map(shown).collect();
         json!({ "partition": view.partition, "number": view.number, "in_force": view.serves, "on_database": view.is_on_database, "of_another_life": view.is_of_another_life, "waits_for": waits_for })
@@ -111,7 +106,7 @@ fn json(standing: &JournalStanding, decisions: &[Decision]) -> serde_json::Value
             "unreached": member.unreached,
         })
     });
-    let forced = decisions.iter().map(|decision| {
+    let forced = standing.forced.iter().map(|decision| {
         json!({
             "without": shown(&decision.session),
             "partitions": decision.partitions,

@@ -168,12 +168,12 @@ impl Forced {
         rows.iter().map(key).collect()
     }
 
-    async fn ask(&self, sql: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, SchemaError> {
+    pub(super) async fn ask(&self, sql: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, SchemaError> {
         self.client.query_typed(sql, parameters).await.map_err(unreachable)
     }
 }
 
-fn unreachable(error: tokio_postgres::Error) -> SchemaError {
+pub(super) fn unreachable(error: tokio_postgres::Error) -> SchemaError {
     SchemaError::Unreachable(Failure::of(error))
 }
 

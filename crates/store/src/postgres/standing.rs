@@ -3,16 +3,14 @@
 use std::time::Duration;
 
 use onceward_core::record::SessionId;
-use tokio_postgres::{
-    Row,
-    types::{ToSql, Type},
-};
+use tokio_postgres::{Row, types::Type};
 
 use super::{
     Failover,
     address::Address,
-    error::Failure,
-    migrate::{self, MIGRATIONS, SchemaError},
+    forced::{Decision, Forced, unreachable},
+    migrate::SchemaError,
+    row::Parameter,
 };
 
 /// Of one moment, or of two that are close to each other: it decides nothing.
@@ -22,6 +20,8 @@ pub struct JournalStanding {
     pub views: Vec<ViewStanding>,
     /// All that are not over.
     pub members: Vec<MemberStanding>,
+    /// Without whom views have gone on, as long as anything is at risk by it.
+    pub forced: Vec<Decision>,
 }
 
 /// A partition's view.
@@ -62,21 +62,14 @@ pub struct MemberStanding {
 /// # Errors
 /// Where the database cannot be asked, or its schema is not that of this version.
 pub async fn look(address: &Address, failover: &Failover) -> Result<JournalStanding, SchemaError> {
-    let unreachable = |error| SchemaError::Unreachable(Failure::of(error));
-    let (client, connection) = address.connect(|_| ()).await.map_err(unreachable)?;
-    tokio::spawn(connection);
-    migrate::check_with(&client, MIGRATIONS).await?;
-    let views = client.query_typed("SELECT * FROM onceward.journal_views()", &[]).await.map_err(unreachable)?;
+    let journal = Forced::connect(address).await?;
+    let views = journal.ask("SELECT * FROM onceward.journal_views()", &[]).await?;
     let (failover, standbys) = failover.parameters();
-    let members = "SELECT * FROM onceward.journal_members($1, $2)";
-    let parameters: [(&(dyn ToSql + Sync), Type); 2] = [(&failover, Type::TEXT), (&standbys, Type::TEXT_ARRAY)];
-    let members = client.query_typed(members, &parameters).await.map_err(unreachable)?;
-    let standing = || {
-        let views = views.iter().map(view).collect::<Result<_, _>>()?;
-        let members = members.iter().map(member).collect::<Result<_, _>>()?;
-        Ok(JournalStanding { views, members })
-    };
-    standing().map_err(unreachable)
+    let parameters: [Parameter<'_>; 2] = [(&failover, Type::TEXT), (&standbys, Type::TEXT_ARRAY)];
+    let members = journal.ask("SELECT * FROM onceward.journal_members($1, $2)", &parameters).await?;
+    let views = views.iter().map(view).collect::<Result<_, _>>().map_err(unreachable)?;
+    let members = members.iter().map(member).collect::<Result<_, _>>().map_err(unreachable)?;
+    Ok(JournalStanding { views, members, forced: journal.decisions().await? })
 }
 
 fn view(row: &Row) -> Result<ViewStanding, tokio_postgres::Error> {
