@@ -9,6 +9,7 @@ use std::{
 };
 
 use fastrand::Rng;
+use futures_util::TryStreamExt as _;
 use onceward_core::{
     cas::{Expect, FenceRule, Keep, Lease, Replacement},
     key::RecordId,
@@ -26,7 +27,7 @@ use onceward_store::{
     postgres::{
         Failover, JournalOptions, Options, Postgres, PostgresJournal,
         address::Address,
-        forced::{AtRisk, Forced, Said, Wish},
+        forced::{Forced, Said, Wish},
         migrate::{MIGRATIONS, migrate},
     },
 };
@@ -418,7 +419,7 @@ impl Both {
         // Tags, and the mark from its clock, are drawn by the database.
         let drawn = self.journal().look(session(0)).await.unwrap();
         let tag = |partition: u16| drawn.views[usize::from(partition)].view.tag;
-        let mark = self.mark();
+        let mark = self.forced.decisions().await.unwrap().last().map_or(Fence(0), |decision| decision.mark);
         let expected = self.rules.force(gone, self.now, silence, mark, tag).map(|(partitions, _)| partitions);
         let partitions = match &said {
             Said::Done { partitions, .. } => Some(partitions.clone()),
@@ -428,28 +429,14 @@ impl Both {
         self.count("force", expected.is_some());
     }
 
-    /// Of the last time.
-    fn mark(&self) -> Fence {
-        let mark = "SELECT coalesce((SELECT mark FROM onceward.journal_force ORDER BY number DESC LIMIT 1), 0)";
-        Fence(self.server.psql("shop", mark).unwrap().trim().parse().unwrap())
-    }
-
     /// What was granted since.
     async fn at_risk(&mut self) {
-        let mark = self.mark();
         if let Some(decision) = self.forced.decisions().await.unwrap().last() {
-            let mut listed: Vec<AtRisk> = Vec::new();
-            loop {
-                let keys = self.forced.at_risk(decision, listed.last()).await.unwrap();
-                if keys.is_empty() {
-                    break;
-                }
-                listed.extend(keys);
-            }
-            let listed: BTreeSet<RecordId> = listed.iter().map(|key| key.fact.id).collect();
+            let listed = self.forced.at_risk(decision).map_ok(|key| key.fact.id);
+            let listed: BTreeSet<RecordId> = listed.try_collect().await.unwrap();
             let of = decision.partitions.iter();
             let expected: BTreeSet<RecordId> =
-                of.flat_map(|partition| self.rules.granted_above(*partition, mark)).collect();
+                of.flat_map(|partition| self.rules.granted_above(*partition, decision.mark)).collect();
             assert_eq!(listed, expected, "at risk");
             self.count("something is at risk", !listed.is_empty());
         }

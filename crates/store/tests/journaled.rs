@@ -7,6 +7,7 @@ mod postgres_place;
 
 use std::time::Duration;
 
+use futures_util::TryStreamExt as _;
 use journaled_place::{DEADLINE, Load, PATIENCE, Place, id, redis_address, until};
 use onceward_core::{
     cas::{Expect, Keep, Replacement},
@@ -439,14 +440,8 @@ async fn views_go_on_without_a_gateway_that_is_gone_with_its_redis_once_an_opera
 
     let decision = async || forced.decisions().await.unwrap().pop().unwrap();
     let listed = async || {
-        let (decision, mut all) = (decision().await, Vec::<AtRisk>::new());
-        loop {
-            let keys = forced.at_risk(&decision, all.last()).await.unwrap();
-            if keys.is_empty() {
-                return all;
-            }
-            all.extend(keys);
-        }
+        let decision = decision().await;
+        forced.at_risk(&decision).try_collect::<Vec<AtRisk>>().await.unwrap()
     };
     // Once it is shipped.
     until("keys at risk", async || !listed().await.is_empty()).await;

@@ -10,6 +10,7 @@ use std::{
 };
 
 use fastrand::Rng;
+use futures_util::TryStreamExt as _;
 use onceward_core::{
     key::RecordId,
     record::{ClaimId, Fence, Record, SessionId, Stored},
@@ -221,7 +222,21 @@ async fn after_a_failover_that_no_member_outlived_an_operators_word_opens_the_ne
     assert_eq!(installs.len(), 256);
     let above = |install: &Install| install.mark > Fence(1_700_000_000_000_000);
     assert!(installs.iter().all(|(_, install)| install.admitted == [new] && above(install)));
-    assert_eq!(forced.decisions().await.unwrap().len(), 2);
+    let decisions = forced.decisions().await.unwrap();
+    assert_eq!(decisions.len(), 2);
+
+    // More than are read at a time, some of one fence.
+    let mark = decisions[1].mark.0;
+    let facts = |partition| (0..230).map(move |number| fact(id(partition, number), mark + 1 + u64::from(number) / 3));
+    for partition in 0..11 {
+        let facts: Vec<Fact> = facts(partition).chain([fact(id(partition, 250), mark)]).collect();
+        journal.ship(new, seen.timeline, &facts).await.unwrap().unwrap();
+    }
+    let listed = forced.at_risk(&decisions[1]).map_ok(|key| key.fact.id);
+    let mut listed: Vec<RecordId> = listed.try_collect().await.unwrap();
+    listed.sort();
+    let granted: Vec<RecordId> = (0..11).flat_map(facts).map(|fact| fact.id).collect();
+    assert_eq!(listed, granted);
 }
 
 #[tokio::test]

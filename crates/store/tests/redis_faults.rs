@@ -243,6 +243,18 @@ async fn a_write_counts_once_as_many_replicas_have_it_as_are_asked_for() {
 }
 
 #[tokio::test]
+async fn what_tenants_take_up_is_known_soon_after_a_store_is_admitted() {
+    let server = Server::start(&[]).unwrap();
+    let other = Redis::shut(Options { usage: true, ..options(&server.url()) }).unwrap();
+    // Meanwhile it has its turn, and may not ask.
+    claim(&opened(&server).await, 1).await.unwrap();
+    other.admit().await.unwrap();
+    // A count that failed is tried again after a minute.
+    let counted = until(async || other.usage("").records == 1);
+    tokio::time::timeout(Duration::from_secs(30), counted).await.unwrap();
+}
+
+#[tokio::test]
 async fn others_are_told_of_an_erasure_of_which_nobody_knows_whether_it_counts() {
     let server = Server::start(&[]).unwrap();
     let (here, there) = (opened(&server).await, opened(&server).await);

@@ -1,8 +1,9 @@
 //! `onceward view force` and `onceward view at-risk`: views go on without a session that is gone for good, and the keys that may
 //! have been executed twice since.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, pin::pin, time::Duration};
 
+use futures_util::TryStreamExt as _;
 use onceward::store::postgres::forced::{AtRisk, Decision, Forced, Said, Wish};
 use serde_json::{Value, json};
 
@@ -106,21 +107,14 @@ pub(super) async fn at_risk(file: &Path, is_json: bool) -> Result<(), Failure> {
         if !is_json {
             println!("{}", shown(decision));
         }
-        let mut last: Option<AtRisk> = None;
-        loop {
-            let mut keys = forced.at_risk(decision, last.as_ref()).await?;
-            for key in &keys {
-                let key = row(decision, key);
-                if is_json { println!("{key}") } else { println!("{}", line(&key)) }
-            }
-            last = keys.pop();
-            if last.is_none() {
-                break;
-            }
+        let mut keys = pin!(forced.at_risk(decision));
+        while let Some(key) = keys.try_next().await? {
+            let key = row(decision, &key);
+            if is_json { println!("{key}") } else { println!("{}", line(&key)) }
         }
     }
     if decisions.is_empty() && !is_json {
-        println!("views have gone on without no session: nothing is at risk");
+        println!("no view has gone on without a session: nothing is at risk");
     }
     if twice > 0 {
         return Err(Failure::not_well(format!("{twice} keys were granted twice")));

@@ -6,6 +6,10 @@
 
 use std::time::Duration;
 
+use futures_util::{
+    Stream, TryStreamExt as _,
+    stream::{self, try_unfold},
+};
 use onceward_core::record::{Fence, SessionId};
 use tokio_postgres::{
     Client, Row,
@@ -76,6 +80,8 @@ pub struct Decision {
     pub silent_before: Duration,
     /// When the retention is over of all that the session can have been granted.
     pub ends_in: Duration,
+    /// It was granted nothing above that fence, and in these partitions nothing was granted since but above it.
+    pub mark: Fence,
     /// Of these partitions.
     pub partitions: Vec<u16>,
     /// Of how many keys it is known that the session had been granted them, and that they were granted again.
@@ -147,18 +153,27 @@ impl Forced {
         rows.iter().map(decision).collect()
     }
 
-    /// Keys at risk by a decision after `after`, some hundred; none where there are no more. In no order that means
-    /// anything.
+    /// The keys at risk by a decision, in no order that means anything; read some at a time.
     ///
     /// # Errors
-    /// Where the database cannot be asked, or a row cannot be read.
-    pub async fn at_risk(&self, decision: &Decision, after: Option<&AtRisk>) -> Result<Vec<AtRisk>, SchemaError> {
-        let (partition, fence, id) = match after.map(|at| &at.fact) {
+    /// Where the database cannot be asked, or a row cannot be read; nothing follows then.
+    pub fn at_risk(&self, decision: &Decision) -> impl Stream<Item = Result<AtRisk, SchemaError>> {
+        let number = decision.number;
+        let pages = try_unfold(None, move |after: Option<AtRisk>| async move {
+            let page = self.page(number, after).await?;
+            let last = page.last().cloned();
+            Ok(last.map(|last| (stream::iter(page.into_iter().map(Ok)), Some(last))))
+        });
+        pages.try_flatten()
+    }
+
+    async fn page(&self, decision: i64, after: Option<AtRisk>) -> Result<Vec<AtRisk>, SchemaError> {
+        let (partition, fence, id) = match after.as_ref().map(|at| &at.fact) {
             Some(Fact { id, record }) => (small(id.partition()), big(record.stored.fence.0), id.0.as_slice()),
             None => (-1, 0, [].as_slice()),
         };
         let parameters: [Parameter<'_>; 5] = [
-            (&decision.number, Type::INT8),
+            (&decision, Type::INT8),
             (&partition, Type::INT2),
             (&fence, Type::INT8),
             (&id, Type::BYTEA),
@@ -201,8 +216,9 @@ fn decision(row: &Row) -> Result<Decision, SchemaError> {
         ago: micros(column(row, 2)?),
         silent_before: micros(column(row, 3)?),
         ends_in: micros(column(row, 4)?),
-        partitions: partitions(row, 5)?,
-        twice: u64::try_from(column::<i64>(row, 6)?).unwrap_or_default(),
+        mark: Fence(u64::try_from(column::<i64>(row, 5)?).unwrap_or_default()),
+        partitions: partitions(row, 6)?,
+        twice: u64::try_from(column::<i64>(row, 7)?).unwrap_or_default(),
     })
 }
 

@@ -91,26 +91,42 @@ $$;
 
 -- What was decided so, and is not over yet; how many keys are known to have been granted twice.
 CREATE FUNCTION onceward.journal_forced()
-    RETURNS TABLE (number bigint, session bytea, ago bigint, silent_before bigint, ends_in bigint, partitions smallint[], twice bigint)
+    RETURNS TABLE (number bigint, session bytea, ago bigint, silent_before bigint, ends_in bigint, mark bigint, partitions smallint[], twice bigint)
     LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = onceward, pg_catalog, pg_temp SET jit = off SET enable_seqscan = off
-    AS $$ SELECT f.number, f.session, onceward.now_us() - f.at, f.at - f.heard_at, f.ends_at - onceward.now_us(), f.partitions,
+    AS $$ SELECT f.number, f.session, onceward.now_us() - f.at, f.at - f.heard_at, f.ends_at - onceward.now_us(), f.mark, f.partitions,
             (SELECT count(DISTINCT l.id) FROM onceward.journal_found l JOIN onceward.journal j ON j.id = l.id
                 WHERE l.force = f.number AND j.fence > f.mark AND j.rank <> 2)
         FROM onceward.journal_force f WHERE f.ends_at > onceward.now_us() ORDER BY f.number $$;
 
 -- Keys at risk by one of these decisions, in the order of partition, fence and id, after those that are given: what was granted
 -- in its partitions since and was not released, and where it is known that the session had been granted the key, too, under which
--- fence, and whether that was executed.
+-- fence, and whether that was executed. Partition by partition, each from where the index says, however many there are.
 CREATE FUNCTION onceward.journal_at_risk(w_number bigint, w_partition smallint, w_fence bigint, w_id bytea, rows_max bigint)
     RETURNS TABLE (of_partition smallint, fence bigint, id bytea, record bytea, first bigint, executed boolean)
-    LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = onceward, pg_catalog, pg_temp
-    SET jit = off SET enable_seqscan = off
-    AS $$ SELECT j.partition, j.fence, j.id, j.record, l.fence, l.executed
-        FROM onceward.journal_force f JOIN onceward.journal j ON j.partition = ANY (f.partitions) AND j.fence > f.mark AND j.rank <> 2
-            LEFT JOIN LATERAL (SELECT l.fence, l.executed FROM onceward.journal_found l
-                WHERE l.force = f.number AND l.id = j.id ORDER BY l.executed DESC, l.fence DESC LIMIT 1) l ON true
-        WHERE f.number = w_number AND (j.partition, j.fence, j.id) > (w_partition, w_fence, w_id)
-        ORDER BY j.partition, j.fence, j.id LIMIT rows_max $$;
+    LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = onceward, pg_catalog, pg_temp
+    SET jit = off SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
+    AS $$
+DECLARE
+    decision onceward.journal_force;
+    of smallint;
+    place bigint;
+    told bigint;
+    wanted bigint := rows_max;
+BEGIN
+    SELECT f.* INTO decision FROM onceward.journal_force f WHERE f.number = w_number;
+    FOR of IN SELECT p FROM unnest(decision.partitions) p WHERE p >= w_partition ORDER BY p LOOP
+        place := CASE WHEN of = w_partition THEN w_fence ELSE decision.mark + 1 END;
+        RETURN QUERY SELECT j.partition, j.fence, j.id, j.record, l.fence, l.executed
+            FROM onceward.journal j LEFT JOIN LATERAL (SELECT l.fence, l.executed FROM onceward.journal_found l
+                WHERE l.force = w_number AND l.id = j.id ORDER BY l.executed DESC, l.fence DESC LIMIT 1) l ON true
+            WHERE j.partition = of AND j.fence >= place AND j.rank <> 2 AND (of <> w_partition OR (j.fence, j.id) > (w_fence, w_id))
+            ORDER BY j.fence, j.id LIMIT wanted;
+        GET DIAGNOSTICS told = ROW_COUNT;
+        wanted := wanted - told;
+        EXIT WHEN wanted <= 0;
+    END LOOP;
+END
+$$;
 
 -- Ships facts, as before; of a session that views went on without, notes what the journal did not have.
 CREATE OR REPLACE FUNCTION onceward.journal_ship(
